@@ -1,0 +1,151 @@
+"""Settings: read from YAML, overridden with `key=value`, checked, and printed.
+
+A part's settings are a frozen dataclass beside the part, made with `@settings`. This module
+reads any of them and knows none of them. Values are checked once, here, at the edge; a wrong
+one is refused with its full key and, for an unknown key, the valid ones.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, dataclass_transform, get_args, get_type_hints
+
+import pydantic
+import yaml
+
+from captioning.errors import SettingsError
+
+T = TypeVar("T")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def settings(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen, keyword-only dataclass that refuses unknown keys and wrong types.
+
+    Ranges are written with `annotated_types` (`Annotated[int, Ge(1)]`); rules across fields in
+    `__post_init__`, as a `ValueError`.
+    """
+    config = pydantic.ConfigDict(extra="forbid", strict=True)
+    setattr(cls, "__pydantic_config__", config)  # noqa: B010 - mypy knows no such attribute
+    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
+def read_settings(cls: type[T], text: str | None, overrides: Sequence[str] = (), *, where: str = "the settings") -> T:
+    """Settings of type `cls` from YAML `text` with `key.path=value` overrides laid over it.
+
+    `where` names the source in errors (a file's name). Raises `SettingsError`.
+    """
+    return build(cls, read_values(text, overrides, where=where), where=where)
+
+
+def read_values(text: str | None, overrides: Sequence[str] = (), *, where: str = "the settings") -> dict[str, Any]:
+    """The nested mapping of YAML `text` with the overrides laid over it, not yet checked."""
+    try:
+        values = yaml.load(text, Loader=_Loader) if text else {}
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{where} is not valid YAML: {error}") from error
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"{where} must be a mapping of keys to values, not {type(values).__name__}.")
+    for override in overrides:
+        _lay_over(values, override)
+    return values
+
+
+def build(cls: type[T], values: Mapping[str, Any], *, where: str = "the settings") -> T:
+    """Check `values` against `cls` and return the settings. Raises `SettingsError`."""
+    try:
+        text = json.dumps(values)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"{where}: {error}. Settings are plain text, numbers, lists and mappings.") from error
+    try:
+        return pydantic.TypeAdapter(cls).validate_json(text, strict=True)
+    except pydantic.ValidationError as error:
+        raise SettingsError(_explain(cls, error, where)) from None
+
+
+def to_dict(value: Any) -> Any:
+    """Settings as plain JSON values (nested dicts, lists, numbers, text)."""
+    return json.loads(pydantic.TypeAdapter(type(value)).dump_json(value))
+
+
+def to_yaml(value: Any) -> str:
+    """Settings as YAML that `read_settings` reads back to an equal value."""
+    return str(yaml.safe_dump(to_dict(value), sort_keys=False, allow_unicode=True))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, but `3e-4` is a number and a key given twice an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _lay_over(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise SettingsError(f"--set {override!r} is not of the form key=value, such as decoding.beam_size=5.")
+    try:
+        value = yaml.load(text, Loader=_Loader) if text.strip() else ""
+    except yaml.YAMLError as error:
+        raise SettingsError(f"--set {key}: the value {text!r} is not valid YAML: {error}") from error
+    *path, last = key.strip().split(".")
+    at = values
+    for step in path:
+        inner = at.get(step)
+        if inner is None:
+            inner = at[step] = {}
+        if not isinstance(inner, dict):
+            raise SettingsError(f"--set {key}: {step!r} is a single value and has no keys below it.")
+        at = inner
+    at[last] = value
+
+
+def _explain(cls: type[Any], error: pydantic.ValidationError, where: str) -> str:
+    lines = []
+    for problem in error.errors(include_url=False):
+        path = [str(step) for step in problem["loc"] if not str(step).startswith("function-")]
+        key = ".".join(path) or "(top level)"
+        if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            valid = _valid_keys(cls, path[:-1])
+            close = difflib.get_close_matches(path[-1], valid, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            lines.append(f"unknown key {key!r}.{hint} Valid keys here: {', '.join(valid) or 'none'}.")
+        elif problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+            lines.append(f"{key!r} is needed and not given.")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            given = problem.get("input")
+            shown = f", not {given!r}" if not isinstance(given, dict) else ""
+            lines.append(f"{key!r}: {message[:1].lower()}{message[1:]}{shown}.")
+    return f"In {where}: " + "\n  ".join(dict.fromkeys(lines))
+
+
+def _valid_keys(cls: type[Any], path: Sequence[str]) -> list[str]:
+    at: Any = cls
+    for step in path:
+        options = [at, *get_args(at)]
+        found = [hints[step] for option in options if dataclasses.is_dataclass(option) and step in (hints := get_type_hints(option))]
+        if not found:
+            # A union's member name, or a list position: stay where we are.
+            continue
+        at = found[0]
+    names: list[str] = []
+    for option in [at, *get_args(at)]:
+        if dataclasses.is_dataclass(option):
+            names += [field.name for field in dataclasses.fields(option)]
+    return names

@@ -1,0 +1,1 @@
+"""Images, captions and training shards: from bytes to arrays and token ids, and back."""

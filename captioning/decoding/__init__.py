@@ -1,0 +1,1 @@
+"""The decoding engine: greedy and beam search over any model that offers a `Stepper`."""

@@ -1,0 +1,77 @@
+"""The errors that Captioning raises for the people who use it.
+
+    CaptioningError                 anything a user can act on; never a bug
+    ├── UsageError                  bad usage, settings or input: exit code 2, nothing written
+    │   ├── SettingsError           an unknown key, a wrong type, a value out of range
+    │   ├── InputError              an archive or a dataset that cannot be read as asked
+    │   ├── CheckpointError         a captioner that cannot be loaded
+    │   └── RunConflictError        an output that belongs to another run
+    ├── StorageError                a file that could not be read or written; has an `error_class`
+    ├── ImageError                  an image that cannot be decoded; has an `error_class`
+    └── UnfinishedError             the work stopped or failed its check: exit code 1
+
+A message says what was wrong, where, and what to do next. This module knows nothing of what
+raises them, nor of how they are shown.
+"""
+
+
+class CaptioningError(Exception):
+    """Something a user can act on: shown without a traceback."""
+
+
+class UsageError(CaptioningError, ValueError):
+    """Bad usage, settings or input. The command ends with exit code 2 and has written nothing."""
+
+
+class SettingsError(UsageError):
+    """A setting that does not exist, or has a wrong type or value."""
+
+
+class InputError(UsageError):
+    """An archive, a dataset or a list that cannot be read as asked."""
+
+
+class CheckpointError(UsageError):
+    """A captioner that cannot be found or loaded."""
+
+
+class RunConflictError(UsageError):
+    """An OUTPUT that holds a run of another model, other settings or another archive."""
+
+
+class UnfinishedError(CaptioningError):
+    """The work is not complete, or did not pass its check. The command ends with exit code 1."""
+
+
+class StorageError(CaptioningError):
+    """A file or an object that could not be read or written.
+
+    `error_class` is one of `missing`, `forbidden`, `throttled`, `timeout`, `network`, `no_space`,
+    `storage`; `passing` says whether trying again can help.
+    """
+
+    def __init__(self, error_class: str, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.error_class = error_class
+        self.message = message
+        self.passing = passing
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _storage_error, (self.error_class, self.message, self.passing)
+
+
+class ImageError(CaptioningError):
+    """An image that cannot be decoded. `error_class` is the short reason written to the table."""
+
+    def __init__(self, error_class: str, message: str) -> None:
+        super().__init__(message)
+        self.error_class = error_class
+        self.message = message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return ImageError, (self.error_class, self.message)
+
+
+def _storage_error(error_class: str, message: str, passing: bool) -> StorageError:
+    """Rebuild a `StorageError` that crossed a process border."""
+    return StorageError(error_class, message, passing=passing)

@@ -1,0 +1,1 @@
+"""Caption metrics in plain Python, equal to the reference scorers."""

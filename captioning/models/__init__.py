@@ -1,0 +1,1 @@
+"""The captioning models, and how they are made, saved and loaded."""

@@ -1,0 +1,1 @@
+"""An archive's bookkeeping: its index, shards, staged parts, table and proof. Knows no model."""

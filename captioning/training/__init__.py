@@ -1,0 +1,1 @@
+"""Training a captioner, one process or many. Knows torch.distributed, never Ray."""

@@ -1,0 +1,1 @@
+"""How it runs: the Ray Data and Ray Train programs behind `python -m jobs VERB`."""
