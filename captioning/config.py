@@ -55,16 +55,17 @@ def read_values(text: str | None, overrides: Sequence[str] = (), *, where: str =
     return values
 
 
-def build(cls: type[T], values: Mapping[str, Any], *, where: str = "the settings") -> T:
-    """Check `values` against `cls` and return the settings. Raises `SettingsError`."""
+def build(cls: type[T] | pydantic.TypeAdapter[T], values: Mapping[str, Any], *, where: str = "the settings") -> T:
+    """Check `values` against `cls` (or an adapter, for a union) and return the settings. Raises `SettingsError`."""
+    adapter = cls if isinstance(cls, pydantic.TypeAdapter) else pydantic.TypeAdapter(cls)
     try:
         text = json.dumps(values)
     except (TypeError, ValueError) as error:
         raise SettingsError(f"{where}: {error}. Settings are plain text, numbers, lists and mappings.") from error
     try:
-        return pydantic.TypeAdapter(cls).validate_json(text, strict=True)
+        return adapter.validate_json(text, strict=True)
     except pydantic.ValidationError as error:
-        raise SettingsError(_explain(cls, error, where)) from None
+        raise SettingsError(_explain(adapter._type, error, where)) from None
 
 
 def to_dict(value: Any) -> Any:
@@ -115,7 +116,7 @@ def _lay_over(values: dict[str, Any], override: str) -> None:
     at[last] = value
 
 
-def _explain(cls: type[Any], error: pydantic.ValidationError, where: str) -> str:
+def _explain(cls: Any, error: pydantic.ValidationError, where: str) -> str:
     lines = []
     for problem in error.errors(include_url=False):
         path = [str(step) for step in problem["loc"] if not str(step).startswith("function-")]
@@ -135,7 +136,7 @@ def _explain(cls: type[Any], error: pydantic.ValidationError, where: str) -> str
     return f"In {where}: " + "\n  ".join(dict.fromkeys(lines))
 
 
-def _valid_keys(cls: type[Any], path: Sequence[str]) -> list[str]:
+def _valid_keys(cls: Any, path: Sequence[str]) -> list[str]:
     at: Any = cls
     for step in path:
         options = [at, *get_args(at)]

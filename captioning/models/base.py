@@ -18,12 +18,21 @@ PAD_TARGET = -100
 
 
 @dataclass(frozen=True)
+class Vocabulary:
+    """What a model must know of the tokenizer: the number of tokens, and which begins and ends a caption."""
+
+    size: int
+    bos_id: int
+    eos_id: int
+
+
+@dataclass(frozen=True)
 class TeacherForced:
     """What a model makes of captions it is shown.
 
     `logits` is (K, V) float, one row for each of the K targets that are not `PAD_TARGET`, in the
-    row-major order of `targets`; `penalty` is a scalar that the objective adds (an attention
-    term, say), a mean over the tokens, or None.
+    row-major order of the captions; `penalty` is (K,) float, what the objective adds for each
+    of them (an attention term, say), or None.
     """
 
     logits: Tensor
@@ -37,10 +46,11 @@ class CaptionModel(nn.Module, ABC):
     (B, S, S, 3); the model normalises them itself, on its own device.
     """
 
-    #: First input to the decoder and the token that ends a caption.
-    bos_id: int
-    eos_id: int
+    #: The settings that rebuild the model without any weights but its own.
+    settings: Any
     vocab_size: int
+    #: Beginnings of the names of parameters that come pretrained, for a learning rate of their own.
+    pretrained_parts: tuple[str, ...] = ()
 
     @abstractmethod
     def encode(self, pixels: Tensor) -> Any:

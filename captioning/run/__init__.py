@@ -1,1 +1,4 @@
-"""An archive's bookkeeping: its index, shards, staged parts, table and proof. Knows no model."""
+"""The bookkeeping of captioning one archive: its index, shards, table and checks.
+
+Knows nothing of models or of what schedules the work.
+"""

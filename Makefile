@@ -1,0 +1,50 @@
+# What one does with this repository. `make` alone lists it.
+
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# One thread a process unless a program decides otherwise: processes, not threads, fill the cores.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check format bench clean
+
+help: ## This list
+	@echo "make TARGET, where TARGET is one of"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "VENV=$(VENV) is the Python environment that is used; say VENV=elsewhere for another one."
+
+setup: $(READY) ## Make the environment: Python packages at the tested versions, in the environment
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY) ## Caption a dozen real photos, and show what comes out
+	HF_HUB_OFFLINE=1 $(BIN)/python -m jobs.demo
+
+test: $(READY) ## The tests that take seconds
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-all: $(READY) ## All tests, also those that take minutes
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow or not slow"
+
+check: $(READY) ## Lint, format, types, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(READY) ## Rewrite the code the way `check` wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## Measure the speed of the main job: build/bench/results.json, and a table beside it
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks.caption_speed
+
+clean: ## Remove what was built (the environment stays)
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
+	find captioning jobs cluster tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,202 @@
+"""Images in, captions out: the narrow waist of the package.
+
+Above it nobody knows which model runs; below it nobody knows what for. A captioner is a model,
+a tokenizer, a preprocessing and a decoding, loaded together from a checkpoint.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+import torch
+
+from captioning.config import build, to_dict
+from captioning.data.images import to_rgb
+from captioning.data.preprocess import Preprocess, PreprocessSettings
+from captioning.data.tokenizers import Tokenizer
+from captioning.decoding.search import Hypothesis, decode
+from captioning.decoding.settings import DecodingSettings
+from captioning.errors import SettingsError
+from captioning.models.base import CaptionModel
+from captioning.models.checkpoint import hash_files, load_model, load_words, read_config
+from captioning.refs import resolve
+from captioning.storage import StorageSettings
+
+#: Raised by one whenever the same weights and settings would give other captions.
+NUMERICS_VERSION = 1
+
+Precision = Literal["fp32", "bf16"]
+Image = PIL.Image.Image | np.ndarray[Any, Any] | str | Path
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption with its alternatives, best first and itself included.
+
+    `score` is the mean log-probability of its tokens; it and `num_tokens` count the end token.
+    """
+
+    text: str
+    score: float
+    num_tokens: int
+    alternatives: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class CaptionerInfo:
+    """What a captioner is, known without loading its weights."""
+
+    name: str
+    folder: Path
+    preprocess: PreprocessSettings
+    decoding: DecodingSettings
+    #: Everything that decides what it writes; the fingerprint hashes this.
+    identity: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+class Captioner:
+    """A model with its tokenizer, preprocessing and decoding."""
+
+    def __init__(
+        self,
+        model: CaptionModel,
+        tokenizer: Tokenizer,
+        preprocess: PreprocessSettings,
+        decoding: DecodingSettings,
+        *,
+        name: str = "captioner",
+        precision: Precision = "fp32",
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.preprocess = Preprocess(preprocess)
+        self.decoding = decoding
+        self.name = name
+        self.precision = precision
+        self._check_length(decoding)
+
+    def caption(self, images: Sequence[Image], *, batch_size: int = 32, **overrides: Any) -> list[Caption]:
+        """Caption PIL images, paths or uint8 RGB arrays (H, W, 3); `overrides` are decoding settings.
+
+        Raises `ImageError` for an image that cannot be decoded, `SettingsError` for a wrong override.
+        """
+        pixels = [self._pixels(image) for image in images]
+        if not pixels:
+            return []
+        return self.caption_pixels(np.stack(pixels), batch_size=batch_size, **overrides)
+
+    @torch.inference_mode()
+    def caption_pixels(
+        self, pixels: np.ndarray[Any, Any], *, batch_size: int = 32, **overrides: Any
+    ) -> list[Caption]:
+        """Caption preprocessed pixels (B, S, S, 3) uint8, `batch_size` at a time."""
+        settings = override_decoding(self.decoding, overrides) if overrides else self.decoding
+        if overrides:
+            self._check_length(settings)
+        prompt = self.tokenizer.encode(settings.prompt) if settings.prompt else []
+        captions: list[Caption] = []
+        for start in range(0, len(pixels), batch_size):
+            batch = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch_size])).to(self.model.device)
+            with self._autocast():
+                stepper = self.model.stepper(self.model.encode(batch), prompt)
+                found = decode(
+                    stepper, settings, eos_id=self.tokenizer.eos_id, banned=self.tokenizer.banned_ids
+                )
+            captions += [self._caption(hypotheses, prompt) for hypotheses in found]
+        return captions
+
+    def _pixels(self, image: Image) -> np.ndarray[Any, Any]:
+        if isinstance(image, str | Path):
+            return self.preprocess.from_bytes(Path(image).read_bytes()).pixels
+        if isinstance(image, PIL.Image.Image):
+            return self.preprocess(to_rgb(image))
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise SettingsError(f"An image array must be uint8 (H, W, 3), not {image.dtype} {image.shape}.")
+        return self.preprocess(image)
+
+    def _caption(self, hypotheses: list[Hypothesis], prompt: list[int]) -> Caption:
+        texts = [(self.tokenizer.decode([*prompt, *h.tokens]), h.score) for h in hypotheses]
+        return Caption(texts[0][0], hypotheses[0].score, hypotheses[0].num_tokens, tuple(texts))
+
+    def _check_length(self, settings: DecodingSettings) -> None:
+        longest = self.model.max_positions()
+        prompt = len(self.tokenizer.encode(settings.prompt)) if settings.prompt else 0
+        if longest is not None and settings.max_new_tokens + prompt > longest:
+            raise SettingsError(
+                f"decoding.max_new_tokens is {settings.max_new_tokens} and the prompt has {prompt} tokens, "
+                f"but this captioner has room for {longest} in all."
+            )
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
+
+
+def load_captioner(
+    ref: str | None = None,
+    *,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    decoding: Mapping[str, Any] | None = None,
+    storage: StorageSettings = StorageSettings(),
+) -> Captioner:
+    """Load the captioner that `ref` names (the bundled one by default).
+
+    `ref` is a bundled name, a folder, a URI or a hub repository (`org/name@revision`); `decoding`
+    overrides the checkpoint's default decoding; `device` `auto` takes a GPU when there is one.
+    Raises `CheckpointError` or `SettingsError`.
+    """
+    info = inspect_captioner(ref, decoding=decoding, precision=precision, storage=storage)
+    tokenizer = load_words(info.folder)
+    model = load_model(info.folder, read_config(info.folder), tokenizer)
+    model.to(_device(device)).eval().requires_grad_(False)
+    return Captioner(model, tokenizer, info.preprocess, info.decoding, name=info.name, precision=precision)
+
+
+def inspect_captioner(
+    ref: str | None = None,
+    *,
+    decoding: Mapping[str, Any] | None = None,
+    precision: Precision = "fp32",
+    storage: StorageSettings = StorageSettings(),
+) -> CaptionerInfo:
+    """What the captioner `ref` is and how it would decode, without loading its weights into memory."""
+    stem, folder = resolve(ref, storage)
+    config = read_config(folder)
+    hashes = hash_files(folder)
+    settings = override_decoding(config.decoding, decoding or {})
+    identity = {
+        "files": hashes,
+        "architecture": to_dict(config.architecture),
+        "preprocess": to_dict(config.preprocess),
+        "decoding": to_dict(settings),
+        "precision": precision,
+        "numerics_version": NUMERICS_VERSION,
+    }
+    short = hashlib.sha256(json.dumps([hashes, identity["architecture"]], sort_keys=True).encode()).hexdigest()[:8]
+    return CaptionerInfo(f"{stem}-{short}", folder, config.preprocess, settings, identity, config.provenance)
+
+
+def override_decoding(settings: DecodingSettings, overrides: Mapping[str, Any]) -> DecodingSettings:
+    """`settings` with some values replaced, checked as if read from a file. Raises `SettingsError`."""
+    return build(DecodingSettings, {**to_dict(settings), **overrides}, where="the decoding settings")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SettingsError(f"There is no device {name!r}: use auto, cpu, cuda or cuda:N.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(f"Device {name!r} was asked for, but this machine has no GPU that PyTorch can use.")
+    return device

@@ -1,0 +1,164 @@
+"""Captions in a table of text: an image and a caption a line, divided by `|`, commas or tabs.
+
+Made for files as they are found: a caption may hold the divider without quotes, a line of the
+public Flickr30k download lacks one of its two bars, the header may be missing. Columns are found
+by name. Knows nothing of JSON layouts or of the images themselves.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from captioning.data.annotation_record import Annotation, Collector
+from captioning.data.problems import Problems
+from captioning.errors import InputError
+
+IMAGE_COLUMNS = ("image", "image_name", "filename", "file_name", "image_path", "path", "file")
+CAPTION_COLUMNS = ("caption", "comment", "text", "caption_text", "sentence")
+SPLIT_COLUMNS = ("split",)
+
+#: A quoted caption may run over line ends; an opening quote that is not closed this soon is a plain character.
+_MOST_LINES = 20
+
+_QUOTED = re.compile(r'\s*"((?:[^"]|"")*)"\s*')
+_OPENED = re.compile(r'\s*"(?:[^"]|"")*$')
+_BAR_MISSING = re.compile(r"([^|]+)\|\s*(\d+)\s+(\S.*)")
+
+
+@dataclass(frozen=True)
+class _Columns:
+    delimiter: str
+    count: int
+    image: int
+    caption: int
+    split: int | None
+    header: bool
+
+    @property
+    def quoting(self) -> bool:
+        """Quotes mean something in comma- and tab-separated files, and are plain text between bars."""
+        return self.delimiter != "|"
+
+
+def read_table(data: bytes, problems: Problems, *, where: str) -> list[Annotation]:
+    """The captions of a table, one record an image. Raises `InputError` where no column can be told."""
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    texts = []
+    for number, line in enumerate(lines, start=1):
+        text = line.rstrip(b"\r").decode("utf-8", "replace")
+        if "\ufffd" in text and "\ufffd".encode() not in line:
+            problems.add("lines that are not UTF-8, their bytes replaced", f"{where}:{number}")
+        texts.append(text)
+    columns = _find_columns(next(text for text in texts if text.strip()), where)
+    collector = Collector(problems)
+    started = not columns.header
+    for number, text in _records(texts, columns):
+        if not text.strip():
+            continue
+        if not started:
+            started = True
+            continue
+        place = f"{where}:{number}"
+        fields = _split(text, columns)
+        if fields is None:
+            problems.add("lines without an image and a caption, left out", place)
+            continue
+        if fields[0] is None:
+            problems.add("lines with a bar missing, understood all the same", place)
+        image = (fields[columns.image + 1] or "").strip()
+        if not image:
+            problems.add("captions without an image's name, left out", place)
+            continue
+        split = None if columns.split is None else (fields[columns.split + 1] or "").strip() or None
+        collector.add_image(image, split=split)
+        # One space after a bar or a comma is how these files are written.
+        collector.add_caption(image, (fields[columns.caption + 1] or "").removeprefix(" "), place)
+    return collector.annotations()
+
+
+def _find_columns(first: str, where: str) -> _Columns:
+    delimiter = max("|\t,", key=lambda mark: (mark in first, mark == "|"))
+    names = [_unquote(field).strip().lower() for field in first.split(delimiter)]
+    if delimiter in first and any(name in IMAGE_COLUMNS for name in names):
+        image, caption = _position(names, IMAGE_COLUMNS), _position(names, CAPTION_COLUMNS)
+        if image is not None and caption is not None:
+            return _Columns(delimiter, len(names), image, caption, _position(names, SPLIT_COLUMNS), True)
+    elif delimiter in first and re.search(r"\.\w{2,5}$", names[0]):
+        numbered = len(names) > 2 and names[1].isdigit()
+        return _Columns(delimiter, 3 if numbered else 2, 0, 2 if numbered else 1, None, False)
+    raise InputError(
+        f"{where} has no columns that name an image and a caption; its first line is {first[:120]!r}. Begin it with "
+        f"a header such as image,caption. Image columns: {', '.join(IMAGE_COLUMNS)}; "
+        f"caption columns: {', '.join(CAPTION_COLUMNS)}."
+    )
+
+
+def _position(names: Sequence[str], wanted: Sequence[str]) -> int | None:
+    return next((names.index(name) for name in wanted if name in names), None)
+
+
+def _records(texts: Sequence[str], columns: _Columns) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers; those that one quoted field runs over are joined."""
+    at = 0
+    while at < len(texts):
+        text, used = texts[at], 1
+        opened = _open_quote(text, columns.delimiter) if columns.quoting else None
+        if opened is not None:
+            for more in range(2, min(_MOST_LINES, len(texts) - at) + 1):
+                joined = "\n".join(texts[at : at + more])
+                if _ends_quoted(joined, opened, columns.delimiter):
+                    text, used = joined, more
+                if not _OPENED.match(joined, opened):
+                    break
+        yield at + 1, text
+        at += used
+
+
+def _open_quote(text: str, delimiter: str) -> int | None:
+    """Where a field of `text` begins with a quote that is not closed in it, if one does."""
+    at = 0
+    while True:
+        end = _ends_quoted(text, at, delimiter)
+        if end is None:
+            if _OPENED.match(text, at):
+                return at
+            end = text.find(delimiter, at)
+        if end < 0 or end >= len(text):
+            return None
+        at = end + 1
+
+
+def _ends_quoted(text: str, at: int, delimiter: str) -> int | None:
+    """Where the wholly quoted field that begins at `at` ends; None if it is not such a field."""
+    quoted = _QUOTED.match(text, at)
+    if quoted and (quoted.end() == len(text) or text[quoted.end()] == delimiter):
+        return quoted.end()
+    return None
+
+
+def _split(text: str, columns: _Columns) -> list[str | None] | None:
+    """The fields, after a mark that is None where a bar was missing; None if they are too few.
+
+    The last column takes the rest of the line, so that a caption may hold the divider.
+    """
+    fields: list[str | None] = [""]
+    rest = text
+    for _ in range(columns.count - 1):
+        quoted = _QUOTED.match(rest) if columns.quoting else None
+        if quoted and rest[quoted.end() : quoted.end() + 1] == columns.delimiter:
+            fields.append(_unquote(quoted[0]))
+            rest = rest[quoted.end() + 1 :]
+            continue
+        head, found, tail = rest.partition(columns.delimiter)
+        if not found:
+            mended = _BAR_MISSING.fullmatch(text) if columns.delimiter == "|" and columns.count == 3 else None
+            return [None, mended[1], mended[2], mended[3]] if mended else None
+        fields.append(head)
+        rest = tail
+    fields.append(_unquote(rest) if columns.quoting else rest)
+    return fields
+
+
+def _unquote(field: str) -> str:
+    quoted = _QUOTED.fullmatch(field)
+    return quoted[1].replace('""', '"') if quoted else field

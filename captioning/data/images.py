@@ -1,0 +1,219 @@
+"""From an image's bytes to RGB pixels, or to a reason why not.
+
+Knows formats and colour modes; knows nothing of where the bytes came from or which model looks
+at the pixels. A damaged image is refused, never filled in: a caption of half a photo is worse
+than none. The error classes are
+
+    empty         no bytes at all
+    not_an_image  text, an HTML page, anything that no image format begins like
+    unsupported   a format or colour mode that is recognised and cannot be read
+    truncated     an image whose end is missing
+    too_large     more pixels than the bound; told by the header, before any is decoded
+    decode        an image that is damaged in another way
+"""
+
+import io
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from captioning.data.image_headers import has_zero_tail, header_size, is_cut_short, signature
+from captioning.errors import ImageError
+
+#: Default bound on an image's pixels: 268 MB of RGB, where Pillow begins to warn.
+MAX_PIXELS = 89_478_485
+#: The highest bound that can be asked for: above it Pillow refuses by itself.
+MOST_PIXELS = 2 * MAX_PIXELS
+
+#: File names that are taken for images when a folder is searched (lower case).
+IMAGE_EXTENSIONS: frozenset[str] = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"}
+    | {".tif", ".tiff", ".jp2", ".j2k", ".avif", ".ppm", ".pgm"}
+)
+
+#: The formats that are opened. Others that Pillow knows run programs (EPS) or have no signature.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
+_READABLE = frozenset({"JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "JPEG 2000", "AVIF"})
+
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Decode an image file's bytes to RGB pixels (H, W, 3) uint8.
+
+    EXIF orientation is applied, transparency laid on white, CMYK converted, 16-bit scaled to
+    8, and the first frame of an animation taken. `max_pixels` bounds width × height, checked
+    from the header. Raises `ImageError` with one of this module's error classes.
+    """
+    return np.array(open_rgb(data, max_pixels=max_pixels))
+
+
+def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Pixels (H, W, 3) uint8 of a PIL image, with the same conversions as `decode_image`.
+
+    Raises `ImageError` when its data is damaged or its mode cannot be converted.
+    """
+    return np.array(as_rgb_image(image))
+
+
+def open_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """As `decode_image`, but the result is a loaded PIL image of mode RGB, which saves a copy."""
+    if not data:
+        raise ImageError("empty", "The file is empty (0 bytes). Its download or copy probably failed: fetch it again.")
+    size = header_size(data)
+    if size is not None:
+        _check_size(size, max_pixels)
+    image = _open(data)
+    with image:
+        _check_size(image.size, max_pixels)
+        return _as_rgb(image, data)
+
+
+def as_rgb_image(image: Image.Image) -> Image.Image:
+    """As `to_rgb`, but the result is a PIL image of mode RGB."""
+    return _as_rgb(image, b"")
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    """Read the header. No pixel memory is allocated."""
+    Image.init()
+    try:
+        return Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        found = re.search(r"\d+", str(error))
+        count = f"{int(found[0]):,} pixels" if found else "Its size"
+        raise ImageError("too_large", f"{count} is over what can be decoded safely. Scale the image down.") from None
+    except UnidentifiedImageError:
+        raise _unidentified(data) from None
+    except Exception as error:
+        raise _damaged(error, data) from error
+
+
+def _as_rgb(image: Image.Image, data: bytes) -> Image.Image:
+    try:
+        image.load()
+        if data and has_zero_tail(data):
+            raise ImageError("truncated", f"{_cut_text(data)} The rest of the file is zeros.")
+        rgb = _convert(image)
+        turn = _TURNS.get(_orientation(image))
+        return rgb if turn is None else rgb.transpose(turn)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise _damaged(error, data) from error
+
+
+def _convert(image: Image.Image) -> Image.Image:
+    """A loaded image of any mode as RGB."""
+    mode = image.mode
+    if mode.startswith("I;16"):
+        return _grey(np.asarray(image).astype(np.float32) / 257.0)
+    if mode in ("I", "F"):
+        tops = (65535.0,) if mode == "I" else (1.0, 255.0, 65535.0)
+        return _grey(_scaled(np.asarray(image).astype(np.float64), tops))
+    if image.has_transparency_data:
+        if mode == "La":
+            image = image.convert("LA")
+        opaque = image if mode == "RGBA" else image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", opaque.size, (255, 255, 255, 255)), opaque).convert("RGB")
+    if mode == "RGB":
+        return image
+    try:
+        return image.convert("RGB")
+    except ValueError as error:
+        text = f"Colour mode {mode} cannot be converted to RGB. Convert the image to JPEG or PNG first."
+        raise ImageError("unsupported", text) from error
+
+
+def _scaled(values: NDArray[np.float64], tops: Sequence[float]) -> NDArray[np.float64]:
+    """Grey values of any range as 0..255: by the first of `tops` that holds them, else from lowest to highest."""
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    for top in tops:
+        if low >= 0 and high <= top:
+            return values * (255.0 / top)
+    return (values - low) * (255.0 / (high - low))
+
+
+def _grey(values: NDArray[np.floating]) -> Image.Image:
+    eight_bit = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return Image.fromarray(eight_bit).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation of a loaded image; 1 (upright) when its EXIF data is damaged."""
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:
+        return 1
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise ImageError(
+            "too_large",
+            f"{width:,} × {height:,} pixels ({width * height:,}) is over the bound of {max_pixels:,} (max_pixels). "
+            "Scale the image down, or raise the bound if you trust the archive.",
+        )
+
+
+def _unidentified(data: bytes) -> ImageError:
+    name = signature(data)
+    if name in _READABLE:
+        if is_cut_short(data):
+            return ImageError("truncated", _cut_text(data))
+        return ImageError("decode", f"The file begins like a {name} image, but its header is damaged.")
+    if name == "HTML":
+        return ImageError("not_an_image", "The file is an HTML page: its download was probably answered with an error.")
+    if name in ("zip", "gzip", "PDF", "PostScript", "video"):
+        return ImageError("not_an_image", f"The file is not an image but a {name} file.")
+    if name is not None:
+        return ImageError("unsupported", f"{name} images cannot be read. Convert the image to JPEG, PNG or WebP first.")
+    if not data.strip(b"\x00"):
+        return ImageError(
+            "not_an_image", f"All {len(data):,} bytes of the file are zero: it was never written. Fetch it again."
+        )
+    kind = "text" if _is_text(data[:512]) else "data of no known image format"
+    return ImageError("not_an_image", f"The file holds {kind}, whatever its name says: it begins with {data[:16]!r}.")
+
+
+def _damaged(error: Exception, data: bytes) -> ImageError:
+    reason = str(error) or type(error).__name__
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return ImageError("too_large", f"The image is over what can be decoded safely: {reason}.")
+    if isinstance(error, EOFError) or "truncated" in reason.lower() or (data and is_cut_short(data)):
+        return ImageError("truncated", f"{_cut_text(data)} The decoder says: {reason}.")
+    if isinstance(error, MemoryError):
+        return ImageError("decode", "There is not enough memory to decode the image.")
+    if isinstance(error, NotImplementedError):
+        return ImageError("unsupported", f"The image uses a feature of its format that cannot be read: {reason}.")
+    return ImageError("decode", f"The image is damaged. The decoder says: {reason}.")
+
+
+def _cut_text(data: bytes) -> str:
+    held = f" ({len(data):,} bytes are there)" if data else ""
+    return f"The end of the image is missing{held}. Its download or copy was probably cut off: fetch it again."
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = head[:-3].decode() if len(head) > 3 else head.decode()
+    except UnicodeDecodeError as error:
+        # A character cut in two at the end is no sign against text.
+        if error.start < len(head) - 8:
+            return False
+        text = head[: error.start].decode()
+    return all(character.isprintable() or character.isspace() for character in text)

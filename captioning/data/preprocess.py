@@ -1,0 +1,87 @@
+"""From an image to the square of pixels that a model sees: resized, cropped or squashed, uint8.
+
+The settings are saved with the checkpoint, and training and captioning both come through here.
+Mean and deviation are only kept here: the model normalises the pixels itself, on its device.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from annotated_types import Ge, Le
+from numpy.typing import NDArray
+from PIL import Image
+
+from captioning.config import settings
+from captioning.data.images import MAX_PIXELS, MOST_PIXELS, open_rgb
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@settings
+class PreprocessSettings:
+    """How an image becomes a model's input."""
+
+    size: Annotated[int, Ge(1)] = 224
+    """Pixels a side of the square that the model sees."""
+
+    mode: Literal["crop", "squash"] = "crop"
+    """`crop`: the largest centred square; `squash`: the whole image, its aspect ratio lost."""
+
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    """The filter for resizing; widened when the image shrinks, so that nothing aliases."""
+
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """Taken from R, G and B by the model, in units of 0..255. Default: ImageNet's."""
+
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    """R, G and B are divided by this in the model, in units of 0..255. Default: ImageNet's."""
+
+    backend: Literal["pillow"] = "pillow"
+    """What decodes and resizes. Another back end gives slightly other pixels."""
+
+    max_pixels: Annotated[int, Ge(1), Le(MOST_PIXELS)] = MAX_PIXELS
+    """Images of more pixels than this are refused from their header (class `too_large`)."""
+
+    def __post_init__(self) -> None:
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, not {self.std}")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """One preprocessed image: `pixels` (S, S, 3) uint8 RGB, and its size as decoded, after EXIF rotation."""
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+
+
+class Preprocess:
+    """Images to model input, by `PreprocessSettings`. Picklable, and safe to share between threads."""
+
+    def __init__(self, settings: PreprocessSettings) -> None:
+        self.settings = settings
+
+    def __call__(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Pixels (S, S, 3) uint8 of an image (H, W, 3) uint8 RGB."""
+        if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
+            raise ValueError(f"An image must be (H, W, 3) uint8 RGB, not {rgb.shape} {rgb.dtype}.")
+        if 0 in rgb.shape:
+            raise ValueError(f"An image must have pixels; this one is {rgb.shape[1]} × {rgb.shape[0]}.")
+        return self._square(Image.fromarray(rgb))
+
+    def from_bytes(self, data: bytes) -> Pixels:
+        """Decode and preprocess an image file's bytes. Raises `ImageError`."""
+        image = open_rgb(data, max_pixels=self.settings.max_pixels)
+        return Pixels(pixels=self._square(image), width=image.width, height=image.height)
+
+    def _square(self, image: Image.Image) -> NDArray[np.uint8]:
+        width, height = image.size
+        box = (0.0, 0.0, float(width), float(height))
+        if self.settings.mode == "crop":
+            side = min(width, height)
+            left, top = (width - side) / 2, (height - side) / 2
+            box = (left, top, left + side, top + side)
+        size = (self.settings.size, self.settings.size)
+        return np.array(image.resize(size, _FILTERS[self.settings.interpolation], box=box))

@@ -1,0 +1,83 @@
+"""Writes one training shard: a tar of JPEGs and their captions, in one atomic step.
+
+The tar's bytes depend on the images and the plan alone, so that writing a shard again gives the
+same file. JPEGs are kept byte for byte; other formats become JPEGs. Knows nothing of annotations,
+of who calls it, or of how many shards there are.
+"""
+
+import io
+import json
+import tarfile
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from captioning.data.images import decode_image
+from captioning.data.problems import Problems
+from captioning.data.shard_plan import PlannedSample, PlannedShard
+from captioning.data.shards import ShardInfo
+from captioning.errors import ImageError, StorageError
+from captioning.storage import Location
+
+
+@dataclass
+class ShardReport:
+    """What became of a shard: its counts, and the images that were re-encoded or left out."""
+
+    info: ShardInfo
+    problems: Problems = field(default_factory=Problems)
+
+
+def write_shard(target: Location, images: Location, shard: PlannedShard, *, jpeg_quality: int) -> ShardReport:
+    """Write `shard` below `target` from the files below `images`, one image at a time.
+
+    An image that is missing or does not decode is left out and reported. Raises `StorageError`
+    when the storage fails, so that no image is lost to a network's bad hour.
+    """
+    problems = Problems()
+    buffer = io.BytesIO()
+    written, captions = 0, 0
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for sample in shard.samples:
+            jpeg = _read_jpeg(images, sample, problems, jpeg_quality)
+            if jpeg is None:
+                continue
+            _add(tar, f"{sample.key}.jpg", jpeg)
+            _add(tar, f"{sample.key}.json", _about(sample))
+            written += 1
+            captions += len(sample.captions)
+    data = buffer.getvalue()
+    (target / shard.name).write_bytes(data)
+    return ShardReport(ShardInfo(shard.name, written, captions, len(data)), problems)
+
+
+def _read_jpeg(images: Location, sample: PlannedSample, problems: Problems, quality: int) -> bytes | None:
+    try:
+        data = (images / sample.image).read_bytes()
+        rgb = decode_image(data)
+    except ImageError as error:
+        problems.add(f"images that cannot be decoded ({error.error_class}), left out", sample.image)
+        return None
+    except StorageError as error:
+        if error.error_class != "missing":
+            raise
+        problems.add("images that went missing while the shards were written, left out", sample.image)
+        return None
+    if data.startswith(b"\xff\xd8\xff"):
+        return data
+    problems.add(f"images that were no JPEG, encoded as JPEG of quality {quality}", sample.image)
+    encoded = io.BytesIO()
+    Image.fromarray(rgb).save(encoded, "JPEG", quality=quality, subsampling=0)
+    return encoded.getvalue()
+
+
+def _about(sample: PlannedSample) -> bytes:
+    about = {"image_id": sample.image_id, "captions": list(sample.captions), "split": sample.split}
+    return json.dumps(about).encode()
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    # TarInfo's defaults hold no time, owner or machine: that keeps the bytes the same everywhere.
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))

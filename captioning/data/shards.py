@@ -1,0 +1,148 @@
+"""Training shards: what is in a set of them, and the samples of one tar in order.
+
+A set is a folder of `{split}-{number}.tar` beside `shards.json`, which is written last and counts
+them. A sample is `KEY.jpg` + `KEY.json`. Tars are read with `webdataset`. This module decodes no
+image and knows nothing of epochs, ranks or who wrote the shards.
+"""
+
+import json
+import tarfile
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
+
+from captioning.errors import InputError
+from captioning.storage import Location
+from captioning.storage_errors import storage_errors
+
+COUNTS_FILE = "shards.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with all its captions. `image` holds JPEG bytes, not decoded."""
+
+    key: str
+    image: bytes
+    captions: tuple[str, ...]
+    split: str
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """A shard's file name and how many samples, captions and bytes are in it."""
+
+    name: str
+    samples: int
+    captions: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """A folder of shards and its counts. `splits` maps a split's name to its shards in order."""
+
+    location: Location
+    dataset: str
+    identity: str
+    splits: dict[str, tuple[ShardInfo, ...]]
+
+    @staticmethod
+    def open(location: Location) -> "ShardSet":
+        """Read the counts file of `location`. Raises `InputError` if there is none or it is damaged."""
+        path = location / COUNTS_FILE
+        if not path.exists():
+            raise InputError(
+                f"{location} holds no training shards: {COUNTS_FILE} is not there. Make them with "
+                f"`python -m jobs prepare`; if a prepare was stopped halfway, give the same command again."
+            )
+        try:
+            return ShardSet.from_json(location, json.loads(path.read_text()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path} is damaged ({error!r}). Prepare the dataset again into another folder."
+            ) from error
+
+    @staticmethod
+    def from_json(location: Location, values: dict[str, Any]) -> "ShardSet":
+        """The set that the contents of a counts file describe. Raises `ValueError`, `KeyError` or `TypeError`."""
+        if values["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format version {values['format_version']}, not {FORMAT_VERSION}")
+        splits = {
+            split: tuple(ShardInfo(**shard) for shard in contents["shards"])
+            for split, contents in values["splits"].items()
+        }
+        return ShardSet(location, values["dataset"], values["identity"], splits)
+
+    def to_json(self) -> dict[str, Any]:
+        """The contents of the counts file."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "dataset": self.dataset,
+            "identity": self.identity,
+            "splits": {
+                split: {
+                    "samples": sum(shard.samples for shard in shards),
+                    "captions": sum(shard.captions for shard in shards),
+                    "shards": [vars(shard) for shard in shards],
+                }
+                for split, shards in self.splits.items()
+            },
+        }
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Samples by split."""
+        return {split: sum(shard.samples for shard in shards) for split, shards in self.splits.items()}
+
+    def split(self, name: str) -> tuple[ShardInfo, ...]:
+        """The shards of split `name`, in order. Raises `InputError` for a split that has no sample."""
+        if not self.counts.get(name):
+            having = ", ".join(f"{split} ({count:,})" for split, count in self.counts.items() if count)
+            raise InputError(f"{self.location} has no {name!r} split. Its splits are: {having}.")
+        return self.splits[name]
+
+
+def iterate_shard(location: Location, name: str, keep: Collection[int] | None = None) -> Iterator[Sample]:
+    """The samples of shard `name` below `location`, in the order they were written.
+
+    `keep` chooses samples by their position in the shard; the others are passed over unread.
+    Raises `InputError` for a damaged shard, `StorageError` for one that cannot be read.
+    """
+    where = location / name
+    chosen = None if keep is None else _Chosen(keep)
+    try:
+        with storage_errors(where.uri), where.open_read() as stream:
+            files = tar_file_expander([{"url": where.uri, "stream": stream}], select_files=chosen)
+            for fields in group_by_keys(files):
+                yield _sample(fields)
+    except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AssertionError) as error:
+        # webdataset adds the open file's name to a message, after " @ ".
+        reason = str(error.args[0] if error.args else type(error).__name__).partition(" @ ")[0]
+        raise InputError(
+            f"The shard {where} is damaged ({reason}). Delete the folder and prepare the dataset again."
+        ) from error
+
+
+class _Chosen:
+    """Says of each file of a tar, asked in order, whether its sample is among the chosen positions."""
+
+    def __init__(self, keep: Collection[int]) -> None:
+        self.keep = frozenset(keep)
+        self.key: str | None = None
+        self.position = -1
+
+    def __call__(self, file_name: str) -> bool:
+        key, _ = base_plus_ext(file_name)
+        if key != self.key:
+            self.key = key
+            self.position += 1
+        return self.position in self.keep
+
+
+def _sample(fields: dict[str, Any]) -> Sample:
+    about = json.loads(fields["json"])
+    return Sample(fields["__key__"], fields["jpg"], tuple(about["captions"]), about["split"])

@@ -1,0 +1,68 @@
+"""What a tokenizer offers: captions to token ids and back. Two kinds, told apart by their files.
+
+A tokenizer knows nothing of models or images. `WordTokenizer` holds whole words learned from
+captions; `BpeTokenizer` is GPT-2's byte-level BPE.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from captioning.data.bpe_tokenizer import MERGES_FILE, TOKENIZER_FILE, VOCAB_FILE, BpeTokenizer
+from captioning.data.word_tokenizer import VOCABULARY_FILE, WordTokenizer
+from captioning.errors import CheckpointError
+
+__all__ = ["BpeTokenizer", "Tokenizer", "WordTokenizer", "load_tokenizer"]
+
+
+class Tokenizer(Protocol):
+    """Captions to token ids and back. Picklable."""
+
+    @property
+    def kind(self) -> str:
+        """`word` or `bpe`."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special ones included."""
+        ...
+
+    @property
+    def bos_id(self) -> int:
+        """The decoder's first input. May equal `eos_id`."""
+        ...
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends a caption."""
+        ...
+
+    @property
+    def banned_ids(self) -> tuple[int, ...]:
+        """Ids that decoding must never emit (unknown word, begin, pad). Never holds `eos_id`."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, no special token added."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Readable text of `ids`, special tokens left out."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files into a checkpoint's folder."""
+        ...
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer whose files are in `folder`. Raises `CheckpointError` when missing or damaged."""
+    if (folder / VOCABULARY_FILE).is_file():
+        return WordTokenizer.load(folder)
+    if (folder / TOKENIZER_FILE).is_file() or (folder / VOCAB_FILE).is_file():
+        return BpeTokenizer.from_pretrained_folder(folder)
+    raise CheckpointError(
+        f"No tokenizer in {folder}: expected {VOCABULARY_FILE} (words), {TOKENIZER_FILE}, or {VOCAB_FILE} with "
+        f"{MERGES_FILE} (byte-level BPE). Is the folder a checkpoint, and was it copied whole?"
+    )

@@ -1,0 +1,87 @@
+"""A vocabulary of whole words, learned from captions. Saved as one small JSON file."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from captioning.data.words import join_words, split_words
+from captioning.errors import CheckpointError
+
+#: The file in a checkpoint that holds the vocabulary, and by which it is recognised.
+VOCABULARY_FILE = "vocabulary.json"
+
+#: Tokens that stand for no word, in the order of their ids.
+_SPECIALS = ("<bos>", "<eos>", "<unk>")
+
+
+class WordTokenizer:
+    """Lower-case words and clitics to ids: 0 begins a caption, 1 ends it, 2 is any unknown word.
+
+    `banned_ids` are the first and the last of these: a model may be shown them, and never says
+    them.
+    """
+
+    kind = "word"
+    bos_id = 0
+    eos_id = 1
+    unk_id = 2
+    banned_ids: tuple[int, ...] = (bos_id, unk_id)
+
+    def __init__(self, words: Sequence[str]) -> None:
+        """`words` are the vocabulary without the special tokens, in the order of their ids."""
+        self.words = tuple(words)
+        self._ids = {word: number for number, word in enumerate(self.words, start=len(_SPECIALS))}
+        if len(self._ids) != len(self.words):
+            raise ValueError("A vocabulary must not hold a word twice.")
+
+    @classmethod
+    def train(cls, captions: Iterable[str], min_count: int = 5) -> "WordTokenizer":
+        """The vocabulary of all words seen at least `min_count` times, frequent ones first.
+
+        Raises `ValueError` when no word is left.
+        """
+        counts = Counter(word for caption in captions for word in split_words(caption))
+        words = [word for word, count in counts.items() if count >= min_count]
+        if not words:
+            raise ValueError(
+                f"No word occurs {min_count} times in the captions ({len(counts)} different words): lower min_count."
+            )
+        return cls(sorted(words, key=lambda word: (-counts[word], word)))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special ones included."""
+        return len(_SPECIALS) + len(self.words)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the words of `text`, without the tokens that begin and end a caption."""
+        return [self._ids.get(word, self.unk_id) for word in split_words(text)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The caption that `ids` spell; special tokens are left out."""
+        first = len(_SPECIALS)
+        return join_words(self.words[number - first] for number in ids if number >= first)
+
+    def save(self, folder: Path) -> None:
+        """Write the vocabulary into `folder`, which is made when missing."""
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"format_version": 1, "kind": self.kind, "specials": list(_SPECIALS), "words": list(self.words)}
+        text = json.dumps(content, ensure_ascii=False, indent=0)
+        (folder / VOCABULARY_FILE).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "WordTokenizer":
+        """Read what `save` wrote. Raises `CheckpointError`."""
+        path = folder / VOCABULARY_FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            words = content["words"]
+            if content["specials"] != list(_SPECIALS) or not all(isinstance(word, str) for word in words):
+                raise ValueError("its tokens are not those of a word vocabulary")
+            return cls(words)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else error
+            raise CheckpointError(
+                f"The vocabulary {path} cannot be read ({reason}). Copy the checkpoint again, or save it anew."
+            ) from error

@@ -1,0 +1,82 @@
+"""Scores of a set of captions: tokenise both sides, then every metric. Knows no models and no files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from captioning.errors import InputError
+from captioning.metrics.bleu import corpus_bleu
+from captioning.metrics.cider import CiderD
+from captioning.metrics.meteor import meteor as corpus_meteor
+from captioning.metrics.rouge import rouge_l
+from captioning.metrics.tokenize import ptb_tokenize
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Metrics of a set of captions, in the percent that papers print."""
+
+    bleu: tuple[float, ...]
+    """BLEU-1, -2, -3, -4."""
+    rouge_l: float
+    cider_d: float
+    meteor: float | None
+    """None where it was not asked for."""
+    num_images: int
+    distinct: float
+    """Share of the captions that are different from each other, in percent."""
+    mean_length: float
+    """Words a caption, punctuation not counted."""
+    cider_d_of: Mapping[str, float]
+    """CIDEr-D of each image's caption."""
+
+    def summary(self) -> dict[str, float]:
+        """The corpus' numbers by name; METEOR where it was computed."""
+        numbers = {f"bleu_{order}": score for order, score in enumerate(self.bleu, start=1)}
+        numbers |= {"rouge_l": self.rouge_l, "cider_d": self.cider_d}
+        if self.meteor is not None:
+            numbers["meteor"] = self.meteor
+        return numbers | {
+            "distinct": self.distinct,
+            "mean_length": self.mean_length,
+            "num_images": float(self.num_images),
+        }
+
+
+def score_captions(
+    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]], *, meteor: bool = False
+) -> Scores:
+    """Scores of one caption an image against the image's references.
+
+    CIDEr-D takes its document frequencies from these references. Both mappings must name the same
+    images, at least one, each with a reference; raises `InputError` otherwise.
+    """
+    _check(candidates, references)
+    images = list(candidates)
+    texts = [ptb_tokenize(candidates[image]) for image in images]
+    originals = [[ptb_tokenize(reference) for reference in references[image]] for image in images]
+    scorer = CiderD(originals)
+    ciders = [100 * scorer.score(text, each) for text, each in zip(texts, originals, strict=True)]
+    return Scores(
+        bleu=tuple(100 * score for score in corpus_bleu(texts, originals)),
+        rouge_l=100 * sum(map(rouge_l, texts, originals)) / len(images),
+        cider_d=sum(ciders) / len(images),
+        meteor=100 * corpus_meteor(texts, originals) if meteor else None,
+        num_images=len(images),
+        distinct=100 * len({tuple(text) for text in texts}) / len(images),
+        mean_length=sum(map(len, texts)) / len(images),
+        cider_d_of=dict(zip(images, ciders, strict=True)),
+    )
+
+
+def _check(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> None:
+    if not candidates:
+        raise InputError("There are no captions to score: the split is empty.")
+    unmatched = sorted(candidates.keys() ^ references.keys())
+    if unmatched:
+        raise InputError(
+            f"{len(unmatched)} images have a caption or references but not both, {unmatched[0]!r} for one: "
+            "score exactly the images that have references."
+        )
+    bare = sorted(image for image, texts in references.items() if not texts)
+    if bare:
+        raise InputError(f"{len(bare)} images have no reference captions, {bare[0]!r} for one: leave them out.")

@@ -1,0 +1,75 @@
+"""Captions into the tokens that the metrics count: Penn Treebank style, lower case, no punctuation.
+
+A plain Python stand-in for the Java tokeniser of the COCO evaluation (Stanford PTBTokenizer
+3.4.1, `-lowerCase`, then its list of punctuation dropped), quirks included: brackets survive as
+`-lrb-` and `-rrb-`, because the list has them in capitals. Knows text only.
+"""
+
+import re
+
+_PUNCTUATION = frozenset(['"', "''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
+
+_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+
+# Words that keep their full stop; those of the second list only before a number.
+_ABBREVIATIONS = (
+    "mr|mrs|ms|messrs|dr|drs|prof|rev|hon|gov|sen|rep|gen|col|lt|sgt|capt|cpl|maj|cmdr|adm|st|ste|mt|ave|blvd|rd|"
+    "jr|sr|bros|inc|ltd|corp|co|assn|univ|dept|vs|etc|al|ph\\.d|esq|"
+    "jan|feb|apr|aug|sept|sep|oct|nov|dec|calif|fla|conn|ariz|colo|pa|va|wis"
+)
+_BEFORE_NUMBERS = "no|nos|fig|figs|p|pp|art"
+
+_SPLIT_WORDS = {
+    "cannot": ("can", "not"),
+    "gonna": ("gon", "na"),
+    "gotta": ("got", "ta"),
+    "wanna": ("wan", "na"),
+    "gimme": ("gim", "me"),
+    "lemme": ("lem", "me"),
+    "'tis": ("'t", "is"),
+    "'twas": ("'t", "was"),
+}
+
+_TOKEN = re.compile(
+    rf"""
+      (?: https?://\S+ | [\w.+-]+@[\w-]+(?:\.[\w-]+)+ )      # addresses
+    | \.{{2,}} | -{{2,}} | '' | `` | n't\b                   # runs of dots and dashes, quotes, a lone n't
+    | '(?: tis | twas )\b
+    | 'n' | '(?: s | m | d | re | ve | ll | em | n | \d\ds )\b  # clitics, 'n', '90s
+    | (?: [^\W\d_]\. ){{2,}} | \b(?-i: [A-Z]\. )(?! \w | $ )      # u.s., and initials
+    | (?: {_ABBREVIATIONS} )\.(?! \w )                       # mr.
+    | (?: {_BEFORE_NUMBERS} )\.(?= \s*\d )                   # no. 7
+    | \w+ (?: (?: [-/.&'] | (?<= \d )[:,] (?= \d ) ) \w+ )*  # words, numbers, and what joins them
+    | \S
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_CLITIC = re.compile(r"(.+?)(n't)?('(?:s|m|d|re|ve|ll))?('(?:s|m|d|re|ve|ll))?$")
+
+_CHARACTERS = str.maketrans(
+    {"“": "``", "”": "''", "‘": "`", "’": "'", "…": "...", "–": "--", "—": "--", "½": "1/2", "¼": "1/4", "¾": "3/4"}
+)
+
+
+def ptb_tokenize(text: str) -> list[str]:
+    """The tokens of a caption, lower case, without punctuation; [] for an empty one."""
+    tokens: list[str] = []
+    for token in map(str.lower, _TOKEN.findall(text.replace("&amp;", "&").translate(_CHARACTERS))):
+        if token in _PUNCTUATION or not token.strip(".") or not token.strip("-"):
+            continue
+        if token in _SPLIT_WORDS:
+            tokens += _SPLIT_WORDS[token]
+        elif token in _BRACKETS:
+            tokens.append(_BRACKETS[token])
+        elif "'" in token[1:] and token != "n't":
+            tokens += _split_clitics(token)
+        else:
+            tokens.append(token)
+    return tokens
+
+
+def _split_clitics(word: str) -> list[str]:
+    """`dog's` into `dog` and `'s`, `can't` into `ca` and `n't`; `o'clock` stays."""
+    match = _CLITIC.match(word)
+    assert match is not None
+    return [part for part in match.groups() if part]

@@ -1,0 +1,221 @@
+"""CNN-LSTM: a CNN's grid of features, attended to by an LSTM that writes the caption.
+
+The LSTM reads the words and the pooled feature; its state then asks the grid (Lu et al. 2017,
+"Knowing when to look": attention after the recurrence, with a gate that may turn from the
+picture), so that teacher forcing runs the recurrence once over a whole caption. The heads are
+those of Vaswani et al. 2017. Without attention the pooled feature alone speaks (Vinyals et al.
+2015). Shapes: B images, N captions, R hypotheses, T tokens, L grid cells, D channels, H hidden,
+E embedding, A heads, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt, Interval
+from torch import Tensor, nn
+from torch.nn import functional
+
+from captioning.config import settings
+from captioning.data.preprocess import PreprocessSettings
+from captioning.models.base import PAD_TARGET, CaptionModel, TeacherForced, Vocabulary
+from captioning.models.encoders import EncoderSettings, GridEncoder
+from captioning.models.pixels import Normalise
+
+_Share = Annotated[float, Interval(ge=0, lt=1)]
+
+
+@settings
+class CnnLstmSettings:
+    """The sizes of a CNN-LSTM."""
+
+    kind: Literal["cnn_lstm"] = "cnn_lstm"
+    encoder: EncoderSettings = EncoderSettings()
+    #: Soft attention over the grid; without it the pooled feature alone.
+    attention: bool = True
+    heads: Annotated[int, Gt(0)] = 8
+    embedding_size: Annotated[int, Gt(0)] = 512
+    hidden_size: Annotated[int, Gt(0)] = 512
+    #: Dropout of words, of grid features and before the vocabulary.
+    dropout: _Share = 0.3
+    feature_dropout: _Share = 0.1
+    #: Weight of Xu et al.'s doubly-stochastic term: every cell should be looked at once a caption.
+    attention_penalty: Annotated[float, Ge(0)] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of heads {self.heads}")
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the encoder found: keys and values (B, A, L, H/A) of the grid, and the pooled feature (B, H)."""
+
+    keys: Tensor
+    values: Tensor
+    pooled: Tensor
+
+
+class CnnLstm(CaptionModel):
+    """CNN encoder, projection, optional attention, one LSTM, embeddings tied to the vocabulary layer."""
+
+    pretrained_parts = ("encoder.",)
+
+    def __init__(
+        self, settings: CnnLstmSettings, vocabulary: Vocabulary, preprocess: PreprocessSettings, *, pretrained: bool
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.vocab_size = vocabulary.size
+        self.bos_id = vocabulary.bos_id
+        hidden, embedding = settings.hidden_size, settings.embedding_size
+        self.normalise = Normalise(preprocess.mean, preprocess.std)
+        self.encoder = GridEncoder(settings.encoder, pretrained=pretrained)
+        self.pool = nn.Sequential(nn.Linear(self.encoder.channels, hidden), nn.LayerNorm(hidden), nn.ReLU())
+        self.feature_dropout = nn.Dropout(settings.feature_dropout)
+        self.embed = nn.Embedding(vocabulary.size, embedding)
+        nn.init.normal_(self.embed.weight, std=embedding**-0.5)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.initial = nn.Linear(hidden, 2 * hidden)
+        self.lstm = nn.LSTM(embedding + hidden, hidden, batch_first=True)
+        self.attend = Attention(self.encoder.channels, hidden, settings.heads) if settings.attention else None
+        self.speak = nn.Linear(hidden, embedding)
+        self.bias = nn.Parameter(torch.zeros(vocabulary.size))
+
+    def encode(self, pixels: Tensor) -> Features:
+        """Pixels (B, S, S, 3) uint8 to `Features`."""
+        grid = self.feature_dropout(self.encoder(self.normalise(pixels)))
+        pooled = self.pool(grid.mean(1))
+        if self.attend is None:
+            empty = pooled.new_zeros(len(pooled), 1, 0, 1)
+            return Features(empty, empty, pooled)
+        return Features(*self.attend.remember(grid), pooled)
+
+    def forward(self, features: Features, captions: Tensor, images: Tensor) -> TeacherForced:
+        """Score `captions` (N, T) of the `images` (N,) by teacher forcing."""
+        asked = captions != PAD_TARGET
+        # The one place where inputs and targets part by one token.
+        start = captions.new_full((len(captions), 1), self.bos_id)
+        inputs = torch.cat([start, captions[:, :-1].masked_fill(~asked[:, :-1], self.bos_id)], dim=1)
+        pooled = features.pooled[images]
+        words = self.dropout(self.embed(inputs))
+        seen = torch.cat([words, pooled[:, None].expand(-1, inputs.shape[1], -1).to(words.dtype)], dim=2)
+        hidden, cell = self._initial_state(pooled)
+        # oneDNN has no bfloat16 LSTM worth the name: on a CPU the recurrence stays in float32.
+        with torch.autocast(seen.device.type, enabled=seen.device.type != "cpu" and torch.is_autocast_enabled()):
+            states, _ = self.lstm(seen.float(), (hidden[None].float(), cell[None].float()))
+        penalty = None
+        if self.attend is None:
+            spoken = self._speak(states, None)
+        else:
+            looked, weights = self.attend(states, features.keys[images], features.values[images])
+            spoken = self._speak(states, looked)
+            if self.settings.attention_penalty:
+                penalty = self._coverage_penalty(weights, asked)
+        return TeacherForced(self._logits(spoken[asked]), penalty)
+
+    def stepper(self, features: Features, prompt: list[int] | None = None) -> "LstmStepper":
+        """Decode the images of `features`, each caption going on from `prompt`."""
+        return LstmStepper(self, features, prompt or [])
+
+    def max_positions(self) -> int | None:
+        """An LSTM has no bound."""
+        return None
+
+    def _initial_state(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        hidden, cell = torch.tanh(self.initial(pooled)).chunk(2, dim=-1)
+        return hidden, cell
+
+    def _speak(self, states: Tensor, looked: Tensor | None) -> Tensor:
+        return torch.tanh(self.speak(self.dropout(states if looked is None else states + looked)))
+
+    def _logits(self, spoken: Tensor) -> Tensor:
+        return functional.linear(self.dropout(spoken), self.embed.weight, self.bias)
+
+    def _coverage_penalty(self, weights: Tensor, asked: Tensor) -> Tensor:
+        """(K,): for each token, λ times its caption's mean over cells of (1 − Σ_t α_t)², scaled so that Σα is T/L."""
+        per_token = weights.mean(1) * asked[..., None]
+        length = asked.sum(1, keepdim=True).clamp(min=1)
+        cells = per_token.shape[-1]
+        per_caption = (1 - per_token.sum(1) * cells / length).square().mean(-1)
+        return self.settings.attention_penalty * per_caption[:, None].expand_as(asked)[asked]
+
+
+class Attention(nn.Module):
+    """Multi-head attention of LSTM states over the grid, with a gate."""
+
+    def __init__(self, channels: int, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.memory = nn.Sequential(nn.Linear(channels, hidden), nn.LayerNorm(hidden), nn.ReLU())
+        self.keys_values = nn.Linear(hidden, 2 * hidden)
+        self.query = nn.Linear(hidden, hidden)
+        self.gate = nn.Linear(hidden, hidden)
+        self.out = nn.Linear(hidden, hidden)
+
+    def remember(self, grid: Tensor) -> tuple[Tensor, Tensor]:
+        """Grid (B, L, D) to keys and values, each (B, A, L, H/A)."""
+        keys, values = self.keys_values(self.memory(grid)).chunk(2, dim=-1)
+        return self._split(keys), self._split(values)
+
+    def forward(self, states: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """States (N, T, H) to what they see (N, T, H) and the attention weights (N, A, T, L)."""
+        queries = self._split(self.query(states)).to(keys.dtype)
+        scores = queries @ keys.transpose(2, 3) * queries.shape[-1] ** -0.5
+        weights = scores.float().softmax(-1)
+        seen = (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2)
+        return torch.sigmoid(self.gate(states)) * self.out(seen), weights
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class LstmStepper:
+    """Drives a `CnnLstm` one token at a time. A hypothesis's state is its two LSTM vectors.
+
+    The product of each word's embedding with the gates is looked up in a table, and that of the
+    pooled feature is made once an image.
+    """
+
+    def __init__(self, model: CnnLstm, features: Features, prompt: list[int]) -> None:
+        self.vocab_size = model.vocab_size
+        self._model = model
+        self._features = features
+        self._first = [model.bos_id, *prompt]
+        size = model.settings.embedding_size
+        lstm = model.lstm
+        of_word, of_image = lstm.weight_ih_l0[:, :size], lstm.weight_ih_l0[:, size:]
+        self._word_gates = model.embed.weight @ of_word.T + (lstm.bias_ih_l0 + lstm.bias_hh_l0)
+        self._image_gates = features.pooled @ of_image.T
+        self._images = torch.arange(len(features.pooled), device=features.pooled.device)
+        self._hidden, self._cell = model._initial_state(features.pooled)
+
+    def start(self) -> Tensor:
+        """Logits (B, V) of the first token."""
+        rows = self._images
+        for token in self._first:
+            self._step(torch.full_like(rows, token))
+        return self._speak()
+
+    def advance(self, tokens: Tensor, rows: Tensor | Sequence[int]) -> Tensor:
+        """Append `tokens` (R,) to the hypotheses `rows` (R,); logits (R, V)."""
+        rows = torch.as_tensor(rows, device=self._images.device)
+        self._images, self._hidden, self._cell = self._images[rows], self._hidden[rows], self._cell[rows]
+        self._step(tokens)
+        return self._speak()
+
+    def _step(self, tokens: Tensor) -> None:
+        gates = self._word_gates[tokens] + self._image_gates[self._images]
+        gates = torch.addmm(gates, self._hidden, self._model.lstm.weight_hh_l0.T)
+        enter, forget, new, out = gates.chunk(4, dim=1)
+        self._cell = torch.sigmoid(forget) * self._cell + torch.sigmoid(enter) * torch.tanh(new)
+        self._hidden = torch.sigmoid(out) * torch.tanh(self._cell)
+
+    def _speak(self) -> Tensor:
+        model, states = self._model, self._hidden
+        looked = None
+        if model.attend is not None:
+            keys, values = self._features.keys[self._images], self._features.values[self._images]
+            looked = model.attend(states[:, None], keys, values)[0][:, 0]
+        return model._logits(model._speak(states, looked)).float()

@@ -1,0 +1,120 @@
+"""From an image's features to the embeddings that GPT-2 reads before the caption.
+
+The two mappers of ClipCap (Mokady et al. 2021): an MLP, and a transformer in which learned
+constants look at the image and become the prefix. Knows neither CLIP nor GPT-2, only widths.
+Shapes: B images, D width of a feature, P length of the prefix, E width of the decoder, L states
+of an image.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Gt
+from torch import Tensor, nn
+from torch.nn import functional
+
+from captioning.config import settings
+
+_Size = Annotated[int, Gt(0)]
+
+
+@settings
+class MapperSettings:
+    """Which mapper, and its sizes."""
+
+    kind: Literal["mlp", "transformer"] = "mlp"
+    #: Embeddings that GPT-2 reads before the caption.
+    prefix_length: _Size = 10
+    #: Hidden layers; null: ClipCap's (1 for the MLP, 8 for the transformer).
+    layers: _Size | None = None
+    #: Attention heads of the transformer.
+    heads: _Size = 8
+    #: Width of the hidden layers; null: ClipCap's (MLP: half the prefix; transformer: twice the decoder's width).
+    hidden: _Size | None = None
+    #: What of the image is read: its one embedding, or (transformer only) the state of every patch.
+    source: Literal["embedding", "patches"] = "embedding"
+    #: States that the transformer unfolds the one embedding into.
+    image_length: _Size = 10
+
+    def __post_init__(self) -> None:
+        if self.source == "patches" and self.kind == "mlp":
+            raise ValueError("source 'patches' needs kind 'transformer': the mlp reads one embedding an image")
+
+
+def make_mapper(settings: MapperSettings, *, feature_size: int, width: int, dropout: float) -> nn.Module:
+    """A mapper from features (B, D), or patch states (B, L, D), to prefixes (B, P, E); E is `width`."""
+    if settings.kind == "mlp":
+        return MlpMapper(settings, feature_size=feature_size, width=width, dropout=dropout)
+    return TransformerMapper(settings, feature_size=feature_size, width=width, dropout=dropout)
+
+
+class MlpMapper(nn.Module):
+    """Features (B, D) to a prefix (B, P, E) by an MLP with tanh."""
+
+    def __init__(self, settings: MapperSettings, *, feature_size: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.prefix_length = settings.prefix_length
+        hidden = settings.hidden or max(1, settings.prefix_length * width // 2)
+        layers: list[nn.Module] = []
+        size = feature_size
+        for _ in range(settings.layers or 1):
+            layers += [nn.Linear(size, hidden), nn.Tanh(), nn.Dropout(dropout)]
+            size = hidden
+        self.layers = nn.Sequential(*layers, nn.Linear(size, settings.prefix_length * width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        prefix: Tensor = self.layers(features)
+        return prefix.reshape(len(prefix), self.prefix_length, -1)
+
+
+class TransformerMapper(nn.Module):
+    """Features (B, D) or (B, L, D) to a prefix (B, P, E): what learned constants make of the image's states."""
+
+    def __init__(self, settings: MapperSettings, *, feature_size: int, width: int, dropout: float) -> None:
+        super().__init__()
+        if width % settings.heads:
+            raise ValueError(f"mapper.heads {settings.heads} must divide the width of the decoder, {width}")
+        self.prefix_length = settings.prefix_length
+        self.unfolds = settings.source == "embedding"
+        # Patch states come out of CLIP unnormalised, some with norms tens of times the others'.
+        self.norm = nn.Identity() if self.unfolds else nn.LayerNorm(feature_size)
+        self.image_length = settings.image_length
+        self.project = nn.Linear(feature_size, width * (settings.image_length if self.unfolds else 1))
+        self.constants = nn.Parameter(torch.randn(settings.prefix_length, width))
+        hidden = settings.hidden or 2 * width
+        self.blocks = nn.ModuleList(_Block(width, settings.heads, hidden, dropout) for _ in range(settings.layers or 8))
+
+    def forward(self, features: Tensor) -> Tensor:
+        states: Tensor = self.project(self.norm(features))
+        if self.unfolds:
+            states = states.reshape(len(states), self.image_length, -1)
+        constants = self.constants.to(states.dtype).expand(len(states), -1, -1)
+        states = torch.cat([states, constants], dim=1)
+        for block in self.blocks:
+            states = block(states)
+        return states[:, -self.prefix_length :]
+
+
+class _Block(nn.Module):
+    """Attention of all states to all, then a feed-forward layer; each after a norm and around a residual."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.queries_keys_values = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_feed = nn.LayerNorm(width)
+        self.feed = nn.Sequential(
+            nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, width), nn.Dropout(dropout)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, states: Tensor) -> Tensor:
+        joined = self.queries_keys_values(self.norm_attention(states))
+        parts = joined.reshape(*joined.shape[:2], 3, self.heads, -1)
+        queries, keys, values = parts.permute(2, 0, 3, 1, 4)
+        seen = functional.scaled_dot_product_attention(queries, keys, values)
+        states = states + self.dropout(self.out(seen.transpose(1, 2).flatten(2)))
+        fed: Tensor = self.feed(self.norm_feed(states))
+        return states + fed

@@ -1,0 +1,201 @@
+"""The two towers of CLIP-GPT2: CLIP's vision transformer and GPT-2, by sizes or by reference.
+
+A tower is described by its sizes (then its weights are random) or by a reference, a hub id or a
+folder (`captioning.models.hub`), whose sizes and weights it takes. Weights are always float32
+here, whatever they were saved in. Knows nothing of captions or of what joins the two.
+`transformers` takes seconds to import, so only what needs it does.
+"""
+
+import dataclasses
+from typing import Annotated, Any, TypeVar
+
+import torch
+from annotated_types import Gt
+from torch import nn
+
+from captioning.config import build, settings
+from captioning.errors import CheckpointError, SettingsError
+from captioning.models.hub import local_folder, read_config, read_tensors
+
+T = TypeVar("T")
+_Size = Annotated[int, Gt(0)]
+
+
+@settings
+class ClipTower:
+    """The sizes of CLIP's vision transformer (defaults: ViT-B/32)."""
+
+    hidden_size: _Size = 768
+    #: Width of the feed-forward layers; null: four times `hidden_size`.
+    intermediate_size: _Size | None = None
+    #: Length of the embedding that the tower gives an image.
+    projection_dim: _Size = 512
+    layers: _Size = 12
+    heads: _Size = 12
+    #: Pixels a side; `preprocess.size` must be the same.
+    image_size: _Size = 224
+    patch_size: _Size = 32
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of heads {self.heads}")
+        if self.image_size < self.patch_size:
+            raise ValueError(f"image_size {self.image_size} must be at least patch_size {self.patch_size}")
+
+    @property
+    def patches(self) -> int:
+        """Number of states that the tower gives an image: its patches and the class token."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+
+@settings
+class Gpt2Tower:
+    """The sizes of GPT-2, under the names of its own configuration (defaults: GPT-2 small)."""
+
+    n_embd: _Size = 768
+    n_layer: _Size = 12
+    n_head: _Size = 12
+    #: Positions in all: prefix, prompt and caption together.
+    n_positions: _Size = 1024
+    #: Null: as many as the tokenizer has.
+    vocab_size: _Size | None = None
+    #: Width of the feed-forward layers; null: four times `n_embd`.
+    n_inner: _Size | None = None
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} must be a multiple of n_head {self.n_head}")
+
+
+def clip_sizes(reference: str) -> ClipTower:
+    """The sizes of the CLIP at `reference`. Raises `CheckpointError`."""
+    from transformers import CLIPVisionConfig
+
+    folder = local_folder(reference, key="model.clip")
+    config = read_config(folder)
+    kind = config.get("model_type")
+    if kind == "clip":
+        # What a published configuration leaves out is the default of its own class.
+        config = CLIPVisionConfig.from_pretrained(folder).to_dict()
+    elif kind == "clip_vision_model":
+        config = CLIPVisionConfig(**config).to_dict()
+    else:
+        raise CheckpointError(f"model.clip: {reference!r} is a model of type {kind!r}, not CLIP's vision transformer.")
+    names = {"layers": "num_hidden_layers", "heads": "num_attention_heads"}
+    return _sizes(ClipTower, config, names, f"the configuration of {reference}")
+
+
+def gpt2_sizes(reference: str) -> Gpt2Tower:
+    """The sizes of the GPT-2 at `reference`. Raises `CheckpointError`."""
+    from transformers import GPT2Config
+
+    folder = local_folder(reference, key="model.gpt2")
+    config = read_config(folder)
+    if config.get("model_type") != "gpt2":
+        raise CheckpointError(f"model.gpt2: {reference!r} is a model of type {config.get('model_type')!r}, not gpt2.")
+    return _sizes(Gpt2Tower, GPT2Config(**config).to_dict(), {}, f"the configuration of {reference}")
+
+
+def make_clip(sizes: ClipTower) -> Any:
+    """`CLIPVisionModelWithProjection` of these sizes with random float32 weights."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    return _make(
+        CLIPVisionModelWithProjection,
+        CLIPVisionConfig(
+            hidden_size=sizes.hidden_size,
+            intermediate_size=sizes.intermediate_size or 4 * sizes.hidden_size,
+            projection_dim=sizes.projection_dim,
+            num_hidden_layers=sizes.layers,
+            num_attention_heads=sizes.heads,
+            image_size=sizes.image_size,
+            patch_size=sizes.patch_size,
+            hidden_act=sizes.hidden_act,
+            layer_norm_eps=sizes.layer_norm_eps,
+        ),
+        "model.clip",
+    )
+
+
+def make_gpt2(sizes: Gpt2Tower, *, dropout: float) -> Any:
+    """`GPT2LMHeadModel` of these sizes with random float32 weights; `vocab_size` must be set."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    assert sizes.vocab_size is not None
+    return _make(
+        GPT2LMHeadModel,
+        GPT2Config(
+            n_embd=sizes.n_embd,
+            n_layer=sizes.n_layer,
+            n_head=sizes.n_head,
+            n_positions=sizes.n_positions,
+            vocab_size=sizes.vocab_size,
+            n_inner=sizes.n_inner,
+            activation_function=sizes.activation_function,
+            layer_norm_epsilon=sizes.layer_norm_epsilon,
+            scale_attn_weights=sizes.scale_attn_weights,
+            scale_attn_by_inverse_layer_idx=sizes.scale_attn_by_inverse_layer_idx,
+            tie_word_embeddings=sizes.tie_word_embeddings,
+            resid_pdrop=dropout,
+            embd_pdrop=dropout,
+            attn_pdrop=dropout,
+            bos_token_id=None,
+            eos_token_id=None,
+        ),
+        "model.gpt2",
+    )
+
+
+def load_clip(clip: Any, reference: str) -> None:
+    """Fill `clip` with the weights at `reference`: a whole CLIP, or its vision half. Raises `CheckpointError`."""
+    _load(clip, reference, "model.clip", str, set(clip.state_dict()))
+
+
+def load_gpt2(gpt2: Any, reference: str) -> None:
+    """Fill `gpt2` with the weights at `reference`, with or without a head. Raises `CheckpointError`."""
+    wanted = set(gpt2.state_dict())
+    if gpt2.config.tie_word_embeddings:
+        wanted.remove("lm_head.weight")
+    _load(gpt2, reference, "model.gpt2", _gpt2_name, wanted)
+
+
+def _gpt2_name(name: str) -> str:
+    """OpenAI's files name the tensors of the bare transformer."""
+    return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+
+
+def _load(model: nn.Module, reference: str, key: str, rename: Any, wanted: set[str]) -> None:
+    folder = local_folder(reference, key=key)
+    tensors = read_tensors(folder, wanted, rename)
+    own = model.state_dict()
+    for name, tensor in tensors.items():
+        if own[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{key}: {name} in {folder} has shape {tuple(tensor.shape)}, and its config.json asks for "
+                f"{tuple(own[name].shape)}. The two files do not belong together."
+            )
+    model.load_state_dict(tensors, strict=False)
+
+
+def _make(model_class: Any, config: Any, key: str) -> Any:
+    try:
+        model = model_class(config)
+    except (KeyError, ValueError) as error:
+        raise SettingsError(f"{key}: these sizes make no model: {error}") from error
+    return model.to(torch.float32)
+
+
+def _sizes(tower: type[T], config: dict[str, Any], names: dict[str, str], where: str) -> T:
+    fields = [field.name for field in dataclasses.fields(tower)]  # type: ignore[arg-type]
+    values = {field: config[names.get(field, field)] for field in fields if names.get(field, field) in config}
+    try:
+        return build(tower, values, where=where)
+    except SettingsError as error:
+        raise CheckpointError(str(error)) from error

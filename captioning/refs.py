@@ -1,0 +1,87 @@
+"""From a REF to a folder on this machine: a bundled name, a folder, a URI or a hub repository.
+
+Knows where checkpoints are kept, and nothing of what is in them.
+"""
+
+import hashlib
+import importlib.resources
+import os
+import re
+from pathlib import Path
+
+from captioning.errors import CheckpointError, StorageError
+from captioning.storage import Location, StorageSettings
+
+#: The captioner that is used when none is named.
+DEFAULT = "flickr-lstm"
+
+
+def bundled_names() -> list[str]:
+    """Names of the captioners that come with the package."""
+    assets = _assets()
+    return sorted(path.name for path in assets.iterdir() if path.is_dir()) if assets.is_dir() else []
+
+
+def resolve(ref: str | None, storage: StorageSettings = StorageSettings()) -> tuple[str, Path]:
+    """The captioner's short name and its folder on this machine; fetched once if it is elsewhere.
+
+    Raises `CheckpointError` when there is no such captioner.
+    """
+    ref = ref or DEFAULT
+    if ref in bundled_names():
+        return ref, _assets() / ref
+    if "://" in ref:
+        return _stem(ref), _fetch(Location.parse(ref, storage))
+    folder = Path(ref).expanduser()
+    if folder.is_dir():
+        return _stem(str(folder.resolve())), folder
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", ref) and not folder.parent.is_dir():
+        return _stem(ref.partition("@")[0]), _fetch_from_hub(ref)
+    raise CheckpointError(
+        f"There is no captioner {ref!r}: it is no folder here, no URI, no hub repository (org/name) and none of the "
+        f"bundled ones ({', '.join(bundled_names()) or 'none'})."
+    )
+
+
+def _stem(ref: str) -> str:
+    """A name for a checkpoint; `best`, which every training run has, takes its run's name along."""
+    parts = [part for part in re.split(r"[/\\]+", ref) if part]
+    return "-".join(parts[-2:]) if parts[-1] in ("best", "last") and len(parts) > 1 else parts[-1]
+
+
+def _assets() -> Path:
+    return Path(str(importlib.resources.files("captioning"))) / "assets"
+
+
+def _fetch(location: Location) -> Path:
+    try:
+        files = list(location.walk())
+        if not files:
+            raise CheckpointError(f"There is no captioner at {location}: nothing is there.")
+        version = hashlib.sha256(repr((location.uri, [(f.path, f.size, f.version) for f in files])).encode())
+        folder = _cache() / version.hexdigest()[:16]
+        if not (folder / ".complete").exists():
+            location.download(folder)
+            (folder / ".complete").touch()
+    except StorageError as error:
+        raise CheckpointError(f"The captioner at {location} cannot be read: {error}") from error
+    return folder
+
+
+def _fetch_from_hub(ref: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = ref.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"The captioner {ref!r} is no folder here and could not be had from the hub: {reason} "
+            "Without a network, give a folder or a bundled name."
+        ) from error
+
+
+def _cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "captioning" / "checkpoints"

@@ -1,0 +1,186 @@
+"""Objects of any store that fsspec knows (S3, GCS, Azure, HTTP, memory …), without stale listings.
+
+A file system object is made when it is first needed, in the process that needs it: nothing here
+crosses a process border. This module raises the clients' own errors; `storage` words them.
+"""
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO, cast
+
+import fsspec
+
+from captioning.config import settings
+from captioning.errors import UsageError
+from captioning.local_files import FileInfo
+
+_PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "abfs": "adlfs",
+    "az": "adlfs",
+    "http": "aiohttp",
+    "https": "aiohttp",
+}
+
+
+@settings
+class StorageSettings:
+    """How object stores are reached. Local files need none of it."""
+
+    endpoint: str | None = None
+    """URL of an S3-compatible (or GCS-compatible) service other than the cloud's own."""
+    profile: str | None = None
+    """Name of a profile in the AWS configuration files."""
+    anonymous: bool = False
+    """Read public buckets without credentials."""
+    requester_pays: bool = False
+    """Agree to pay for reading buckets that ask for it."""
+
+
+class RemoteFiles:
+    """The operations of `storage.Location` on one fsspec protocol."""
+
+    def __init__(self, protocol: str, storage: StorageSettings) -> None:
+        self.protocol = protocol
+        self._fs = _filesystem(protocol, storage)
+
+    def read(self, uri: str) -> bytes:
+        """The whole object."""
+        return bytes(self._fs.cat_file(self._path(uri)))
+
+    def read_range(self, uri: str, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset`, fewer at the end of the object."""
+        if length == 0:
+            return b""
+        return bytes(self._fs.cat_file(self._path(uri), start=offset, end=offset + length))
+
+    def open_read(self, uri: str) -> BinaryIO:
+        """A seekable binary file that reads ahead."""
+        return cast(BinaryIO, self._fs.open(self._path(uri), "rb"))
+
+    def write(self, uri: str, data: bytes, temp_folder: str | None) -> None:  # noqa: ARG002 - one PUT needs no temporary file
+        """Put the object in one step: readers see the old one or the new one, never half."""
+        self._fs.pipe_file(self._path(uri), data)
+
+    def create(self, uri: str, data: bytes, temp_folder: str | None) -> bool:
+        """`write`, but only where there is no object yet: False, and nothing changed, when there is one.
+
+        Of two writers at the very same moment one alone succeeds where the store knows conditional
+        writes (S3 does); elsewhere the later one wins.
+        """
+        if self.info(uri) is not None:
+            return False
+        if self.protocol not in ("s3", "s3a"):
+            self.write(uri, data, temp_folder)
+            return True
+        try:
+            self._fs.pipe_file(self._path(uri), data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def append(self, uri: str, data: bytes) -> None:
+        """Add `data` at the end by writing the object again: for small files of one writer only."""
+        before = self.read(uri) if self.info(uri) is not None else b""
+        self.write(uri, before + data, None)
+
+    def delete(self, uri: str) -> None:
+        """Remove the object. Does nothing when there is none."""
+        try:
+            self._fs.rm_file(self._path(uri))
+        except FileNotFoundError:
+            return
+
+    def info(self, uri: str) -> FileInfo | None:
+        """Size and version of an object (`path` is its name), or None when it is a prefix or nothing."""
+        try:
+            found = self._fs.info(self._path(uri))
+        except FileNotFoundError:
+            return None
+        if found.get("type") == "directory":
+            return None
+        return FileInfo(uri.rpartition("/")[2], int(found.get("size") or 0), _version(found))
+
+    def is_dir(self, uri: str) -> bool:
+        """Whether there is anything below `uri`."""
+        try:
+            return bool(self._fs.info(self._path(uri)).get("type") == "directory")
+        except FileNotFoundError:
+            return False
+
+    def names(self, uri: str) -> list[str]:
+        """Names of the objects and prefixes directly below `uri`, sorted."""
+        path = self._path(uri)
+        try:
+            listed = self._fs.ls(path, detail=False)
+        except FileNotFoundError:
+            return []
+        names = (name.rstrip("/") for name in listed)
+        return sorted(name.rpartition("/")[2] for name in names if name != path.rstrip("/"))
+
+    def walk(self, uri: str, max_depth: int | None) -> Iterator[FileInfo]:
+        """Every object below `uri`, in the order of their relative paths."""
+        path = self._path(uri).rstrip("/")
+        found = self._fs.find(path, maxdepth=max_depth, detail=True)
+        files = []
+        for name, info in found.items():
+            relative = name[len(path) :].removeprefix("/")
+            if info.get("type") != "directory" and relative and not relative.endswith("/"):
+                files.append(FileInfo(relative, int(info.get("size") or 0), _version(info)))
+        return iter(sorted(files, key=lambda file: file.path))
+
+    def check_writable(self, uri: str) -> None:
+        """Make sure that objects can be written below `uri`, and leave none behind."""
+        probe = f"{uri}/.write-check"
+        self.write(probe, b"", None)
+        self.delete(probe)
+
+    def _path(self, uri: str) -> str:
+        return str(self._fs._strip_protocol(uri))
+
+
+def _filesystem(protocol: str, storage: StorageSettings) -> Any:
+    try:
+        return fsspec.filesystem(protocol, **_options(protocol, storage))
+    except ImportError as error:
+        package = _PACKAGES.get(protocol, "the package that brings it")
+        extra = ' (pip install "captioning[s3]")' if package == "s3fs" else ""
+        raise UsageError(f"Reading {protocol}:// needs {package}, which is not installed{extra}: {error}") from error
+    except ValueError as error:
+        raise UsageError(f"{protocol}:// is no kind of storage that is known here: {error}") from error
+
+
+def _options(protocol: str, storage: StorageSettings) -> dict[str, Any]:
+    # A cached listing would hide the files that other processes have written since.
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if protocol in ("s3", "s3a"):
+        options["config_kwargs"] = {
+            "retries": {"mode": "standard", "max_attempts": 5},
+            "connect_timeout": 20,
+            "read_timeout": 60,
+        }
+        if storage.endpoint:
+            options["endpoint_url"] = storage.endpoint
+        if storage.profile:
+            options["profile"] = storage.profile
+        if storage.anonymous:
+            options["anon"] = True
+        if storage.requester_pays:
+            options["requester_pays"] = True
+    elif protocol in ("gs", "gcs"):
+        if storage.endpoint:
+            options["endpoint_url"] = storage.endpoint
+        if storage.anonymous:
+            options["token"] = "anon"
+        if storage.requester_pays:
+            options["requester_pays"] = True
+    return options
+
+
+def _version(info: dict[str, Any]) -> str:
+    for key in ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "mtime", "created"):
+        if info.get(key) is not None:
+            return str(info[key]).strip('"')
+    return ""

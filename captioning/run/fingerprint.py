@@ -1,0 +1,34 @@
+"""What makes two runs the same: a hash over plain values, and the difference said in words.
+
+Knows nothing of which values go in.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+_ABSENT = "(none)"
+
+
+def fingerprint(parts: Mapping[str, Any]) -> str:
+    """A hash of JSON-like values, 32 hexadecimal digits; the order of keys does not matter."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The values that differ, a line each: `key.path: old → new`, sorted by key."""
+    before, after = _flat(old), _flat(new)
+    keys = sorted({key for key in (*before, *after) if before.get(key, _ABSENT) != after.get(key, _ABSENT)})
+    return [f"{key}: {before.get(key, _ABSENT)} → {after.get(key, _ABSENT)}" for key in keys]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found.update(_flat(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return found

@@ -1,0 +1,229 @@
+"""The index of a run: the archive's images in a fixed order, cut into shards.
+
+    pending = write_segment(layout, sources, shard_size=None)     lists the archive
+    index = pending.commit()                                      from here on it counts
+    index.rows(shard)                                             the entries of one shard
+
+A segment counts once its marker exists; rows and shards of a committed segment never change.
+Two drivers may write the same segment: one marker wins, and both go on with that one. Knows
+nothing of what is done with the images.
+"""
+
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from captioning.errors import InputError, StorageError
+from captioning.run.digests import DigestSet, digests
+from captioning.run.layout import SHARDS_A_PART, PartRange, RunLayout, Shard
+from captioning.run.segment import Segment, marker, read_columns, read_group, write_file
+from captioning.run.sources import Entry, Source, first_holder, require_image
+
+#: The most images in a shard, unless a setting says otherwise.
+MAX_SHARD_SIZE = 512
+
+#: A small archive is cut into about this many shards, so that every core has work.
+_WANTED_SHARDS = 64
+_BATCH = 4096
+
+
+def choose_shard_size(images: int) -> int:
+    """Images a shard for an archive of `images`: a multiple of 8, from 8 to 512."""
+    return max(8, min(MAX_SHARD_SIZE, -(-images // (_WANTED_SHARDS * 8)) * 8))
+
+
+@dataclass(frozen=True)
+class Index:
+    """The committed segments of a run. Small and picklable: rows are read when asked for."""
+
+    layout: RunLayout
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def load(cls, layout: RunLayout) -> "Index":
+        """The index as it stands now; one without segments when none was committed yet."""
+        names = set(layout.index_dir.names())
+        segments: list[Segment] = []
+        while (where := marker(layout, len(segments))).name in names:
+            segments.append(Segment.from_json(where.read_bytes(), where))
+        return cls(layout, tuple(segments))
+
+    @property
+    def rows_total(self) -> int:
+        """The number of images in the archive."""
+        return self.segments[-1].stop_row if self.segments else 0
+
+    @property
+    def shards_total(self) -> int:
+        """The number of shards."""
+        return self.segments[-1].stop_shard if self.segments else 0
+
+    def shards(self) -> list[Shard]:
+        """Every shard, in order."""
+        return [seg.shard(number) for seg in self.segments for number in range(seg.first_shard, seg.stop_shard)]
+
+    def shard(self, number: int) -> Shard:
+        """The shard of this number."""
+        return self._segment(number).shard(number)
+
+    def ranges(self) -> list[PartRange]:
+        """The ranges of shards that become a part each, in order."""
+        return [part for segment in self.segments for part in segment.ranges()]
+
+    def rows(self, shard: Shard) -> list[Entry]:
+        """The entries of one shard, in order; reads only that shard's rows. Raises `StorageError`."""
+        name, group = self._segment(shard.number).file_of(shard.number)
+        return read_group(self.layout, name, group, shard.rows)
+
+    def range_ids(self, part: PartRange) -> list[str]:
+        """The image ids of all shards of a part, in order."""
+        name, _ = self._segment(part.first).file_of(part.first)
+        ids: list[str] = read_columns(self.layout, name, ["image_id"])["image_id"].to_pylist()
+        return ids
+
+    def batches(self) -> Iterator[list[Entry]]:
+        """All entries, in order, a part's range at a time."""
+        columns = ["image_id", "uri", "size_bytes", "version", "tar", "offset"]
+        for segment in self.segments:
+            for name in segment.files:
+                yield [Entry(**row) for row in read_columns(self.layout, name, columns).to_pylist()]
+
+    def _segment(self, shard: int) -> Segment:
+        for segment in self.segments:
+            if segment.first_shard <= shard < segment.stop_shard:
+                return segment
+        raise StorageError("missing", f"Shard {shard} is not in the index of {self.layout.root}.")
+
+
+@dataclass(frozen=True)
+class PendingSegment:
+    """A segment whose files are written and whose marker is not: it does not count yet."""
+
+    index: Index
+    segment: Segment
+
+    @property
+    def shard_size(self) -> int:
+        """The images a shard."""
+        return self.segment.shard_size
+
+    @property
+    def rows(self) -> int:
+        """The images in the segment."""
+        return self.segment.rows
+
+    def commit(self) -> Index:
+        """Write the marker, and return the index with the segment in it.
+
+        When another driver committed this segment first, its segment is the one that counts, and
+        the files of this one are dropped.
+        """
+        layout = self.index.layout
+        marker(layout, self.segment.number).create_bytes(self.segment.to_json(), temp=layout.tmp_dir)
+        index = Index.load(layout)
+        _drop_leftovers(index, self.segment.number)
+        return index
+
+    def discard(self) -> None:
+        """Remove the files again."""
+        for name in self.segment.files:
+            (self.index.layout.index_dir / name).delete()
+
+
+def write_segment(
+    layout: RunLayout, sources: Sequence[Source], *, shard_size: int | None = None, index: Index | None = None
+) -> PendingSegment:
+    """List the archive and write it as the run's first segment, not committed yet.
+
+    Without `shard_size` it is chosen from the number of images. Raises `InputError` for a source
+    without images and for an id that two sources share, `StorageError` when a listing fails; then
+    nothing is left behind.
+    """
+    index = index or Index.load(layout)
+    assert not index.segments, "a run that has an index grows (see growth)"
+    entries = checked_entries(sources)
+    return write_entries(index, entries, sources, shard_size)
+
+
+def checked_entries(sources: Sequence[Source], *, may_be_empty: bool = False) -> Iterator[Entry]:
+    """The entries of all sources, in order, in which no id comes twice. Raises `InputError`."""
+    seen = DigestSet()
+    for source in sources:
+        found = False
+        listing = source.entries()
+        while batch := list(islice(listing, _BATCH)):
+            found = True
+            new = seen.add(digests([entry.image_id for entry in batch]))
+            if not new.all():
+                raise _shared(sources, source, batch[int(new.argmin())].image_id)
+            yield from batch
+        if not found and not may_be_empty:
+            raise require_image(source)
+
+
+def write_entries(
+    index: Index, entries: Iterable[Entry], sources: Sequence[Source], shard_size: int | None
+) -> PendingSegment:
+    """Write `entries` as the next segment of `index`, a part's range at a time; not committed yet."""
+    stream = iter(entries)
+    number = len(index.segments)
+    token = secrets.token_hex(4)
+    first_shard, rows = index.shards_total, 0
+    files: list[str] = []
+    try:
+        # So many images that the choice is the same for more of them.
+        ahead = list(islice(stream, MAX_SHARD_SIZE * _WANTED_SHARDS)) if shard_size is None else []
+        size = shard_size or choose_shard_size(len(ahead))
+        shard = first_shard
+        while True:
+            room = (SHARDS_A_PART - shard % SHARDS_A_PART) * size
+            batch, ahead = ahead[:room], ahead[room:]
+            batch += islice(stream, room - len(batch))
+            if not batch:
+                break
+            name = f"segment-{number:04d}-{token}-{len(files):05d}.parquet"
+            files.append(name)
+            write_file(index.layout, name, batch, size)
+            rows += len(batch)
+            shard += -(-len(batch) // size)
+    except BaseException:
+        for name in files:
+            (index.layout.index_dir / name).delete()
+        raise
+    skipped: Counter[str] = Counter()
+    for source in sources:
+        skipped.update(source.skipped)
+    segment = Segment(
+        number=number,
+        first_shard=first_shard,
+        first_row=index.rows_total,
+        rows=rows,
+        shard_size=size,
+        files=tuple(files),
+        skipped=dict(sorted(skipped.items())),
+        repeated=sum(source.repeated for source in sources),
+        notes=tuple(note for source in sources for note in source.notes),
+    )
+    return PendingSegment(index, segment)
+
+
+def _drop_leftovers(index: Index, number: int) -> None:
+    """Delete files of committed segments that no marker names: what a killed or slower driver left.
+
+    Files of a segment that is not committed yet may be another driver's, at work this moment.
+    """
+    named = {name for segment in index.segments for name in segment.files}
+    for name in index.layout.index_dir.names():
+        if name.endswith(".parquet") and name not in named and name < f"segment-{number + 1:04d}":
+            (index.layout.index_dir / name).delete()
+
+
+def _shared(sources: Sequence[Source], second: Source, image_id: str) -> InputError:
+    first = first_holder(sources, image_id)
+    where = f"INPUTs {first.given} and {second.given}" if first else f"INPUT {second.given} and one before it"
+    return InputError(
+        f"The image id {image_id!r} is in both {where}. Give each INPUT a name, which is put before its ids: "
+        f"a={second.location}. (Tars or images of one folder: quote the glob, so that they are one INPUT.)"
+    )

@@ -1,0 +1,146 @@
+"""`run.json`: what was run, kept beside its table so that it can be finished, checked and repeated.
+
+Knows nothing of what the settings mean.
+"""
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from captioning.errors import RunConflictError, UsageError
+from captioning.run.fingerprint import difference, fingerprint
+from captioning.run.layout import RunLayout
+
+FORMAT_VERSION = 1
+
+_PACKAGES = (
+    "captioning",
+    "numpy",
+    "pillow",
+    "pyarrow",
+    "ray",
+    "timm",
+    "tokenizers",
+    "torch",
+    "torchvision",
+    "transformers",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a run depends on, those that are installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What `run.json` says.
+
+    `inputs` are the INPUTs as `Source.given` has them, `archive` what their image ids are relative
+    to; `settings` are resolved; `fingerprint_parts` are what the fingerprint hashes.
+    """
+
+    inputs: tuple[str, ...]
+    archive: tuple[str, ...]
+    shard_size: int
+    settings: Mapping[str, Any]
+    fingerprint_parts: Mapping[str, Any]
+    versions: Mapping[str, str] = field(default_factory=versions)
+    created: str = field(default_factory=_now)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of `fingerprint_parts`."""
+        return fingerprint(self.fingerprint_parts)
+
+    @classmethod
+    def read(cls, layout: RunLayout) -> "RunRecord | None":
+        """The record of the run in `layout`, None when none has begun. Raises `UsageError` when it is unreadable."""
+        if not layout.exists():
+            return None
+        try:
+            values = json.loads(layout.run_json.read_bytes())
+            version = values["format_version"]
+            if not isinstance(version, int) or version > FORMAT_VERSION:
+                raise UsageError(
+                    f"{layout.run_json} has format version {version}; this Captioning knows up to {FORMAT_VERSION}. "
+                    "Use the Captioning that began the run, or a newer one."
+                )
+            return cls(
+                inputs=tuple(values["inputs"]),
+                archive=tuple(values["archive"]),
+                shard_size=int(values["shard_size"]),
+                settings=dict(values["settings"]),
+                fingerprint_parts=dict(values["fingerprint_parts"]),
+                versions=dict(values["versions"]),
+                created=str(values["created"]),
+                format_version=version,
+            )
+        except UsageError:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"{layout.run_json} is damaged ({type(error).__name__}: {error}). Give another OUTPUT, or restore it."
+            ) from error
+
+    def create(self, layout: RunLayout) -> "RunRecord":
+        """Write the record if there is none, else check that the one there is of the same run and return it.
+
+        Of two drivers that begin at once, one writes it. Raises `RunConflictError`.
+        """
+        if layout.run_json.create_bytes(self._to_json(), temp=layout.tmp_dir):
+            return self
+        present = RunRecord.read(layout)
+        assert present is not None, "a file that could not be created is there"
+        present.check(layout, inputs=self.inputs, fingerprint_parts=self.fingerprint_parts)
+        return present
+
+    def check(self, layout: RunLayout, *, inputs: Sequence[str], fingerprint_parts: Mapping[str, Any]) -> None:
+        """Raise `RunConflictError`, with the difference, unless this is a run of the same captioner and archive.
+
+        Further INPUTs are allowed: the archive has grown.
+        """
+        lines = difference(self.fingerprint_parts, fingerprint_parts)
+        lines += [f"INPUT {given}: in this run → not given" for given in self.inputs if given not in inputs]
+        if lines:
+            shown = "\n  ".join(lines)
+            raise RunConflictError(
+                f"{layout.root} holds a run that differs from this one (there → now):\n  {shown}\n"
+                "Give another OUTPUT with -o, or the model, settings and INPUTs of that run."
+            )
+
+    def widen(self, layout: RunLayout, *, inputs: Sequence[str], archive: Sequence[str]) -> "RunRecord":
+        """The record with the INPUTs of a grown archive, written in place of this one if they differ."""
+        wider = replace(self, inputs=tuple(inputs), archive=tuple(archive))
+        if wider != self:
+            layout.run_json.write_bytes(wider._to_json(), temp=layout.tmp_dir)
+        return wider
+
+    def _to_json(self) -> bytes:
+        values = {
+            "format_version": self.format_version,
+            "created": self.created,
+            "inputs": list(self.inputs),
+            "archive": list(self.archive),
+            "shard_size": self.shard_size,
+            "fingerprint": self.fingerprint,
+            "fingerprint_parts": dict(self.fingerprint_parts),
+            "settings": dict(self.settings),
+            "versions": dict(self.versions),
+        }
+        return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,137 @@
+"""One segment of the index: what its marker says, and how its rows are written and read.
+
+A segment is a few Parquet files, one for each part of the table, in which every shard is a row
+group; and a marker, `segment-0000.json`, written last. A file that no marker names does not
+count. Knows nothing of how the archive was listed.
+"""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from captioning.errors import StorageError
+from captioning.run.layout import SHARDS_A_PART, PartRange, RunLayout, Shard
+from captioning.run.sources import Entry
+from captioning.storage import Location
+from captioning.storage_errors import storage_errors
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64()),
+        pa.field("version", pa.string(), nullable=False),
+        pa.field("tar", pa.string()),
+        pa.field("offset", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What a segment's marker says.
+
+    `files` are the names of its index files, one for each range of `ranges()`. `skipped`,
+    `repeated` and `notes` are what was found while listing, added up over the sources.
+    """
+
+    number: int
+    first_shard: int
+    first_row: int
+    rows: int
+    shard_size: int
+    files: tuple[str, ...]
+    skipped: Mapping[str, int]
+    repeated: int
+    notes: tuple[str, ...]
+
+    @property
+    def stop_shard(self) -> int:
+        """One more than the segment's last shard."""
+        return self.first_shard + -(-self.rows // self.shard_size)
+
+    @property
+    def stop_row(self) -> int:
+        """One more than the segment's last row."""
+        return self.first_row + self.rows
+
+    def shard(self, number: int) -> Shard:
+        """The shard of this number, which must lie in the segment."""
+        start = self.first_row + (number - self.first_shard) * self.shard_size
+        return Shard(number, self.number, start, min(start + self.shard_size, self.stop_row))
+
+    def ranges(self) -> list[PartRange]:
+        """The ranges of shards that become a part each, in order."""
+        found = []
+        first = self.first_shard
+        while first < self.stop_shard:
+            stop = min((first // SHARDS_A_PART + 1) * SHARDS_A_PART, self.stop_shard)
+            found.append(PartRange(first, stop - 1))
+            first = stop
+        return found
+
+    def file_of(self, shard: int) -> tuple[str, int]:
+        """The index file that holds a shard, and the shard's row group in it."""
+        at = shard // SHARDS_A_PART - self.first_shard // SHARDS_A_PART
+        first = max(self.first_shard, shard // SHARDS_A_PART * SHARDS_A_PART)
+        return self.files[at], shard - first
+
+    def to_json(self) -> bytes:
+        """The marker's content."""
+        return (json.dumps(asdict(self), indent=1) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, where: Location) -> "Segment":
+        """Read a marker back. Raises `StorageError` when it is damaged."""
+        try:
+            values: dict[str, Any] = json.loads(data)
+            return cls(**{**values, "files": tuple(values["files"]), "notes": tuple(values["notes"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise StorageError(
+                "storage", f"The index marker {where} is damaged ({error}). Restore it, or begin again elsewhere."
+            ) from error
+
+
+def marker(layout: RunLayout, number: int) -> Location:
+    """Where the marker of a segment is."""
+    return layout.index_dir / f"segment-{number:04d}.json"
+
+
+def write_file(layout: RunLayout, name: str, entries: Sequence[Entry], shard_size: int) -> None:
+    """Write one index file, a row group for each `shard_size` entries."""
+    columns = {field: [getattr(entry, field) for entry in entries] for field in INDEX_SCHEMA.names}
+    table = pa.Table.from_pydict(columns, schema=INDEX_SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", row_group_size=shard_size)
+    (layout.index_dir / name).write_bytes(buffer.getvalue(), temp=layout.tmp_dir)
+
+
+def read_group(layout: RunLayout, name: str, group: int, expected: int) -> list[Entry]:
+    """The entries of one row group. Raises `StorageError` when the file is damaged."""
+    location = layout.index_dir / name
+    try:
+        with storage_errors(location.uri), location.open_read() as file:
+            table = pq.ParquetFile(file).read_row_group(group)
+    except (pa.ArrowInvalid, IndexError) as error:
+        raise _damaged(location, error) from error
+    if table.num_rows != expected:
+        raise _damaged(location, f"{table.num_rows} rows where there should be {expected}")
+    return [Entry(**row) for row in table.to_pylist()]
+
+
+def read_columns(layout: RunLayout, name: str, columns: Sequence[str]) -> pa.Table:
+    """Some columns of one index file. Raises `StorageError` when the file is damaged."""
+    location = layout.index_dir / name
+    try:
+        return pq.read_table(io.BytesIO(location.read_bytes()), columns=list(columns))
+    except pa.ArrowInvalid as error:
+        raise _damaged(location, error) from error
+
+
+def _damaged(location: Location, reason: object) -> StorageError:
+    return StorageError("storage", f"The index file {location} is damaged: {reason}. Begin the run again elsewhere.")

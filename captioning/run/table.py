@@ -1,0 +1,234 @@
+"""The caption table: its columns, the staged files of single shards, and folding them into parts.
+
+A shard's result is staged under the shard's own name, so that a retry overwrites itself. A part
+is written when every shard of its range is staged, in one atomic step and only if it is not
+there; staged files inside an existing part's range are leftovers, deleted and never folded. So
+whatever is killed, and however many drivers fold, no row comes twice and none is lost. Knows
+nothing of how captions are made.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from captioning.errors import StorageError
+from captioning.run.index import Index
+from captioning.run.layout import PartRange, RunLayout, Shard
+from captioning.run.sources import Entry
+from captioning.storage import Location
+
+#: One entry of `alternatives`.
+ALTERNATIVE = pa.struct([pa.field("caption", pa.string()), pa.field("score", pa.float32())])
+
+SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string()),
+        pa.field("uri", pa.string()),
+        pa.field("caption", pa.string()),
+        pa.field("score", pa.float32()),
+        pa.field("num_tokens", pa.int16()),
+        pa.field("alternatives", pa.list_(ALTERNATIVE)),
+        pa.field("status", pa.string()),
+        pa.field("error_class", pa.string()),
+        pa.field("error_message", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("size_bytes", pa.int64()),
+        pa.field("model", pa.string()),
+    ]
+)
+
+#: Files of an object store are read and deleted this many at a time.
+_PARALLEL = 8
+_LONGEST_MESSAGE = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One image's row of the table.
+
+    `score` is the mean log-probability a token, `num_tokens` counts the end token, `alternatives`
+    are (caption, score), best first and included; `width` and `height` are pixels as decoded.
+    """
+
+    image_id: str
+    uri: str
+    caption: str | None
+    score: float | None
+    num_tokens: int | None
+    alternatives: tuple[tuple[str, float], ...]
+    status: Literal["ok", "error"] = "ok"
+    error_class: str | None = None
+    error_message: str | None = None
+    width: int | None
+    height: int | None
+    size_bytes: int | None
+    model: str
+
+    @classmethod
+    def failed(
+        cls,
+        entry: Entry,
+        error_class: str,
+        message: str,
+        *,
+        model: str,
+        width: int | None = None,
+        height: int | None = None,
+        size_bytes: int | None = None,
+    ) -> "Row":
+        """The row of an image that could not be captioned."""
+        return cls(
+            image_id=entry.image_id,
+            uri=entry.uri,
+            caption=None,
+            score=None,
+            num_tokens=None,
+            alternatives=(),
+            status="error",
+            error_class=error_class,
+            error_message=message,
+            width=width,
+            height=height,
+            size_bytes=entry.size_bytes if size_bytes is None else size_bytes,
+            model=model,
+        )
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """What `fold` did: parts written, and shards whose staged file could not be used.
+
+    Such a file was deleted, so that its shard is pending again.
+    """
+
+    folded: tuple[PartRange, ...]
+    damaged: tuple[int, ...]
+
+
+def schema_description() -> dict[str, str]:
+    """Columns and their types as text: the schema's share of a run's fingerprint."""
+    return {field.name: str(field.type) for field in SCHEMA}
+
+
+def rows_to_table(rows: Sequence[Row]) -> pa.Table:
+    """The rows as a table of `SCHEMA`, in their order."""
+    columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(Row)}
+    columns["alternatives"] = [
+        [{"caption": caption, "score": score} for caption, score in row.alternatives] for row in rows
+    ]
+    columns["error_message"] = [_plain(row.error_message) for row in rows]
+    return pa.Table.from_pydict(columns, schema=SCHEMA)
+
+
+def write_staged(layout: RunLayout, shard: Shard, rows: Sequence[Row]) -> None:
+    """Stage the rows of a finished shard, in one atomic step. Raises `StorageError`."""
+    assert len(rows) == shard.rows, f"shard {shard.number} has {shard.rows} images, not {len(rows)}"
+    assert len({row.image_id for row in rows}) == len(rows), f"an image comes twice in shard {shard.number}"
+    layout.staged(shard.number).write_bytes(_to_parquet(rows_to_table(rows)), temp=layout.tmp_dir)
+
+
+def staged_shards(layout: RunLayout) -> set[int]:
+    """The numbers of the shards that have a staged file."""
+    return set(layout.staged_numbers())
+
+
+def folded_ranges(layout: RunLayout, index: Index) -> list[PartRange]:
+    """The ranges of the index whose part is in the root."""
+    present = set(layout.parts())
+    return [part for part in index.ranges() if part in present]
+
+
+def pending_shards(layout: RunLayout, index: Index) -> list[Shard]:
+    """The shards that are neither staged nor in a part, in order: what there is to do."""
+    # Staged files are listed first: a shard that another driver folds in between is then seen in its part.
+    done = staged_shards(layout)
+    for part in folded_ranges(layout, index):
+        done.update(part.numbers)
+    return [shard for shard in index.shards() if shard.number not in done]
+
+
+def fold(layout: RunLayout, index: Index) -> FoldResult:
+    """Write every part whose shards are all staged, and delete the staged files of existing parts.
+
+    Safe to call at any time, by several drivers at once, and again after a crash. Raises
+    `StorageError`.
+    """
+    staged = staged_shards(layout)
+    present = set(layout.parts())
+    folded: list[PartRange] = []
+    damaged: list[int] = []
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        for part in index.ranges():
+            leftovers = [number for number in part.numbers if number in staged]
+            if part not in present:
+                if len(leftovers) < len(part.numbers):
+                    continue
+                found = list(pool.map(_read_staged, [layout] * len(leftovers), [index.shard(n) for n in leftovers]))
+                broken = [number for number, table in zip(leftovers, found, strict=True) if table is False]
+                for number in broken:
+                    layout.staged(number).delete()
+                damaged += broken
+                tables = [table for table in found if isinstance(table, pa.Table)]
+                # A file that is gone was folded and deleted by another driver.
+                if len(tables) < len(found):
+                    continue
+                if layout.part(part).create_bytes(_to_parquet(pa.concat_tables(tables)), temp=layout.tmp_dir):
+                    folded.append(part)
+            list(pool.map(Location.delete, [layout.staged(number) for number in leftovers]))
+    return FoldResult(tuple(folded), tuple(damaged))
+
+
+def read_table(layout: RunLayout, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The table's rows, a few thousand at a time, in the order of the parts. Raises `StorageError`."""
+    for part in layout.parts():
+        table = read_part(layout, part)
+        yield from table.select(list(columns) if columns else SCHEMA.names).to_batches(max_chunksize=8192)
+
+
+def read_part(layout: RunLayout, part: PartRange) -> pa.Table:
+    """One part of the table. Raises `StorageError`, also when the file is damaged or no part of this table."""
+    location = layout.part(part)
+    try:
+        table = _from_parquet(location.read_bytes())
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StorageError("storage", f"{location} is damaged: {error}") from error
+    if table.schema.names != SCHEMA.names or table.schema.types != SCHEMA.types:
+        raise StorageError("storage", f"{location} has other columns than a caption table.")
+    return table
+
+
+def _read_staged(layout: RunLayout, shard: Shard) -> pa.Table | Literal[False] | None:
+    """The staged rows of a shard; None when the file is gone, False when it cannot be used."""
+    try:
+        table = _from_parquet(layout.staged(shard.number).read_bytes())
+    except StorageError as error:
+        if error.error_class == "missing":
+            return None
+        raise
+    except (pa.ArrowInvalid, OSError):
+        return False
+    return table if table.schema.equals(SCHEMA) and table.num_rows == shard.rows else False
+
+
+def _to_parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", row_group_size=65536)
+    return buffer.getvalue()
+
+
+def _from_parquet(data: bytes) -> pa.Table:
+    return pq.ParquetFile(io.BytesIO(data)).read()
+
+
+def _plain(message: str | None) -> str | None:
+    """A message as valid Unicode and of bounded length."""
+    if message is None:
+        return None
+    text = message.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 1] + "…"

@@ -1,0 +1,222 @@
+"""Where files are: local paths and fsspec URIs behind one small interface.
+
+    Location.parse("s3://bucket/photos") / "cat.jpg"      .read_bytes()   .walk()   .write_bytes(…)
+
+Writes are atomic, listings are sorted and never stale, failures are `StorageError` with a class,
+and failures that can pass are tried again. This module knows nothing of images or runs.
+"""
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from captioning.errors import StorageError, UsageError
+from captioning.local_files import FileInfo, LocalFiles
+from captioning.remote_files import RemoteFiles, StorageSettings
+from captioning.storage_errors import storage_errors
+
+__all__ = ["FileInfo", "Location", "StorageSettings", "escape_name", "unescape_name"]
+
+T = TypeVar("T")
+
+_PROTOCOL = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://")
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+_LOOKS_ESCAPED = re.compile(rb"\\(?=x[0-9a-f]{2})")
+
+#: Seconds to wait before each further attempt at an operation whose failure may pass.
+_PAUSES: tuple[float, ...] = (0.5, 2.0, 5.0)
+
+
+def escape_name(name: str) -> str:
+    r"""`name` as valid Unicode: a byte that is not UTF-8 becomes `\xNN`.
+
+    A backslash that would read as such an escape becomes `\x5c`, so that no two names give one.
+    """
+    raw = _LOOKS_ESCAPED.sub(rb"\\x5c", name.encode("utf-8", "surrogateescape"))
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def unescape_name(text: str) -> str:
+    """The name that `escape_name` made `text` from, as the file system takes it."""
+    raw = _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), text.encode("utf-8", "surrogateescape"))
+    return raw.decode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or a folder, local or remote. Made with `parse`; cheap, hashable and picklable.
+
+    `path` is an absolute path when local, a URI without a trailing slash otherwise.
+    """
+
+    path: str
+    settings: StorageSettings = field(default_factory=StorageSettings)
+
+    @classmethod
+    def parse(cls, text: str, settings: StorageSettings | None = None) -> "Location":
+        """The location that a person wrote: a path (`~` and relative ones too) or a URI."""
+        settings = settings or StorageSettings()
+        if not text:
+            raise UsageError("An empty path was given where a file or a folder is needed.")
+        if "::" in text and _PROTOCOL.search(text.rpartition("::")[2]):
+            raise UsageError(f"{escape_name(text)} chains file systems with '::', which is not supported.")
+        match = _PROTOCOL.match(text)
+        if match is None:
+            return cls(_absolute(os.path.expanduser(text)), settings)
+        if match[1] in ("file", "local"):
+            return cls(_absolute("/" + text[match.end() :]), settings)
+        return cls(match[0].lower() + text[match.end() :].rstrip("/"), settings)
+
+    @classmethod
+    def from_uri(cls, uri: str, settings: StorageSettings | None = None) -> "Location":
+        """The location whose `uri` is `uri`: what an index or a table says, escapes undone."""
+        return cls.parse(unescape_name(uri), settings)
+
+    @property
+    def uri(self) -> str:
+        """The absolute path or the URI as valid Unicode, bytes that are not UTF-8 escaped."""
+        return escape_name(self.path)
+
+    @property
+    def name(self) -> str:
+        """The last component."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def parent(self) -> "Location":
+        """The folder this lies in."""
+        return Location(self.path.rpartition("/")[0] or "/", self.settings)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a path of this machine's file systems."""
+        return _PROTOCOL.match(self.path) is None
+
+    @property
+    def local_path(self) -> Path:
+        """The path of a local location."""
+        assert self.is_local, f"{self.uri} is not local"
+        return Path(self.path)
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def __truediv__(self, name: str) -> "Location":
+        return Location(f"{self.path.rstrip('/')}/{name}", self.settings)
+
+    def read_bytes(self) -> bytes:
+        """The whole file. Raises `StorageError`."""
+        return self._try(lambda files: files.read(self.path), "read")
+
+    def read_text(self) -> str:
+        """The whole file as UTF-8; bytes that are not are kept as surrogate escapes."""
+        return self.read_bytes().decode("utf-8", "surrogateescape")
+
+    def read_range(self, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset`, fewer at the end of the file."""
+        return self._try(lambda files: files.read_range(self.path, offset, length), "read")
+
+    def open_read(self) -> BinaryIO:
+        """A seekable binary file, to be closed by the caller."""
+        return self._try(lambda files: files.open_read(self.path), "read")
+
+    def write_bytes(self, data: bytes, *, temp: "Location | None" = None) -> None:
+        """Write the whole file in one atomic step, making its folders.
+
+        Locally a temporary file is written in the folder `temp` (default: beside the file), synced
+        and renamed; remotely there is one PUT.
+        """
+        temp_folder = temp.path if temp is not None else None
+        self._try(lambda files: files.write(self.path, data, temp_folder), "write")
+
+    def write_text(self, text: str, *, temp: "Location | None" = None) -> None:
+        """`write_bytes` of UTF-8 text."""
+        self.write_bytes(text.encode("utf-8", "surrogateescape"), temp=temp)
+
+    def create_bytes(self, data: bytes, *, temp: "Location | None" = None) -> bool:
+        """`write_bytes` only if there is no file yet; False, and nothing changed, when there is one."""
+        temp_folder = temp.path if temp is not None else None
+        with storage_errors(self.uri, "write"):
+            return self._files().create(self.path, data, temp_folder)
+
+    def append_bytes(self, data: bytes) -> None:
+        """Add `data` at the end: one system call locally, the object written again remotely."""
+        with storage_errors(self.uri, "write"):
+            self._files().append(self.path, data)
+
+    def info(self) -> FileInfo | None:
+        """Size and version of the file (`path` is its name); None when it is a folder or missing."""
+        return self._try(lambda files: files.info(self.path), "read")
+
+    def exists(self) -> bool:
+        """Whether there is a file or a folder."""
+        return self.info() is not None or self.is_dir()
+
+    def is_dir(self) -> bool:
+        """Whether there is a folder (remotely: anything below this prefix)."""
+        return self._try(lambda files: files.is_dir(self.path), "read")
+
+    def names(self) -> list[str]:
+        """Names of the files and folders directly in this folder, sorted; [] when it is missing."""
+        return self._try(lambda files: files.names(self.path), "list")
+
+    def walk(self, max_depth: int | None = None) -> Iterator[FileInfo]:
+        """Every file below this folder, sorted by relative path; `max_depth` 1 means its own files only."""
+        with storage_errors(self.uri, "list"):
+            yield from self._files().walk(self.path, max_depth)
+
+    def delete(self, *, missing_ok: bool = True) -> None:
+        """Remove the file."""
+        if not missing_ok and self.info() is None:
+            raise StorageError("missing", f"Could not delete {self.uri}: there is no such file.")
+        self._try(lambda files: files.delete(self.path), "delete")
+
+    def download(self, folder: Path) -> None:
+        """Copy this file, or everything below this folder, into the local `folder`."""
+        target = Location.parse(str(folder))
+        if self.info() is not None:
+            (target / self.name).write_bytes(self.read_bytes())
+            return
+        found = False
+        for file in self.walk():
+            found = True
+            source, copy = self / file.path, target / file.path
+            with storage_errors(copy.uri, "write"):
+                copy.local_path.parent.mkdir(parents=True, exist_ok=True)
+                with source.open_read() as reader, open(copy.path, "wb") as writer:
+                    shutil.copyfileobj(reader, writer, 1 << 20)
+        if not found:
+            raise StorageError("missing", f"There is nothing at {self.uri}. Check the spelling.")
+
+    def check_writable(self) -> None:
+        """Raise `StorageError` unless files can be written below this folder; leaves nothing behind."""
+        with storage_errors(self.uri, "write to"):
+            self._files().check_writable(self.path)
+
+    def _files(self) -> LocalFiles | RemoteFiles:
+        match = _PROTOCOL.match(self.path)
+        if match is None:
+            return LocalFiles()
+        return RemoteFiles(match[1], self.settings)
+
+    def _try(self, operation: Callable[[LocalFiles | RemoteFiles], T], action: str) -> T:
+        for pause in _PAUSES:
+            try:
+                with storage_errors(self.uri, action):
+                    return operation(self._files())
+            except StorageError as error:
+                if not error.passing:
+                    raise
+            time.sleep(pause)
+        with storage_errors(self.uri, action):
+            return operation(self._files())
+
+
+def _absolute(path: str) -> str:
+    # POSIX lets two leading slashes mean something else; here they are one.
+    return "/" + os.path.abspath(path).lstrip("/")

@@ -1,0 +1,154 @@
+"""What went wrong with a file, in the few classes that a row or a message can carry.
+
+Operating systems, object stores and their clients each name failures in their own way. This
+module turns all of them into `StorageError`. It does not know how files are read or written.
+"""
+
+import asyncio
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from captioning.errors import CaptioningError, StorageError
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NETWORK = {
+    errno.ECONNRESET,
+    errno.ECONNREFUSED,
+    errno.ECONNABORTED,
+    errno.EPIPE,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+}
+_THROTTLED_CODES = {
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "TooManyRequests",
+    "429",
+    "503",
+}
+_FORBIDDEN_CODES = {
+    "AccessDenied",
+    "Forbidden",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "401",
+    "403",
+}
+_MISSING_CODES = {"NoSuchKey", "NoSuchBucket", "NotFound", "404"}
+_SERVER_CODES = {"InternalError", "ServiceUnavailable", "500", "502", "504"}
+_TIMEOUT_CODES = {"RequestTimeout", "RequestTimeoutException"}
+
+_ADVICE = {
+    "missing": "Check the spelling and that it still exists.",
+    "forbidden": "Check the permissions or credentials (storage.profile, storage.anonymous).",
+    "throttled": "The store asks for fewer requests; run again, or with fewer parallel tasks.",
+    "timeout": "The store did not answer in time; run again.",
+    "network": "Check the network and storage.endpoint, then run again.",
+    "no_space": "Free some space, or choose another place.",
+    "storage": "See the reason above.",
+}
+
+
+@contextmanager
+def storage_errors(where: str, action: str = "read") -> Iterator[None]:
+    """Turn every failure inside into a `StorageError` that says what could not be done to `where`.
+
+    Errors of Captioning itself, and failures that are not the storage's (a `TypeError`, say),
+    pass through as they are.
+    """
+    try:
+        yield
+    except CaptioningError:
+        raise
+    except Exception as error:
+        error_class, passing = classify(error)
+        if error_class is None:
+            raise
+        raise StorageError(error_class, _message(where, action, error_class, error), passing=passing) from error
+
+
+def classify(error: BaseException) -> tuple[str | None, bool]:
+    """The `error_class` of `error` and whether trying again can help; None when it is no storage failure."""
+    code = _service_code(error)
+    if code is not None:
+        return _classify_code(code)
+    name = type(error).__name__
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return "missing", False
+    if isinstance(error, PermissionError) or "Credential" in name or name == "ProfileNotFound":
+        return "forbidden", False
+    if isinstance(error, TimeoutError | asyncio.TimeoutError) or "Timeout" in name:
+        return "timeout", True
+    if isinstance(error, ConnectionError) or name in _NETWORK_NAMES:
+        return "network", True
+    if isinstance(error, OSError):
+        if error.errno in _NO_SPACE:
+            return "no_space", False
+        if error.errno in _FORBIDDEN:
+            return "forbidden", False
+        if error.errno in _NETWORK:
+            return "network", True
+        if error.errno == errno.EBUSY:
+            return "throttled", True
+        return "storage", False
+    module = type(error).__module__.partition(".")[0]
+    if module in ("botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs", "requests", "fsspec"):
+        return "storage", False
+    if isinstance(error, ValueError) and "null" in str(error):
+        # A path with a NUL in it: the operating system's own words are an "embedded null byte".
+        return "missing", False
+    return None, False
+
+
+_NETWORK_NAMES = {
+    "EndpointConnectionError",
+    "ConnectionClosedError",
+    "HTTPClientError",
+    "ClientConnectorError",
+    "ClientConnectionError",
+    "ClientPayloadError",
+    "ServerDisconnectedError",
+    "ResponseParserError",
+    "IncompleteReadError",
+    "FSTimeoutError",
+}
+
+
+def _service_code(error: BaseException) -> str | None:
+    """The object store's own error code, on the error or on what caused it."""
+    at: BaseException | None = error
+    for _ in range(4):
+        if at is None:
+            return None
+        response = getattr(at, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+        status = getattr(at, "status", None)
+        if isinstance(status, int) and status >= 400:
+            return str(status)
+        at = at.__cause__
+    return None
+
+
+def _classify_code(code: str) -> tuple[str, bool]:
+    if code in _MISSING_CODES:
+        return "missing", False
+    if code in _FORBIDDEN_CODES:
+        return "forbidden", False
+    if code in _THROTTLED_CODES:
+        return "throttled", True
+    if code in _TIMEOUT_CODES:
+        return "timeout", True
+    if code in _SERVER_CODES:
+        return "network", True
+    return "storage", False
+
+
+def _message(where: str, action: str, error_class: str, error: BaseException) -> str:
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return f"Could not {action} {where}: {reason}. {_ADVICE[error_class]}".replace("..", ".")

@@ -1,0 +1,94 @@
+"""The optimiser, its schedule, and the moving average of the weights."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from captioning.models.base import CaptionModel
+from captioning.training.settings import OptimSettings
+
+
+def make_optimizer(model: CaptionModel, settings: OptimSettings) -> torch.optim.AdamW:
+    """AdamW over what the model trains: two learning rates, and decay for matrices only."""
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            pretrained = name.startswith(model.pretrained_parts)
+            decayed = parameter.ndim > 1 and id(parameter) not in embeddings
+            groups.setdefault((pretrained, decayed), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "peak_lr": settings.pretrained_lr if pretrained else settings.lr,
+                "lr": 0.0,
+                "weight_decay": settings.weight_decay if decayed else 0.0,
+            }
+            for (pretrained, decayed), parameters in sorted(groups.items(), key=lambda group: group[0])
+        ],
+        betas=(0.9, 0.98),
+        foreach=True,
+    )
+
+
+def schedule_factor(settings: OptimSettings, step: int, total_steps: int) -> float:
+    """The share of the peak learning rate at `step` (from 0) of `total_steps`."""
+    warmup = min(settings.warmup_steps, max(total_steps // 2, 1))
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(total_steps - warmup, 1)
+    if settings.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    if settings.schedule == "linear":
+        return max(1.0 - done, 0.0)
+    return 1.0
+
+
+class WeightAverage:
+    """Exponential moving average of the trained weights (Polyak & Juditsky 1992), short-sighted at first."""
+
+    def __init__(self, model: CaptionModel, decay: float) -> None:
+        self._decay = decay
+        self.weights = {
+            name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad
+        }
+
+    @torch.no_grad()
+    def update(self, model: CaptionModel, step: int) -> None:
+        """Take in the weights after `step` (from 0)."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        new = dict(model.named_parameters())
+        average = list(self.weights.values())
+        torch._foreach_lerp_(average, [new[name].detach() for name in self.weights], 1 - decay)
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Go on from saved averages."""
+        for name, value in self.weights.items():
+            value.copy_(weights[name])
+
+
+class swapped:  # noqa: N801 - reads as a verb: `with swapped(model, weights):`
+    """Give the model other weights for a while."""
+
+    def __init__(self, model: CaptionModel, weights: Mapping[str, Tensor] | None) -> None:
+        self._model = model
+        self._weights = weights or {}
+        self._own: dict[str, Tensor] = {}
+
+    def __enter__(self) -> None:
+        self._own = self._exchange(self._weights)
+
+    def __exit__(self, *_: object) -> None:
+        self._exchange(self._own)
+
+    @torch.no_grad()
+    def _exchange(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        parameters = dict(self._model.named_parameters())
+        before = {}
+        for name, value in weights.items():
+            before[name] = parameters[name].detach().clone()
+            parameters[name].copy_(value)
+        return before

@@ -1,0 +1,70 @@
+"""A training run's OUTPUT: whose it is, whether it is done, and the tokenizer that all its parts share."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from captioning.config import to_dict
+from captioning.data.shards import ShardSet
+from captioning.data.tokenizers import Tokenizer, load_tokenizer
+from captioning.errors import RunConflictError, UsageError
+from captioning.run.fingerprint import difference
+from captioning.storage import Location
+from captioning.training.loop import SUMMARY
+from captioning.training.settings import TrainSettings
+
+RUN = "train.json"
+_TOKENIZER = "tokenizer"
+#: Settings that may change between the starts of one run: they change how it goes, not what it makes.
+_FREE = ("data", "storage", "log_every_steps", "threads_per_worker", "gpu")
+
+
+def claim(output: Location, settings: TrainSettings, shards: ShardSet) -> None:
+    """Make `output` this run's, or see that it already is. Raises `RunConflictError` if it is another's."""
+    mine = _identity(settings, shards)
+    record = output / RUN
+    if record.exists():
+        try:
+            theirs: dict[str, Any] = json.loads(record.read_text())
+        except ValueError as error:
+            raise UsageError(f"{record} is damaged ({error}). Choose another OUTPUT.") from error
+        if theirs != mine:
+            lines = "\n  ".join(difference(theirs, mine))
+            raise RunConflictError(
+                f"{output} holds a training run with other settings or data:\n  {lines}\nUse them again to go on with "
+                "it, or choose another OUTPUT; to train on from its best checkpoint: --set init=OUTPUT/best."
+            )
+        return
+    if output.names():
+        raise RunConflictError(f"{output} is not empty and holds no training run. Choose another OUTPUT.")
+    output.check_writable()
+    record.write_text(json.dumps(mine, indent=2, ensure_ascii=False) + "\n")
+
+
+def is_finished(output: Location) -> bool:
+    """Whether the run has come to its end."""
+    return (output / SUMMARY).exists()
+
+
+def keep_tokenizer(output: Location, tokenizer: Tokenizer) -> None:
+    """Write the run's tokenizer: made once, used by every worker and after every restart."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        for path in sorted(Path(folder).iterdir()):
+            (output / _TOKENIZER / path.name).write_bytes(path.read_bytes())
+    (output / _TOKENIZER / "complete").write_text("")
+
+
+def kept_tokenizer(output: Location) -> Tokenizer | None:
+    """The run's tokenizer, if it has been made."""
+    if not (output / _TOKENIZER / "complete").exists():
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        (output / _TOKENIZER).download(Path(folder))
+        return load_tokenizer(Path(folder))
+
+
+def _identity(settings: TrainSettings, shards: ShardSet) -> dict[str, Any]:
+    values = {key: value for key, value in to_dict(settings).items() if key not in _FREE}
+    return {"settings": values, "data": {"identity": shards.identity, "images": shards.counts}}

@@ -1,0 +1,74 @@
+"""The training processes as one: sums, broadcasts and gathers over torch.distributed, or nothing for one."""
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+#: Gradients are summed in pieces of about this many numbers: few calls, little extra memory.
+_BUCKET = 8_000_000
+
+
+class Workers:
+    """This process's place among the training processes."""
+
+    def __init__(self, rank: int = 0, world: int = 1, device: torch.device | None = None) -> None:
+        self.rank = rank
+        self.world = world
+        self.device = device or torch.device("cpu")
+
+    @staticmethod
+    def of_process_group(device: torch.device | None = None) -> "Workers":
+        """The workers of the process group that has been set up, or this process alone."""
+        if not dist.is_initialized():
+            return Workers(device=device)
+        return Workers(dist.get_rank(), dist.get_world_size(), device)
+
+    def sum(self, value: float) -> float:
+        """The sum of every worker's `value`."""
+        if self.world == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return float(total)
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every gradient by the sum over the workers; one that a worker lacks counts as zero."""
+        if self.world == 1:
+            return
+        bucket: list[Tensor] = []
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            bucket.append(parameter.grad)
+            if sum(grad.numel() for grad in bucket) >= _BUCKET:
+                _sum_together(bucket)
+                bucket = []
+        if bucket:
+            _sum_together(bucket)
+
+    def broadcast(self, value: T | None) -> T:
+        """Rank 0's `value` in every process."""
+        if self.world == 1:
+            return value  # type: ignore[return-value]
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]  # type: ignore[no-any-return]
+
+    def gather(self, value: T) -> list[T]:
+        """Every worker's `value`, by rank, in every process."""
+        if self.world == 1:
+            return [value]
+        boxes: list[Any] = [None] * self.world
+        dist.all_gather_object(boxes, value)
+        return boxes
+
+
+def _sum_together(tensors: list[Tensor]) -> None:
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))

@@ -1,0 +1,53 @@
+"""The verb `caption`: a caption for every image of an archive, in a Parquet table."""
+
+from typing import Annotated
+
+import typer
+
+from captioning.errors import UnfinishedError
+from jobs.cli import ConfigOption, ModelOption, SetOption
+
+
+def caption(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT…",
+            help="What to caption: folders, images, globs, WebDataset tars, text lists of paths or URIs; local or "
+            "any fsspec URI (s3://…). NAME=INPUT puts NAME/ before its image ids.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Option("--output", "-o", metavar="OUTPUT", help="The run's folder or URI.", show_default=False),
+    ],
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Caption every image of an archive.
+
+    Give the same command again after a stop, and it goes on where it was; when all is done, it
+    captions only what is new in the archive. Every image gets a row: its caption, or the reason
+    why not.
+
+    Settings that are often given: --set decoding.beam_size=5, --set runtime.actors=4,
+    --set runtime.batch_size=64, --set errors.max_fraction=0.5.
+    """
+    from jobs.caption_outcome import final_lines
+    from jobs.caption_run import Request, caption_archive
+    from jobs.caption_settings import read_caption_settings
+
+    parsed, decoding = read_caption_settings(config, settings or [])
+    outcome = caption_archive(Request(tuple(inputs), output, model, parsed, decoding))
+    for line in final_lines(outcome, output):
+        print(line)
+    if not outcome.verdict.ok:
+        problems = "\n  ".join(outcome.verdict.problems)
+        raise UnfinishedError(f"The table in {output} is not complete:\n  {problems}\nGive the same command again.")
+    if outcome.too_many_errors:
+        raise UnfinishedError(
+            f"More images failed than errors.max_fraction={outcome.max_error_fraction:g} allows. Their rows are "
+            f"written, with the reasons in error_class and error_message; see: python -m jobs report {output}"
+        )

@@ -1,0 +1,104 @@
+"""Settings of the `caption` verb. Knows how they are written, not what is done with them."""
+
+from collections.abc import Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
+
+from captioning.config import build, read_values, settings
+from captioning.decoding.settings import DecodingSettings
+from captioning.errors import SettingsError
+from captioning.storage import StorageSettings
+from jobs.cli import read_config
+
+
+@settings
+class OutputSettings:
+    """How the table is cut."""
+
+    shard_size: Annotated[int, Ge(1), Le(4096)] | None = None
+    """Images a shard, the unit of work and of resume; chosen from the archive's size when not given.
+    Fixed for a run once it has begun."""
+
+
+@settings
+class RuntimeSettings:
+    """Who does the work. Changes the speed, never the captions."""
+
+    actors: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
+    """Captioner processes: one a GPU, else one a core, unless given."""
+
+    gpus_per_actor: Annotated[float, Ge(0)] | Literal["auto"] = "auto"
+    """GPUs, or the share of one, that each captioner takes; 0 captions on CPUs."""
+
+    batch_size: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
+    """Images that go through the model together: 32 on CPUs and 128 on a GPU, unless given."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes GPUs where the cluster has them."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 is faster where the hardware has it, and can change captions: part of the fingerprint."""
+
+    decode_tasks: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
+    """Shards that are fetched and decoded at the same time, at most."""
+
+    max_retries: Annotated[int, Ge(0)] = 3
+    """How often a task whose process died is tried again before the run gives up."""
+
+
+@settings
+class ErrorSettings:
+    """How many images may fail."""
+
+    max_fraction: Annotated[float, Ge(0), Le(1)] = 0.2
+    """Above this fraction of failed images the command ends with exit code 1; the rows are written all the same."""
+
+
+@settings
+class CaptionSettings:
+    """Everything that `--config` and `--set` of `caption` can say."""
+
+    output: OutputSettings = field(default_factory=OutputSettings)
+    decoding: DecodingSettings = field(default_factory=DecodingSettings)
+    runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+    storage: StorageSettings = field(default_factory=StorageSettings)
+    errors: ErrorSettings = field(default_factory=ErrorSettings)
+
+
+def read_caption_settings(config: Path | None, overrides: Sequence[str]) -> tuple[CaptionSettings, dict[str, Any]]:
+    """The settings as given, and the decoding keys that were given.
+
+    The decoding of a checkpoint is its own default: what was given here is laid over that, not
+    over this program's defaults. Raises `SettingsError`.
+    """
+    text, where = read_config(config)
+    values = read_values(text, overrides, where=where)
+    checked = dict(values)
+    given = values.get("decoding") or {}
+    if isinstance(given, dict) and "num_captions" in given and "beam_size" not in given:
+        # Whether there are beams enough is for the checkpoint's own beam size to say, later.
+        checked["decoding"] = {**given, "beam_size": 100}
+    parsed = build(CaptionSettings, checked, where=where)
+    if not isinstance(given, dict):
+        raise SettingsError(f"In {where}: 'decoding' must be a mapping of keys to values.")
+    _check(parsed, where)
+    return parsed, given
+
+
+def _check(given: CaptionSettings, where: str) -> None:
+    runtime = given.runtime
+    if runtime.device == "cpu" and runtime.gpus_per_actor not in ("auto", 0):
+        raise SettingsError(
+            f"In {where}: runtime.device is cpu but runtime.gpus_per_actor is {runtime.gpus_per_actor}: "
+            "leave one of the two out."
+        )
+    if runtime.device == "cuda" and runtime.gpus_per_actor == 0:
+        raise SettingsError(
+            f"In {where}: runtime.device is cuda but runtime.gpus_per_actor is 0: leave one of the two out."
+        )
+    share = runtime.gpus_per_actor
+    if share != "auto" and share > 1 and share != int(share):
+        raise SettingsError(f"In {where}: runtime.gpus_per_actor is {share}: above 1 it must be a whole number.")

@@ -1,0 +1,124 @@
+"""What every verb of the command line shares: option types, and errors turned into exit codes.
+
+Knows no verb, and imports neither Ray nor PyTorch: `--help` must stay quick.
+"""
+
+import functools
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, ParamSpec, TypeVar
+
+import typer
+
+from captioning.errors import CaptioningError, UsageError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: Set to 1 to see the traceback of an error that is otherwise one message.
+TRACEBACK_VARIABLE = "CAPTIONING_TRACEBACK"
+
+OK, UNFINISHED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Settings in YAML. See configs/ for examples."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One setting over those of --config; can be repeated."),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="REF",
+        help="A checkpoint's folder or URI, a Hugging Face repository id, or a bundled name. "
+        "Without it: the bundled captioner.",
+    ),
+]
+
+
+def read_config(config: Path | None) -> tuple[str | None, str]:
+    """The text of a `--config` file, if one is given, and how errors name where settings came from."""
+    if config is None:
+        return None, "the settings"
+    try:
+        return config.read_text(encoding="utf-8"), str(config)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {config} cannot be read: {error}. Give a YAML file of settings.") from error
+
+
+def guard(verb: Callable[P, R]) -> Callable[P, R]:
+    """Wrap a verb so that it ends with one message on stderr and the design's exit code.
+
+    2 for a `UsageError`, 1 for any other `CaptioningError`, 130 for an interrupt (Ctrl-C or
+    SIGTERM). Anything else is a bug and keeps its traceback.
+    """
+
+    @functools.wraps(verb)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            with terminate_as_interrupt():
+                return verb(*args, **kwargs)
+        except KeyboardInterrupt as interrupt:
+            how = str(interrupt) or "Give the same command again to go on."
+            raise _end(f"Interrupted. {how}", INTERRUPTED) from None
+        except Exception as error:
+            known = find_user_error(error)
+            if known is None:
+                raise
+            if os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0"):
+                traceback.print_exc()
+            raise _end(f"Error: {known}", USAGE if isinstance(known, UsageError) else UNFINISHED) from None
+
+    return guarded
+
+
+def find_user_error(error: BaseException) -> CaptioningError | None:
+    """The `CaptioningError` in an exception's chain, also where Ray wrapped it on its way from a worker."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        at = pending.pop(0)
+        if at is None or id(at) in seen:
+            continue
+        seen.add(id(at))
+        cause = getattr(at, "cause", None)  # RayTaskError keeps the worker's exception here
+        if isinstance(cause, BaseException):
+            pending.insert(0, cause)
+        elif isinstance(at, CaptioningError):
+            return at
+        pending += [at.__cause__, at.__context__ if not at.__suppress_context__ else None]
+    return None
+
+
+@contextmanager
+def terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends the work the way Ctrl-C does: finished shards kept, exit code 130.
+
+    Only the main thread of a process can say so; elsewhere this changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _end(message: str, code: int) -> typer.Exit:
+    print(message, file=sys.stderr, flush=True)
+    return typer.Exit(code)

@@ -1,0 +1,97 @@
+"""The demo: real photos that come with installed packages, captioned the way an archive is.
+
+Knows where the photos are; the rest is the same command that anyone gives.
+"""
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+from typer.main import get_command
+
+from captioning.errors import InputError
+
+#: Where everything goes.
+FOLDER = Path("build/demo")
+
+#: Photos of free licence: package, place in it, and the name that it gets here.
+PHOTOS = (
+    ("skimage", "data/astronaut.png", "astronaut.png"),
+    ("skimage", "data/camera.png", "cameraman.png"),
+    ("skimage", "data/chelsea.png", "cat.png"),
+    ("skimage", "data/coffee.png", "coffee.png"),
+    ("skimage", "data/coins.png", "coins.png"),
+    ("skimage", "data/grass.png", "grass.png"),
+    ("skimage", "data/hubble_deep_field.jpg", "galaxies.jpg"),
+    ("skimage", "data/motorcycle_left.png", "motorcycle.png"),
+    ("skimage", "data/rocket.jpg", "rocket.jpg"),
+    ("sklearn", "datasets/images/china.jpg", "temple.jpg"),
+    ("sklearn", "datasets/images/flower.jpg", "flower.jpg"),
+    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg", "grace_hopper.jpg"),
+)
+
+
+def copy_photos(folder: Path) -> int:
+    """Copy the sample photos into `folder`; the number of them. Raises `InputError` when there are none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    copied = 0
+    for package, place, name in PHOTOS:
+        spec = importlib.util.find_spec(package)  # without importing it, which takes seconds
+        if spec is None or spec.origin is None:
+            continue
+        source = Path(spec.origin).parent / place
+        if source.is_file():
+            shutil.copyfile(source, folder / name)
+            copied += 1
+    if not copied:
+        raise InputError("The sample photos are missing: install them with pip install -e '.[demo]'.")
+    return copied
+
+
+def show(output: Path) -> None:
+    """Print the captions of a run's table."""
+    table = Table(title=None, show_lines=False, pad_edge=False)
+    table.add_column("photo", no_wrap=True)
+    table.add_column("caption")
+    table.add_column("score", justify="right")
+    rows = [row for part in sorted(output.glob("part-*.parquet")) for row in pq.read_table(part).to_pylist()]
+    for row in sorted(rows, key=lambda row: row["image_id"]):
+        caption = row["caption"] if row["status"] == "ok" else f"({row['error_class']}: {row['error_message']})"
+        score = "" if row["score"] is None else f"{row['score']:.2f}"
+        table.add_row(row["image_id"], caption, score)
+    Console(file=sys.stdout).print(table)
+
+
+def main() -> int:
+    """Caption the sample photos; returns an exit code."""
+    from jobs.__main__ import app
+
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    photos = FOLDER / "photos"
+    print(f"Captioning {copy_photos(photos)} photos that come with scikit-image, scikit-learn and matplotlib:")
+    commands = [
+        ["caption", str(photos), "-o", str(FOLDER)],
+        ["report", str(FOLDER), "-o", str(FOLDER / "report.html")],
+    ]
+    for command in commands:
+        print(f"\n$ python -m jobs {' '.join(command)}", flush=True)
+        code = get_command(app).main(command, prog_name="python -m jobs", standalone_mode=False)
+        if code:
+            return int(code)
+        if command[0] == "caption":
+            show(FOLDER)
+    print(
+        f"\nThe table is {FOLDER}/part-*.parquet, the page to look at {FOLDER}/report.html."
+        "\nNow your own photos:"
+        "\n\n    .venv/bin/python -m jobs caption YOUR_FOLDER -o captions"
+        "\n    .venv/bin/python -m jobs report captions\n"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""The Ray Data program: pending shards in, staged parts written, one small row a shard out.
+
+    shard numbers ─▶ decode (CPU tasks) ─▶ caption and write (actor pool) ─▶ counts to the driver
+
+One block is one shard all the way. No image, pixel or caption comes to the driver.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from captioning.data.preprocess import PreprocessSettings
+from captioning.errors import UnfinishedError
+from captioning.run.index import Index
+from captioning.run.layout import Shard
+from captioning.storage import StorageSettings
+from jobs.caption_shard import CaptionerLike, CaptionShard
+from jobs.cli import find_user_error
+from jobs.decode_shard import DecodeShard
+from jobs.pools import Node, Pools
+
+#: Shards in one execution of the pipeline: Ray Data's books grow by the shard.
+WINDOW = 2048
+
+#: A run that neither gives nor takes a block for this long will not go on by itself.
+_NO_PROGRESS_SECONDS = 1800.0
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What a finished shard brought: images, errors by class, busy seconds by stage."""
+
+    shard: int
+    images: int
+    error_classes: dict[str, int]
+    stages: dict[str, float]
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "ShardResult":
+        """Read a row of `SHARD_RESULT`."""
+        return cls(
+            shard=row["shard"],
+            images=row["images"],
+            error_classes=json.loads(row["error_classes"]),
+            stages={stage: row[stage] for stage in ("fetch", "decode", "model", "write")},
+        )
+
+    @property
+    def errors(self) -> int:
+        """Images that failed."""
+        return sum(self.error_classes.values())
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the workers need to know. Small, and picklable."""
+
+    index: Index
+    preprocess: PreprocessSettings
+    storage: StorageSettings
+    load: Callable[[], CaptionerLike]
+    max_retries: int
+
+
+def cluster_nodes() -> list[Node]:
+    """The machines of the Ray that this process is connected to."""
+    import ray
+
+    return [
+        Node(cpus=float(node["Resources"].get("CPU", 0)), gpus=float(node["Resources"].get("GPU", 0)))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def caption_shards(work: Work, pools: Pools, shards: Sequence[Shard]) -> Iterator[ShardResult]:
+    """Caption these shards, in windows; yields each as it is finished, in no order.
+
+    Raises the `CaptioningError` of a worker as such, and `UnfinishedError` for workers that died.
+    """
+    from ray.exceptions import RayError, RayTaskError
+
+    for start in range(0, len(shards), WINDOW):
+        try:
+            yield from _window(work, pools, shards[start : start + WINDOW])
+        except Exception as error:
+            known = find_user_error(error)
+            if known is not None:
+                raise known from error
+            if isinstance(error, RayTaskError) or not isinstance(error, RayError):
+                raise  # a bug, and its traceback
+            raise UnfinishedError(
+                f"Worker processes were lost {work.max_retries + 1} times over: {_first_lines(error)} "
+                "Finished shards are kept; give the same command again to go on. If memory ran out, a smaller "
+                "runtime.actors or runtime.batch_size helps."
+            ) from error
+
+
+def _window(work: Work, pools: Pools, shards: Sequence[Shard]) -> Iterator[ShardResult]:
+    import pyarrow as pa
+    import ray.data
+    from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+
+    context = DataContext.get_current().copy()
+    context.target_max_block_size = None  # a block stays one shard, whatever its size
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_auto_log_stats = False
+    context.log_internal_stack_trace = False
+    context.max_errored_blocks = 0
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_SECONDS
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    with DataContext.current(context), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        blocks = [pa.table({"shard": pa.array([shard.number], pa.int64())}) for shard in shards]
+        dataset = ray.data.from_arrow(blocks)
+        dataset = dataset.map_batches(
+            DecodeShard(work.index, work.preprocess, work.storage),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=TaskPoolStrategy(size=pools.decode_tasks),
+            num_cpus=pools.cpus_per_decode,
+            max_retries=work.max_retries,
+        )
+        dataset = dataset.map_batches(
+            CaptionShard,
+            fn_constructor_args=(work.load, work.index, pools.batch_size),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=pools.actors, max_tasks_in_flight_per_actor=2),
+            num_cpus=pools.cpus_per_actor,
+            num_gpus=pools.gpus_per_actor or None,
+            max_restarts=work.max_retries,
+            max_task_retries=work.max_retries,
+        )
+        for row in dataset.iter_rows():
+            yield ShardResult.from_row(row)
+
+
+def _first_lines(error: Exception) -> str:
+    """The beginning of a long message, on one line."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:299] + "…"

@@ -1,0 +1,198 @@
+"""`prepare`: a dataset's images and captions become training shards, written in parallel.
+
+Reading captions, planning and writing one shard are the library's; here they are put together
+and spread over Ray. The counts file is written last: without it a folder is not a set of shards.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import field
+from typing import Annotated, Any
+
+import typer
+from annotated_types import Ge, Le
+
+from captioning.config import read_settings, settings
+from captioning.data.annotations import read_annotations, read_splits
+from captioning.data.images import IMAGE_EXTENSIONS
+from captioning.data.problems import Problems
+from captioning.data.shard_plan import PlannedShard, cut_shards, plan_identity, plan_samples
+from captioning.errors import InputError, RunConflictError, StorageError, UsageError
+from captioning.storage import Location, StorageSettings
+from jobs.cli import ConfigOption, SetOption, read_config
+
+#: Written first, so that a prepare that was stopped is known again.
+PLAN_FILE = "prepare.json"
+
+
+@settings
+class PrepareSettings:
+    """How shards are cut. Images other than JPEGs are encoded as JPEGs of `jpeg_quality`."""
+
+    shard_samples: Annotated[int, Ge(1)] = 512
+    """At most so many images in a shard."""
+    val_fraction: Annotated[float, Ge(0), Le(1)] = 0.05
+    """The share of images that a hash of the name puts in `val`, where nothing else gives a split."""
+    jpeg_quality: Annotated[int, Ge(1), Le(100)] = 95
+    storage: StorageSettings = field(default_factory=StorageSettings)
+
+
+def prepare(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="flickr30k, coco or csv: how the captions come.")],
+    images: Annotated[str, typer.Option(metavar="DIR", help="The folder or URI of the images.")],
+    captions: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="flickr30k: results.csv (image| number| caption), captions.txt with commas, or Karpathy's JSON. "
+            "coco: an annotations JSON, or Karpathy's. csv: a table with the columns image and caption "
+            "(and split, if you have one), a line a caption.",
+        ),
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="URI", help="Where the shards go.")],
+    splits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Karpathy's JSON, which says which image is in train, val or test. Without it: the split that "
+            "the captions' file gives, or else a fixed share in val (see the setting val_fraction).",
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    set_values: SetOption = None,
+) -> None:
+    """Make training shards (WebDataset tars) of a dataset's images and captions.
+
+    One sample is an image with all its captions. What is wrong in the dataset is listed, not fatal.
+    """
+    text, where = read_config(config)
+    options = read_settings(PrepareSettings, text, set_values or (), where=where)
+    prepare_dataset(dataset, images, captions, splits, output, options)
+
+
+def prepare_dataset(
+    dataset: str, images: str, captions: str, splits: str | None, output: str, options: PrepareSettings
+) -> dict[str, int]:
+    """Write the shards of a dataset and say what was done. Returns the samples by split.
+
+    Raises `InputError` when nothing can be used, and `RunConflictError` for an output that holds
+    other shards.
+    """
+    from captioning.data.shards import COUNTS_FILE, ShardSet
+
+    source, target = Location.parse(images, options.storage), Location.parse(output, options.storage)
+    problems = Problems()
+    annotations = read_annotations(dataset, _read(captions, "--captions", options), problems, where=_name(captions))
+    by_image = None if splits is None else read_splits(_read(splits, "--splits", options), where=_name(splits))
+    if not source.is_dir():
+        raise InputError(f"--images {images} is not a folder that can be read. Give the folder that holds the photos.")
+    samples = plan_samples(
+        annotations,
+        source.walk(),
+        by_image,
+        problems,
+        val_fraction=options.val_fraction,
+        extensions=IMAGE_EXTENSIONS,
+    )
+    shards = cut_shards(samples, shard_samples=options.shard_samples)
+    identity = plan_identity(shards, jpeg_quality=options.jpeg_quality)
+    _check_output(target)
+    if _is_done(target, identity, shards):
+        counts = ShardSet.open(target).counts
+        print(f"Already prepared: {output} holds these shards. {_say(counts)}")
+        return counts
+    by_hash = by_image is None and not any(annotation.split for annotation in annotations)
+    if by_hash:
+        print(f"No splits were given: {options.val_fraction:.1%} of the images go to val, the others to train.")
+    (target / PLAN_FILE).write_text(json.dumps({"dataset": dataset, "identity": identity}) + "\n")
+    infos: dict[str, Any] = {}
+    for report in _write_shards(target, source, shards, options):
+        infos[report.info.name] = report.info
+        problems.merge(report.problems)
+    by_split: dict[str, list[Any]] = {}
+    for shard in shards:
+        by_split.setdefault(shard.samples[0].split, []).append(infos[shard.name])
+    done = ShardSet(target, dataset, identity, {split: tuple(found) for split, found in by_split.items()})
+    for line in problems.lines():
+        print(f"  {line}")
+    if not sum(done.counts.values()):
+        for name in [*infos, PLAN_FILE]:
+            (target / name).delete()
+        raise InputError(f"Not one image of {images} could be decoded. Are they images?")
+    (target / COUNTS_FILE).write_text(json.dumps(done.to_json(), indent=1) + "\n")
+    print(f"Prepared {output}: {_say(done.counts)}, in {len(shards):,} shards.")
+    return done.counts
+
+
+def _write_shards(
+    target: Location, source: Location, shards: Sequence[PlannedShard], options: PrepareSettings
+) -> Iterator[Any]:
+    """The shards' reports, in the shards' order, as tasks on Ray finish them."""
+    import ray
+
+    from captioning.data.shard_writer import write_shard
+    from jobs.ray_session import ray_session
+
+    with ray_session():
+        # A shard overwrites itself when it is written again, so a task whose worker died may be repeated.
+        task = ray.remote(num_cpus=1, max_retries=2)(write_shard)
+        waiting = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+        pending: list[Any] = []
+        done = 0
+        for shard in [*shards, *[None] * waiting]:
+            if len(pending) == waiting or (shard is None and pending):
+                yield ray.get(pending.pop(0))
+                done += 1
+                if done * 10 // len(shards) > (done - 1) * 10 // len(shards):
+                    print(f"  {done:,} of {len(shards):,} shards", flush=True)
+            if shard is not None:
+                pending.append(task.remote(target, source, shard, jpeg_quality=options.jpeg_quality))
+
+
+def _check_output(target: Location) -> None:
+    try:
+        if target.info() is not None:
+            raise UsageError(f"-o {target} is a file. Give a folder or a URI to write shards below.")
+        target.check_writable()
+    except StorageError as error:
+        if error.passing:
+            raise
+        raise UsageError(f"Shards cannot be written to {target}: {error}") from error
+
+
+def _is_done(target: Location, identity: str, shards: Sequence[PlannedShard]) -> bool:
+    """Whether `target` holds the shards of this plan; False where it is free or they are unfinished."""
+    from captioning.data.shards import COUNTS_FILE
+
+    names = target.names()
+    if PLAN_FILE in names:
+        try:
+            held = json.loads((target / PLAN_FILE).read_text())["identity"]
+        except (ValueError, KeyError, TypeError):
+            held = None
+        if held == identity:
+            return {COUNTS_FILE, *(shard.name for shard in shards)} <= set(names)
+    elif COUNTS_FILE not in names and not any(name.endswith(".tar") for name in names):
+        return False
+    raise RunConflictError(
+        f"{target} holds the shards of another dataset, or of this one with other images, captions, splits or "
+        f"settings. Give another output, or delete that folder first."
+    )
+
+
+def _read(file: str, option: str, options: PrepareSettings) -> bytes:
+    try:
+        return Location.parse(file, options.storage).read_bytes()
+    except StorageError as error:
+        if error.passing:
+            raise
+        raise InputError(f"{option} {file} cannot be read: {error} Give the dataset's file.") from error
+
+
+def _name(file: str) -> str:
+    return Location.parse(file).name
+
+
+def _say(counts: dict[str, int]) -> str:
+    each = ", ".join(f"{split} {count:,}" for split, count in counts.items())
+    return f"{sum(counts.values()):,} samples ({each})"

@@ -1,0 +1,143 @@
+"""The verb `train`: a captioner made from training shards, on as many workers as the settings ask.
+
+Ray Train starts the workers and joins them; what they do is `captioning.training`.
+"""
+
+from typing import Annotated, Any
+
+import typer
+
+from jobs.cli import ConfigOption, SetOption, find_user_error, read_config
+
+
+def train(
+    output: Annotated[str, typer.Option("--output", "-o", metavar="OUTPUT", help="Folder or URI of the run.")],
+    config: ConfigOption = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="URI", help="Training shards; over the setting `data`.")
+    ] = None,
+    set_: SetOption = None,
+) -> None:
+    """Train a captioner on the shards that `prepare` made. OUTPUT/best is its checkpoint.
+
+    Stopped for whatever reason, the same command goes on from the last saved state.
+
+    Example: python -m jobs train --config configs/train/flickr-lstm.yaml --data build/shards -o build/flickr-lstm
+    """
+    from captioning.config import read_settings
+    from captioning.data.shards import ShardSet
+    from captioning.errors import UsageError
+    from captioning.storage import Location
+    from captioning.training.output import claim, is_finished
+    from captioning.training.settings import TrainSettings
+
+    text, where = read_config(config)
+    overrides = [*(set_ or []), *([f"data={data}"] if data else [])]
+    settings = read_settings(TrainSettings, text, overrides, where=where)
+    if not settings.data:
+        raise UsageError("There is nothing to train on: give --data URI, a folder of shards that `prepare` made.")
+    shards = ShardSet.open(Location.parse(settings.data, settings.storage))
+    for split in ("train", settings.validation.split):
+        shards.split(split)
+    place = Location.parse(output, settings.storage)
+    claim(place, settings, shards)
+    if is_finished(place):
+        print(f"This run is finished: its captioner is {place / 'best'}. Nothing to do.")
+        return
+    _run(settings, place, shards)
+
+
+def _run(settings: Any, output: Any, shards: Any) -> None:
+    from jobs.ray_session import ray_session
+    from jobs.train_progress import Teller
+
+    counts = ", ".join(f"{count:,} {split}" for split, count in shards.counts.items())
+    print(f"Training on {shards.dataset} ({counts} images), {settings.workers} worker(s); the run is {output}")
+    with ray_session(), Teller(output):
+        _fit(settings, output)
+    print(f"Done. The captioner: {output / 'best'}   figures: {output / 'metrics.jsonl'}")
+    print(f"Try it: python -m jobs caption FOLDER -o OUTPUT --model {output / 'best'}")
+
+
+def _fit(settings: Any, output: Any) -> None:
+    import tempfile
+
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from captioning.errors import UnfinishedError, UsageError
+
+    workers = settings.workers
+    have = ray.cluster_resources()
+    gpu = have.get("GPU", 0) >= workers if settings.gpu is None else settings.gpu
+    if gpu and have.get("GPU", 0) < workers:
+        raise UsageError(
+            f"{workers} worker(s) need as many GPUs, and Ray has {have.get('GPU', 0):g}. "
+            "Lower `workers`, or train on CPUs with --set gpu=false."
+        )
+    # A share of what is there: workers that ask for more than there is would wait for ever.
+    cpus = min(float(settings.threads_per_worker), 0.9 * have.get("CPU", 1) / workers)
+    several_nodes = sum(node["Alive"] for node in ray.nodes()) > 1
+    with tempfile.TemporaryDirectory(prefix="captioning-train-") as folder:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"settings": settings, "output": output},
+            scaling_config=ScalingConfig(
+                num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})}
+            ),
+            # States are ours, in OUTPUT: Ray Train only needs to start the workers again when a node is lost.
+            run_config=RunConfig(
+                name="run", storage_path=folder, failure_config=FailureConfig(max_failures=3 if several_nodes else 0)
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:
+            raise _cause(error) or UnfinishedError(
+                f"Training stopped: {_last_line(error)} Give the same command again to go on from the last saved state."
+            ) from error
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """What every worker runs, its process group already joined by Ray Train."""
+    import torch
+
+    from captioning.data.shards import ShardSet
+    from captioning.storage import Location
+    from captioning.training.loop import TrainingRun
+    from captioning.training.output import keep_tokenizer, kept_tokenizer
+    from captioning.training.parts import make_parts, make_tokenizer
+    from captioning.training.workers import Workers
+
+    settings, output = config["settings"], config["output"]
+    torch.set_num_threads(settings.threads_per_worker)
+    device = torch.device("cpu")
+    if torch.cuda.is_available() and settings.gpu is not False:
+        from ray.train.torch import get_device
+
+        device = get_device()
+    workers = Workers.of_process_group(device)
+    shards = ShardSet.open(Location.parse(settings.data, settings.storage))
+    tokenizer = None
+    if workers.rank == 0:
+        tokenizer = kept_tokenizer(output)
+        if tokenizer is None:
+            tokenizer = make_tokenizer(settings, shards)
+            keep_tokenizer(output, tokenizer)
+    tokenizer = workers.broadcast(tokenizer)
+    TrainingRun(settings, make_parts(settings, tokenizer), shards, output, workers, report=lambda record: None).run()
+
+
+def _cause(error: BaseException) -> Exception | None:
+    """The user's error behind Ray Train's, if there is one."""
+    for failure in (error, *getattr(error, "worker_failures", {}).values()):
+        known = find_user_error(failure)
+        if known is not None:
+            return known
+    return None
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__).rstrip(".") + "."

@@ -1,0 +1,67 @@
+"""Tells how a training run goes, from the figures that it writes to its OUTPUT: a line a record."""
+
+import json
+import threading
+from types import TracebackType
+from typing import Any
+
+from captioning.errors import StorageError
+from captioning.storage import Location
+
+
+class Teller:
+    """While in its `with` block, prints each new record of `OUTPUT/metrics.jsonl`."""
+
+    def __init__(self, output: Location) -> None:
+        self._output = output
+        self._file = output / "metrics.jsonl"
+        self._told: set[tuple[str, int]] = set()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="train-progress", daemon=True)
+
+    def __enter__(self) -> "Teller":
+        # What is behind the newest saved state will be done, and told, again.
+        states = (self._output / "state").names()
+        saved = int(states[-1].rpartition("-")[2]) if states else 0
+        self._told = {(r["kind"], r["step"]) for r in self._records() if r["step"] <= saved}
+        if saved:
+            print(f"Going on from step {saved:,}.")
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._tell()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(2 if self._file.is_local else 10):
+            self._tell()
+
+    def _tell(self) -> None:
+        for record in self._records():
+            key = (record["kind"], record["step"])
+            if key not in self._told:
+                self._told.add(key)
+                print(describe_record(record), flush=True)
+
+    def _records(self) -> list[dict[str, Any]]:
+        try:
+            return [json.loads(line) for line in self._file.read_text().splitlines()] if self._file.exists() else []
+        except (StorageError, ValueError):
+            return []  # being replaced just now; the next look will do
+
+
+def describe_record(record: dict[str, Any]) -> str:
+    """A record of the training history as a line for people."""
+    place = f"step {record['step']:>6,}/{record['total_steps']:,}  epoch {record['epoch']:.2f}"
+    if record["kind"] == "step":
+        left = (record["total_steps"] - record["step"]) * record["seconds"] / max(record["step"], 1)
+        return (
+            f"{place}  loss {record['loss']:.3f}  lr {record['lr']:.1e}  {record['images_per_second']:.1f} img/s  "
+            f"{record['tokens_per_second']:,.0f} tokens/s  data wait {record['data_wait_share']:.0%}  "
+            f"{int(left // 60)}:{int(left % 60):02d} left"
+        )
+    scores = f"CIDEr-D {record['cider_d']:.1f}  BLEU-4 {record['bleu_4']:.1f}  ROUGE-L {record['rouge_l']:.1f}"
+    said = "".join(f"\n    {key}: {caption}" for key, caption in record["samples"])
+    return f"{place}  validation: {scores}{'  (best so far)' if record['best'] else ''}{said}"

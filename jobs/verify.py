@@ -1,0 +1,37 @@
+"""The verb `verify`: proves that a run's table is whole."""
+
+from typing import Annotated
+
+import typer
+
+from captioning.errors import UnfinishedError
+from jobs.cli import ConfigOption, SetOption, read_config
+
+
+def verify(
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="A run's folder or URI.", show_default=False)],
+    config: ConfigOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Check a run's table: one row an indexed image, no id twice.
+
+    Reads the files alone, and loads no model. Exit code 0 when the table is whole, 1 when not.
+    Settings: storage.* (--set storage.endpoint=…).
+    """
+    from captioning.config import read_settings
+    from captioning.run.layout import RunLayout
+    from captioning.run.verify import verify as verify_run
+    from captioning.storage import Location
+    from jobs.verify_settings import VerifySettings
+
+    text, where = read_config(config)
+    parsed = read_settings(VerifySettings, text, settings or [], where=where)
+    verdict = verify_run(RunLayout(Location.parse(output, parsed.storage)))
+    print(f"{verdict.inputs:,} images in the index, {verdict.rows:,} rows in the table.")
+    if verdict.errors:
+        classes = ", ".join(f"{count:,} {name}" for name, count in sorted(verdict.errors.items()))
+        print(f"{sum(verdict.errors.values()):,} of the rows are errors: {classes}.")
+    if not verdict.ok:
+        problems = "\n  ".join(verdict.problems)
+        raise UnfinishedError(f"The table in {output} is not whole:\n  {problems}")
+    print("The table is whole: one row an image, no id twice.")

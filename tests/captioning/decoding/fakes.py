@@ -1,0 +1,56 @@
+"""Small steppers that stand in for models in the decoding tests."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class TableStepper:
+    """A language model whose next-token logits depend on the image and the last two tokens.
+
+    `first` is (B, V), `table` (B, V, V, V): image, token before last (0 where there is none), last.
+    """
+
+    def __init__(self, first: Tensor, table: Tensor) -> None:
+        self.first, self.table = first, table
+        self.vocab_size = first.shape[1]
+        self.rows_seen: list[int] = []
+
+    @classmethod
+    def random(
+        cls, images: int, vocab: int, *, seed: int, sharpness: float = 2.0, eos_bonus: float = 0.0
+    ) -> "TableStepper":
+        """Random logits of this standard deviation; token 0, the end, gets a bonus after the first word."""
+        generator = torch.Generator().manual_seed(seed)
+        first = torch.randn(images, vocab, generator=generator) * sharpness
+        table = torch.randn(images, vocab, vocab, vocab, generator=generator) * sharpness
+        table[..., 0] += eos_bonus
+        return cls(first, table)
+
+    def only(self, images: Sequence[int]) -> "TableStepper":
+        places = list(images)
+        return TableStepper(self.first[places], self.table[places])
+
+    def start(self) -> Tensor:
+        count = len(self.first)
+        self._image = torch.arange(count)
+        self._last = torch.zeros(count, dtype=torch.long)
+        self.rows_seen = [count]
+        return self.first.clone()
+
+    def advance(self, tokens: Tensor, rows: Tensor | Sequence[int]) -> Tensor:
+        places = torch.as_tensor(rows)
+        self._image, before = self._image[places], self._last[places]
+        self._last = tokens
+        self.rows_seen.append(len(tokens))
+        return self.table[self._image, before, tokens].clone()
+
+    def log_prob(self, image: int, tokens: Sequence[int]) -> float:
+        """Log-probability of a whole sequence, the end token included in `tokens` where it has one."""
+        total, before, last = 0.0, 0, 0
+        for place, token in enumerate(tokens):
+            logits = self.first[image] if place == 0 else self.table[image, before, last]
+            total += float(logits.double().log_softmax(0)[token])
+            before, last = last, token
+        return total

@@ -1,0 +1,106 @@
+"""CNN-LSTM: what it is taught is what it decodes, with and without attention."""
+
+import pytest
+import torch
+
+from captioning.errors import SettingsError
+from captioning.models.base import PAD_TARGET
+from captioning.models.cnn_lstm import CnnLstmSettings
+from captioning.models.encoders import EncoderSettings, GridEncoder
+from tests.tiny import tiny_model, tiny_settings
+
+
+def pixels(count: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+
+
+CAPTIONS = torch.tensor([[5, 6, 7, 1], [6, 1, PAD_TARGET, PAD_TARGET], [7, 8, 1, PAD_TARGET]])
+IMAGES = torch.tensor([0, 0, 1])
+
+
+@pytest.mark.parametrize("attention", [True, False])
+@torch.no_grad()
+def test_the_stepper_gives_the_logits_of_teacher_forcing(attention: bool) -> None:
+    model = tiny_model(tiny_settings(attention=attention))
+    features = model.encode(pixels(2))
+    logits = model(features, CAPTIONS, IMAGES).logits
+    assert logits.shape == (int((CAPTIONS != PAD_TARGET).sum()), model.vocab_size)
+
+    stepper = model.stepper(features)
+    steps = [stepper.start()[IMAGES]]
+    rows = IMAGES
+    for at in range(CAPTIONS.shape[1] - 1):
+        steps.append(stepper.advance(CAPTIONS[:, at].clamp(min=0), rows))
+        rows = torch.arange(len(CAPTIONS))
+    stepped = torch.stack(steps, dim=1)[CAPTIONS != PAD_TARGET]
+    torch.testing.assert_close(stepped, logits, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_prompt_is_where_decoding_goes_on() -> None:
+    model = tiny_model()
+    features = model.encode(pixels(2))
+    stepper = model.stepper(features)
+    stepper.start()
+    rows = torch.arange(2)
+    stepper.advance(torch.tensor([5, 5]), rows)
+    expected = stepper.advance(torch.tensor([6, 6]), rows)
+    torch.testing.assert_close(model.stepper(features, prompt=[5, 6]).start(), expected)
+
+
+@torch.no_grad()
+def test_attention_looks_at_the_grid() -> None:
+    model = tiny_model()
+    features = model.encode(pixels(1))
+    swapped = type(features)(features.keys, features.values.flip(0) + 1.0, features.pooled)
+    assert not torch.allclose(model.stepper(features).start(), model.stepper(swapped).start())
+
+
+def test_the_attention_penalty_is_one_number_a_target() -> None:
+    settings = CnnLstmSettings(
+        encoder=EncoderSettings(name="timm/test_efficientnet", weights="random"),
+        heads=2,
+        embedding_size=16,
+        hidden_size=16,
+        attention_penalty=1.0,
+    )
+    model = tiny_model(settings)
+    scored = model(model.encode(pixels(2)), CAPTIONS, IMAGES)
+    assert scored.penalty is not None
+    assert scored.penalty.shape == scored.logits.shape[:1]
+    assert bool((scored.penalty >= 0).all())
+
+
+def test_only_the_named_part_of_the_encoder_is_trained() -> None:
+    encoder = GridEncoder(
+        EncoderSettings(name="timm/test_efficientnet", weights="random", tune_from="blocks.2"), pretrained=True
+    )
+    trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
+    assert any(".blocks.2." in name for name in trained)
+    assert any("conv_head" in name for name in trained)
+    assert not any(".blocks.1." in name or "conv_stem" in name for name in trained)
+
+
+def test_the_trunk_stays_in_evaluation_mode() -> None:
+    model = tiny_model(tiny_settings(tune_from="all")).train()
+    assert model.dropout.training
+    assert not any(module.training for module in model.encoder.trunk.modules())
+
+
+def test_torchvision_encoders_by_name() -> None:
+    encoder = GridEncoder(EncoderSettings(name="torchvision/resnet18", weights="random"), pretrained=True)
+    assert encoder(torch.zeros(1, 3, 64, 64)).shape == (1, 4, 512)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (EncoderSettings(name="resnet50"), "timm/NAME or torchvision/NAME"),
+        (EncoderSettings(name="timm/no_such_net"), "timm has no encoder"),
+        (EncoderSettings(name="torchvision/no_such_net"), "torchvision has no encoder"),
+        (EncoderSettings(name="timm/test_efficientnet", weights="random", tune_from="blocks.99"), "its parts"),
+    ],
+)
+def test_wrong_encoders_are_explained(settings: EncoderSettings, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        GridEncoder(settings, pretrained=True)

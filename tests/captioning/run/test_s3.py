@@ -1,0 +1,110 @@
+"""A run on an object store: an S3 of this machine, made by moto."""
+
+import os
+from collections.abc import Iterator
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from captioning.errors import StorageError
+from captioning.run.events import append_event, read_events
+from captioning.run.fetch import fetch
+from captioning.run.index import Index
+from captioning.run.layout import RunLayout
+from captioning.run.sources import open_sources
+from captioning.run.table import fold, write_staged
+from captioning.run.verify import verify
+from captioning.storage import Location, StorageSettings
+from tests.captioning.run.runs import drive, photos, shard_rows, table
+
+pytestmark = [pytest.mark.usefixtures("small_parts")]
+
+
+@pytest.fixture(scope="module")
+def storage() -> Iterator[StorageSettings]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("AWS_CONFIG_FILE", os.devnull)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        for name in [*os.environ]:
+            if name.lower().endswith("_proxy") or name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
+                patch.delenv(name)
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        try:
+            host, port = server.get_host_and_port()
+            endpoint = f"http://{host}:{port}"
+            boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="photos")
+            yield StorageSettings(endpoint=endpoint)
+        finally:
+            server.stop()
+
+
+def test_files_on_s3(storage: StorageSettings) -> None:
+    root = Location.parse("s3://photos/files", storage)
+    assert not root.exists()
+    assert root.names() == []
+    (root / "a" / "b.txt").write_bytes(b"hello")
+    assert root.is_dir()
+    assert root.names() == ["a"]
+    # Listings are never stale, whoever wrote.
+    (root / "c+d e%20é.txt").write_bytes(b"other")
+    assert root.names() == ["a", "c+d e%20é.txt"]
+    assert [(file.path, file.size) for file in root.walk()] == [("a/b.txt", 5), ("c+d e%20é.txt", 5)]
+    assert (root / "a" / "b.txt").read_range(1, 3) == b"ell"
+    before = (root / "a" / "b.txt").info()
+    (root / "a" / "b.txt").write_bytes(b"HELLO")
+    after = (root / "a" / "b.txt").info()
+    assert before is not None
+    assert after is not None
+    assert before.version != after.version
+    assert (root / "new").create_bytes(b"1")
+    assert not (root / "new").create_bytes(b"2")
+    assert (root / "new").read_bytes() == b"1"
+    (root / "new").delete()
+    assert not (root / "new").exists()
+    with (root / "a" / "b.txt").open_read() as file:
+        file.seek(1)
+        assert file.read() == b"ELLO"
+    root.check_writable()
+    assert [file.path for file in root.walk()] == ["a/b.txt", "c+d e%20é.txt"]
+
+
+def test_what_is_not_there_is_missing(storage: StorageSettings) -> None:
+    for uri in ("s3://photos/none.jpg", "s3://no-such-bucket/x.jpg"):
+        with pytest.raises(StorageError, match=uri.rpartition("/")[2]) as caught:
+            Location.parse(uri, storage).read_bytes()
+        assert caught.value.error_class == "missing"
+    with pytest.raises(StorageError) as caught:
+        Location.parse("s3://no-such-bucket/out", storage).check_writable()
+    assert caught.value.error_class == "missing"
+
+
+def test_a_run_with_its_archive_and_output_on_s3(storage: StorageSettings) -> None:
+    archive = Location.parse("s3://photos/archive", storage)
+    for name in photos(9, "p/"):
+        (archive / name).write_bytes(name.encode())
+    layout = RunLayout(Location.parse("s3://photos/out", storage))
+    index = drive(layout, ["s3://photos/archive/"], storage=storage)
+    assert verify(layout).ok
+    assert [row["image_id"] for row in table(layout)] == photos(9, "p/")
+    entry = index.rows(index.shard(4))[0]
+    assert entry.uri == "s3://photos/archive/p/008.jpg"
+    assert fetch(entry, storage) == b"p/008.jpg"
+    (archive / "q.jpg").write_bytes(b"new")
+    index = drive(layout, ["s3://photos/archive"], storage=storage)
+    assert [part.name for part in layout.parts()][-1] == "part-00000005-00000005.parquet"
+    late = index.shard(0)
+    write_staged(layout, late, shard_rows(index, late))
+    fold(layout, Index.load(layout))
+    assert layout.staging_dir.names() == []
+    assert verify(layout).ok
+    append_event(layout, "one")
+    append_event(layout, "two")
+    assert [event["event"] for event in read_events(layout)] == ["one", "two"]
+    globbed = open_sources(["s3://photos/archive/p/00{1,3}.jpg"], storage)[0]
+    assert [entry.image_id for entry in globbed.entries()] == ["001.jpg", "003.jpg"]

@@ -1,0 +1,207 @@
+"""The training loop: exact gradients over workers, exact resume, and what a run leaves behind."""
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from captioning.captioner import load_captioner
+from captioning.config import read_settings
+from captioning.data.shards import ShardSet
+from captioning.storage import Location
+from captioning.training.batches import Batch
+from captioning.training.loop import DivergedError, TrainingRun
+from captioning.training.parts import Parts, make_parts, make_tokenizer
+from captioning.training.settings import TrainSettings
+from captioning.training.workers import Workers
+from tests.tiny import PREPROCESS, tiny_model, tiny_settings, tiny_tokenizer, write_tiny_shards
+
+RECIPE = """
+model:
+  kind: cnn_lstm
+  encoder: {name: timm/test_efficientnet, weights: random, tune_from: all}
+  embedding_size: 16
+  hidden_size: 16
+  heads: 2
+  dropout: 0.1
+  attention_penalty: 0.5
+tokenizer: {min_count: 1}
+preprocess: {size: 32, mode: squash, mean: [127, 127, 127], std: [64, 64, 64]}
+decoding: {beam_size: 1, max_new_tokens: 8}
+optim: {lr: 0.01, pretrained_lr: 0.001, warmup_steps: 3}
+epochs: 3
+images_per_step: 4
+images_per_pass: 3
+log_every_steps: 2
+save_every_steps: 3
+"""
+
+
+def recipe(*overrides: str) -> TrainSettings:
+    return read_settings(TrainSettings, RECIPE, overrides)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    return write_tiny_shards(tmp_path_factory.mktemp("shards"), {"train": 18, "val": 5})
+
+
+def start(settings: TrainSettings, shards: ShardSet, folder: Path, report: Any = None) -> TrainingRun:
+    parts = make_parts(settings, make_tokenizer(settings, shards))
+    return TrainingRun(settings, parts, shards, Location.parse(str(folder)), report=report)
+
+
+def weights(run: TrainingRun) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in run.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("stop", [2, 5, 7, 10])
+def test_a_stopped_run_ends_as_one_left_alone(shards: ShardSet, tmp_path: Path, stop: int) -> None:
+    settings = recipe()
+    alone = start(settings, shards, tmp_path / "alone")
+    alone.run()
+    start(settings, shards, tmp_path / "stopped").run(stop_at=stop)
+    again = start(settings, shards, tmp_path / "stopped")
+    again.run()
+    assert again.progress.step == alone.progress.step == 15
+    for name, value in weights(alone).items():
+        torch.testing.assert_close(weights(again)[name], value, rtol=1e-6, atol=1e-7)
+    kinds = [[(r["kind"], r["step"]) for r in run.progress.history] for run in (alone, again)]
+    assert kinds[0] == kinds[1]
+    lines = (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()
+    assert [(r["kind"], r["step"]) for r in map(json.loads, lines)] == kinds[0]
+
+
+def test_a_half_written_state_is_not_used(shards: ShardSet, tmp_path: Path) -> None:
+    settings = recipe()
+    start(settings, shards, tmp_path).run(stop_at=7)
+    states = sorted((tmp_path / "state").iterdir())
+    (states[-1] / "state.json").unlink()
+    (states[-1] / "model.safetensors").write_bytes(b"half")
+    again = start(settings, shards, tmp_path)
+    assert again.run().step == 15
+
+
+def test_a_run_leaves_a_captioner_figures_and_curves(shards: ShardSet, tmp_path: Path) -> None:
+    heard: list[dict[str, Any]] = []
+    run = start(recipe("save_dtype=float16"), shards, tmp_path, heard.append)
+    run.run()
+    captioner = load_captioner(str(tmp_path / "best"))
+    assert isinstance(captioner.caption([np.zeros((40, 50, 3), np.uint8)])[0].text, str)
+    assert [r["step"] for r in heard if r["kind"] == "validation"] == [5, 10, 15]
+    assert {"loss", "lr", "tokens_per_second", "images_per_second", "data_wait_share", "memory_mb"} <= heard[0].keys()
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    card = (tmp_path / "best" / "README.md").read_text()
+    assert "squares" in card
+    assert "images_per_step: 4" in card
+    assert len(list((tmp_path / "state").iterdir())) == 2
+
+
+def test_early_stopping(shards: ShardSet, tmp_path: Path) -> None:
+    # Without learning no validation is better than the first.
+    run = start(recipe("optim.lr=1e-9", "optim.pretrained_lr=1e-9", "validation.patience=1"), shards, tmp_path)
+    progress = run.run()
+    assert progress.stopped_early
+    assert progress.step == 10
+    assert progress.best_step == 5
+
+
+def test_validation_every_few_steps(shards: ShardSet, tmp_path: Path) -> None:
+    run = start(recipe("epochs=1", "validation.every_steps=2", "validation.images=3"), shards, tmp_path)
+    run.run()
+    validations = [r for r in run.progress.history if r["kind"] == "validation"]
+    assert [r["step"] for r in validations] == [2, 4, 5]
+    assert validations[0]["num_images"] == 3
+
+
+def test_a_loss_that_is_no_number_is_said(shards: ShardSet, tmp_path: Path) -> None:
+    run = start(recipe(), shards, tmp_path)
+    with torch.no_grad():
+        run.model.bias.fill_(float("nan"))  # type: ignore[operator]
+    with pytest.raises(DivergedError, match="Lower optim.lr"):
+        run.run()
+
+
+def test_frozen_parts_stay_and_the_rest_learns(shards: ShardSet, tmp_path: Path) -> None:
+    run = start(recipe("model.encoder.tune_from=null", "epochs=1"), shards, tmp_path)
+    before = weights(run)
+    run.run()
+    changed = {name for name, value in weights(run).items() if not torch.equal(value, before[name])}
+    assert not any(name.startswith("encoder.") for name in changed)
+    assert {"embed.weight", "lstm.weight_hh_l0", "bias"} <= changed
+
+
+def test_the_gradient_is_the_same_however_a_step_is_spread(shards: ShardSet, tmp_path: Path) -> None:
+    """One pass, passes of uneven size, and two or three processes of uneven shares, one without any data."""
+    passes = _passes(tmp_path, shards)
+    whole = _gradient([_joined(passes)], shards, tmp_path)
+    for split in (passes, passes[::-1]):
+        _assert_close(_gradient(split, shards, tmp_path), whole)
+    for shares in ([[0], [1, 2]], [[0, 1, 2], []]):
+        torch.save({"passes": passes, "shares": shares, "shards": shards}, tmp_path / "work.pt")
+        mp.spawn(_worker, (len(shares), _free_port(), str(tmp_path)), nprocs=len(shares))
+        for rank in range(len(shares)):
+            _assert_close(torch.load(tmp_path / f"gradient-{rank}.pt", weights_only=True), whole)
+
+
+def _passes(folder: Path, shards: ShardSet) -> list[Batch]:
+    run = _exact_run(shards, folder, Workers())
+    from captioning.training.stream import epoch_samples
+
+    samples = list(epoch_samples(shards, "train", epoch=0, seed=0, rank=0, world=1, shuffle=False))
+    return [run.batches.make(samples[a:b], 0) for a, b in ((0, 1), (1, 6), (6, 8))]
+
+
+def _joined(passes: list[Batch]) -> Batch:
+    longest = max(batch.captions.shape[1] for batch in passes)
+    padded = [torch.nn.functional.pad(b.captions, (0, longest - b.captions.shape[1]), value=-100) for b in passes]
+    offsets = [sum(len(b.keys) for b in passes[:at]) for at in range(len(passes))]
+    return Batch(
+        tuple(key for b in passes for key in b.keys),
+        torch.cat([b.pixels for b in passes]),
+        torch.cat(padded),
+        torch.cat([b.images + offset for b, offset in zip(passes, offsets, strict=True)]),
+    )
+
+
+def _exact_run(shards: ShardSet, folder: Path, workers: Workers) -> TrainingRun:
+    model = tiny_model(tiny_settings(tune_from="all"))
+    settings = recipe("model.dropout=0", f"workers={workers.world}", "images_per_step=12")
+    return TrainingRun(
+        settings, Parts(model, tiny_tokenizer(), PREPROCESS), shards, Location.parse(str(folder)), workers
+    )
+
+
+def _gradient(passes: list[Batch], shards: ShardSet, folder: Path, workers: Workers | None = None) -> list[torch.Tensor]:
+    run = _exact_run(shards, folder, workers or Workers())
+    run.gradient(passes)
+    return [parameter.grad.clone() for parameter in run.model.parameters() if parameter.grad is not None]
+
+
+def _worker(rank: int, world: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    work = torch.load(Path(folder) / "work.pt", weights_only=False)
+    passes = [work["passes"][at] for at in work["shares"][rank]]
+    gradient = _gradient(passes, work["shards"], Path(folder), Workers.of_process_group())
+    torch.save(gradient, Path(folder) / f"gradient-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _assert_close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        scale = float(other.abs().max())
+        assert float((one - other).abs().max()) <= 1e-5 * scale + 1e-9
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

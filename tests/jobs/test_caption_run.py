@@ -1,0 +1,214 @@
+"""The flow of `caption`: checks, resume, growth, interrupts. The pipeline runs in this process, without Ray."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner, Result
+
+import jobs.caption_run
+from captioning.run.events import read_events
+from captioning.run.layout import RunLayout, Shard
+from captioning.storage import Location
+from jobs.__main__ import app
+from jobs.caption_shard import CaptionShard
+from jobs.decode_shard import DecodeShard
+from jobs.pipeline import ShardResult, Work
+from jobs.pools import Node, Pools
+from tests.jobs.archive import assert_same_table, read_rows, write_odd_files, write_photos
+
+
+def in_process(work: Work, pools: Pools, shards: Sequence[Shard]) -> Iterator[ShardResult]:
+    """What `caption_shards` does, one shard after another."""
+    decode = DecodeShard(work.index, work.preprocess, work.storage)
+    actor = CaptionShard(work.load, work.index, pools.batch_size)
+    for shard in shards:
+        [row] = actor(decode(pa.table({"shard": pa.array([shard.number], pa.int64())}))).to_pylist()
+        yield ShardResult.from_row(row)
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.caption_run, "ray_session", nullcontext)
+    monkeypatch.setattr(jobs.caption_run, "cluster_nodes", lambda: [Node(2)])
+    monkeypatch.setattr(jobs.caption_run, "caption_shards", in_process)
+
+
+@pytest.fixture
+def no_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test if anything is started or loaded."""
+
+    def forbidden(*args: object, **kwargs: object) -> None:
+        raise AssertionError("nothing may be started")
+
+    monkeypatch.setattr(jobs.caption_run, "ray_session", forbidden)
+    monkeypatch.setattr("captioning.captioner.load_captioner", forbidden)
+
+
+@pytest.fixture
+def caption(tiny_captioner: Path) -> Callable[..., Result]:
+    def run(*arguments: str | Path, model: Path | str | None = tiny_captioner) -> Result:
+        chosen = ["--model", str(model)] if model else []
+        return CliRunner().invoke(app, ["caption", *map(str, arguments), *chosen])
+
+    return run
+
+
+def summary(output: Path) -> dict:
+    return json.loads((output / "_run" / "summary.json").read_text())
+
+
+def staged(output: Path) -> list[str]:
+    return sorted(path.name for path in (output / "_run" / "staging").glob("*.parquet"))
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_run_is_whole_then_has_nothing_to_do_then_grows(tmp_path: Path, caption, monkeypatch) -> None:
+    photos, output = write_photos(tmp_path / "photos", 20), tmp_path / "out"
+    settings = ("--set", "output.shard_size=4")
+    first = caption(photos, "-o", output, *settings)
+    assert first.exit_code == 0, first.output
+    rows = read_rows(output)
+    assert len(rows) == 20
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    assert len({row["caption"] for row in rows.values()}) > 1
+    assert summary(output).items() >= {"inputs": 20, "captioned": 20, "errors": 0, "already_done": 0}.items()
+    assert summary(output)["stages"].keys() == {"fetch", "decode", "model", "write"}
+    assert staged(output) == []
+    assert sum(event.get("images", 0) for event in read_events(RunLayout(Location.parse(str(output))))) == 20
+    assert CliRunner().invoke(app, ["verify", str(output)]).exit_code == 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.caption_run, "ray_session", lambda: pytest.fail("nothing may be started"))
+        again = caption(photos, "-o", output, *settings)
+    assert again.exit_code == 0
+    assert again.stdout.startswith("Nothing to do: all 20 images")
+    assert summary(output).items() >= {"captioned": 0, "already_done": 20}.items()
+
+    write_photos(photos, 3, first=100)
+    grown = caption(photos, "-o", output)
+    assert grown.exit_code == 0, grown.output
+    assert summary(output).items() >= {"inputs": 23, "captioned": 3, "already_done": 20}.items()
+    after = read_rows(output)
+    assert len(after) == 23
+    assert_same_table(rows, {image_id: after[image_id] for image_id in rows})
+
+    other = caption(photos, "-o", output, "--set", "decoding.beam_size=1")
+    assert other.exit_code == 2
+    assert "decoding.beam_size: 2 → 1" in other.stderr
+    assert read_rows(output).keys() == after.keys()
+
+    cut = caption(photos, "-o", output, "--set", "output.shard_size=5")
+    assert cut.exit_code == 2
+    assert "shards of 4 images" in cut.stderr
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_exactly_the_shards_that_are_missing_come_back(tmp_path: Path, caption, monkeypatch) -> None:
+    photos = write_photos(tmp_path / "photos", 18)
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    settings = ("--set", "output.shard_size=4")
+    assert caption(photos, "-o", whole, *settings).exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.caption_run, "fold", lambda layout, index: None)  # a driver killed before it folds
+        assert caption(photos, "-o", output, *settings).exit_code == 1
+    assert len(staged(output)) == 5
+    for number in (1, 4):
+        (output / "_run" / "staging" / f"shard-{number:08d}.parquet").unlink()
+    done = caption(photos, "-o", output, *settings)
+    assert done.exit_code == 0, done.output
+    assert summary(output).items() >= {"captioned": 4 + 2, "already_done": 12}.items()
+    assert_same_table(read_rows(whole), read_rows(output))
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_damaged_staged_file_is_made_again(tmp_path: Path, caption, monkeypatch) -> None:
+    photos, output = write_photos(tmp_path / "photos", 8), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.caption_run, "fold", lambda layout, index: None)
+        caption(photos, "-o", output, "--set", "output.shard_size=4")
+    (output / "_run" / "staging" / "shard-00000001.parquet").write_bytes(b"PAR1 no more")
+    assert caption(photos, "-o", output).exit_code == 0
+    assert summary(output)["captioned"] == 4
+    assert len(read_rows(output)) == 8
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_an_interrupt_keeps_what_is_finished(tmp_path: Path, caption, monkeypatch) -> None:
+    photos, output = write_photos(tmp_path / "photos", 16), tmp_path / "out"
+
+    def interrupted(work: Work, pools: Pools, shards: Sequence[Shard]) -> Iterator[ShardResult]:
+        yield from in_process(work, pools, shards[:2])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.caption_run, "caption_shards", interrupted)
+        stopped = caption(photos, "-o", output, "--set", "output.shard_size=4")
+    assert stopped.exit_code == 130
+    assert "8 images of this run were finished and are kept. Give the same command again" in stopped.stderr
+    assert len(staged(output)) == 2
+    assert CliRunner().invoke(app, ["verify", str(output)]).exit_code == 1
+    assert caption(photos, "-o", output).exit_code == 0
+    assert summary(output).items() >= {"captioned": 8, "already_done": 8}.items()
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_too_many_errors_end_with_1_and_all_rows(tmp_path: Path, caption) -> None:
+    _, classes = write_odd_files(tmp_path / "odd")
+    done = caption(tmp_path / "odd", "-o", tmp_path / "out")
+    assert done.exit_code == 1
+    assert "errors.max_fraction=0.2" in done.stderr
+    rows = read_rows(tmp_path / "out")
+    assert {name for name, row in rows.items() if row["status"] == "error"} == set(classes)
+    assert summary(tmp_path / "out")["error_classes"] == dict.fromkeys(sorted(classes.values()), 1)
+    assert caption(tmp_path / "odd", "-o", tmp_path / "out", "--set", "errors.max_fraction=0.5").exit_code == 0
+
+
+@pytest.mark.usefixtures("no_pipeline")
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("gone", "-o", "out"), "There is nothing at INPUT"),
+        (("empty", "-o", "out"), "holds no image"),
+        (("photos", "-o", "out", "--set", "decoding.beem_size=3"), "Did you mean 'beam_size'"),
+        (("photos", "-o", "out", "--set", "runtime.actors=many"), "runtime.actors"),
+        (("photos", "-o", "out", "--set", "runtime.gpus_per_actor=1", "--set", "runtime.device=cpu"), "leave one"),
+        (("photos", "-o", "out", "--set", "decoding.num_captions=4"), "raise beam_size"),
+        (("photos", "-o", "out", "--config", "gone.yaml"), "gone.yaml cannot be read"),
+        (("photos", "-o", "out", "--model", "no-such-captioner"), "no-such-captioner"),
+        (("photos", "-o", "file"), "is a file"),
+        (("photos", "-o", "file/below"), "cannot be written to"),
+        (("photos", "-o", "tables"), "is of no run"),
+        (("photos",), "-o"),
+        (("-o", "out"), "INPUT"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_one_message(tmp_path: Path, monkeypatch, tiny_captioner, arguments, says) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_photos(tmp_path / "photos", 2)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "mine.parquet").write_bytes(b"")
+    chosen = [] if "--model" in arguments else ["--model", str(tiny_captioner)]
+    done = CliRunner().invoke(app, ["caption", *arguments, *chosen])
+    assert done.exit_code == 2, (done.output, done.exception)
+    assert says in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_an_id_that_two_inputs_share_is_refused_and_leaves_nothing(tmp_path: Path, caption) -> None:
+    write_photos(tmp_path / "a", 3)
+    write_photos(tmp_path / "b", 3)
+    done = caption(tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "is in both INPUTs" in done.stderr
+    assert not (tmp_path / "out").exists()
+    named = caption(f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}", "-o", tmp_path / "out")
+    assert named.exit_code == 0, named.output
+    assert sorted(read_rows(tmp_path / "out"))[:2] == ["a/0/0000.jpg", "a/0/0002.jpg"]
