@@ -43,7 +43,7 @@ format: $(READY) ## Rewrite the code the way `check` wants it
 	$(BIN)/ruff format .
 
 bench: $(READY) ## Measure the speed of the main job: build/bench/results.json, and a table beside it
-	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks.caption_speed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks
 
 clean: ## Remove what was built (the environment stays)
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info

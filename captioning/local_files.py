@@ -136,7 +136,7 @@ def _walk(folder: str, prefix: str, max_depth: int | None, above: tuple[tuple[in
     with os.scandir(folder) as entries:
         # A folder sorts as its name with the slash that follows it in every path below it: so
         # the walk's order is the order of the whole paths.
-        listed = sorted((entry.name + "/" if entry.is_dir() else entry.name) for entry in entries)
+        listed = sorted((entry.name + "/" if _is_folder(entry) else entry.name) for entry in entries)
     for name in listed:
         full = os.path.join(folder, name)
         try:
@@ -151,6 +151,14 @@ def _walk(folder: str, prefix: str, max_depth: int | None, above: tuple[tuple[in
         elif (status.st_dev, status.st_ino) not in above and max_depth != 1:
             deeper = None if max_depth is None else max_depth - 1
             yield from _walk(full, prefix + name, deeper, (*above, (status.st_dev, status.st_ino)))
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link that leads to itself.
+        return False
 
 
 def _write_temp(path: str, data: bytes, temp_folder: str | None) -> str:

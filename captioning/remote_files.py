@@ -143,13 +143,17 @@ class RemoteFiles:
 
 def _filesystem(protocol: str, storage: StorageSettings) -> Any:
     try:
-        return fsspec.filesystem(protocol, **_options(protocol, storage))
+        filesystem = fsspec.filesystem(protocol, **_options(protocol, storage))
     except ImportError as error:
         package = _PACKAGES.get(protocol, "the package that brings it")
         extra = ' (pip install "captioning[s3]")' if package == "s3fs" else ""
         raise UsageError(f"Reading {protocol}:// needs {package}, which is not installed{extra}: {error}") from error
     except ValueError as error:
         raise UsageError(f"{protocol}:// is no kind of storage that is known here: {error}") from error
+    if protocol in ("s3", "s3a"):
+        # botocore and `Location` try again already: a third layer makes a dead endpoint take minutes.
+        filesystem.retries = 1
+    return filesystem
 
 
 def _options(protocol: str, storage: StorageSettings) -> dict[str, Any]:
@@ -157,7 +161,7 @@ def _options(protocol: str, storage: StorageSettings) -> dict[str, Any]:
     options: dict[str, Any] = {"use_listings_cache": False}
     if protocol in ("s3", "s3a"):
         options["config_kwargs"] = {
-            "retries": {"mode": "standard", "max_attempts": 5},
+            "retries": {"mode": "standard", "max_attempts": 3},
             "connect_timeout": 20,
             "read_timeout": 60,
         }

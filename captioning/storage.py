@@ -107,7 +107,8 @@ class Location:
         return self.uri
 
     def __truediv__(self, name: str) -> "Location":
-        return Location(f"{self.path.rstrip('/')}/{name}", self.settings)
+        slash = "" if self.path.endswith("/") else "/"
+        return Location(f"{self.path}{slash}{name}", self.settings)
 
     def read_bytes(self) -> bytes:
         """The whole file. Raises `StorageError`."""

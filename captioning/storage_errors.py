@@ -151,4 +151,7 @@ def _classify_code(code: str) -> tuple[str, bool]:
 
 def _message(where: str, action: str, error_class: str, error: BaseException) -> str:
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    inner = getattr(error, "filename", None)
+    if isinstance(inner, str) and inner not in reason and inner.startswith(where.rstrip("/") + "/"):
+        reason += f" ({inner.encode('utf-8', 'backslashreplace').decode()})"
     return f"Could not {action} {where}: {reason}. {_ADVICE[error_class]}".replace("..", ".")

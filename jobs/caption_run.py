@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioning.config import to_dict
@@ -237,7 +238,8 @@ class _CaptionRun:
         runtime = self.settings.runtime
         pools = plan_pools(runtime, nodes, shards=len(pending))
         load = LoadCaptioner(
-            ref=self.request.model,
+            ref=_absolute(self.request.model),
+            name=self.info.name,
             device=pools.device,
             precision=runtime.precision,
             decoding=self.request.decoding,
@@ -276,6 +278,15 @@ class _CaptionRun:
 
     def _say(self, text: str) -> None:
         Progress(0, stream=self.stream).say(text)
+
+
+def _absolute(ref: str | None) -> str | None:
+    """A checkpoint's folder as every process on this machine finds it; any other REF as it is."""
+    if ref is None or "://" in ref or not Path(ref).expanduser().is_dir():
+        return ref
+    from captioning.refs import bundled_names
+
+    return ref if ref in bundled_names() else str(Path(ref).expanduser().absolute())
 
 
 class _Diary:

@@ -61,9 +61,13 @@ class CaptionerLike(Protocol):
 
 @dataclass(frozen=True)
 class LoadCaptioner:
-    """How an actor gets its captioner: called once in the actor's process."""
+    """How an actor gets its captioner: called once in the actor's process.
+
+    `name` is the captioner's on the driver: a node where REF is another one is found out.
+    """
 
     ref: str | None
+    name: str
     device: str
     precision: str
     decoding: dict[str, Any]
@@ -78,9 +82,15 @@ class LoadCaptioner:
 
         torch.set_num_threads(self.threads)
         precision: Any = self.precision
-        return load_captioner(
+        captioner = load_captioner(
             self.ref, device=self.device, precision=precision, decoding=self.decoding, storage=self.storage
         )
+        if captioner.name != self.name:
+            raise UnfinishedError(
+                f"The captioner {self.ref or 'that is bundled'} is {captioner.name} on this node, and {self.name} "
+                "where the command was given. Put the same checkpoint on every node, or name it by a URI."
+            )
+        return captioner
 
 
 class CaptionShard:

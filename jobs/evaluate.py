@@ -14,7 +14,7 @@ from annotated_types import Ge
 from rich.console import Console
 from rich.table import Table
 
-from captioning.config import read_settings, settings
+from captioning.config import read_settings, settings, to_dict
 from captioning.errors import StorageError, UsageError
 from captioning.storage import Location, StorageSettings
 from jobs.cli import ConfigOption, ModelOption, SetOption, read_config
@@ -120,13 +120,12 @@ def _evaluate(
     meteor: bool,
 ) -> list[Evaluation]:
     from captioning.captioner import override_decoding
-    from captioning.config import to_dict
     from captioning.training.validation import describe, score
     from jobs.progress import Progress
 
     images = min(parsed.images or shards.counts[split], shards.counts[split])
     own = captioner.decoding
-    evaluations = []
+    evaluations: list[Evaluation] = []
     with Progress(images * len(decodings)) as progress:
 
         def tell(done: int) -> None:

@@ -111,8 +111,9 @@ def _window(work: Work, pools: Pools, shards: Sequence[Shard]) -> Iterator[Shard
     context.enable_auto_log_stats = False
     context.log_internal_stack_trace = False
     context.max_errored_blocks = 0
+    context.raise_original_map_exception = True  # else its class is lost on the way here
     context.execution_no_progress_timeout_s = _NO_PROGRESS_SECONDS
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    _quiet_console()
     with DataContext.current(context), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         blocks = [pa.table({"shard": pa.array([shard.number], pa.int64())}) for shard in shards]
@@ -138,6 +139,13 @@ def _window(work: Work, pools: Pools, shards: Sequence[Shard]) -> Iterator[Shard
         )
         for row in dataset.iter_rows():
             yield ShardResult.from_row(row)
+
+
+def _quiet_console() -> None:
+    """Ray Data's log goes to its file alone: progress and errors are told here, in fewer words."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.CRITICAL + 1)
 
 
 def _first_lines(error: Exception) -> str:

@@ -6,7 +6,7 @@ Knows nothing of what runs on it. What it started it stops; what it found it lea
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from captioning.errors import UnfinishedError
@@ -14,6 +14,7 @@ from jobs.cli import terminate_as_interrupt
 
 _GIB = 1024**3
 _MIB = 1024**2
+_START_ATTEMPTS = 5
 
 #: Quiet, private and fair to the machine; each can be set otherwise in the environment.
 _ENVIRONMENT = {
@@ -43,36 +44,76 @@ def ray_session(*, num_cpus: int | None = None) -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
-    try:
-        if address:
-            ray.init(address="auto", configure_logging=True, logging_level="error", log_to_driver=False)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                configure_logging=True,
-                logging_level="error",
-                log_to_driver=False,
-                object_store_memory=object_store_bytes(),
-            )
-    except Exception as error:  # Ray raises bare exceptions too: a node that was slow to start, say
-        ray.shutdown()
-        where = f"the cluster at RAY_ADDRESS={address}" if address else "a local Ray"
-        advice = (
-            "Check the address, and that the token is there (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN or its file) "
-            "if the cluster asks for one; unset RAY_ADDRESS to run on this machine."
-            if address
-            else "Give the same command again when the machine is less busy; the logs are in "
-            "/tmp/ray/session_latest/logs."
-        )
-        raise UnfinishedError(f"Could not start on {where}: {str(error).rstrip('.')}. {advice}") from error
+    if address:
+        join_cluster(address)
+    else:
+        start_local(num_cpus=num_cpus)
     try:
         # ray.init puts its own handler on SIGTERM, so ours goes on again.
         with terminate_as_interrupt():
             yield
     finally:
         ray.shutdown()
+
+
+def join_cluster(address: str) -> None:
+    """Connect to the cluster of RAY_ADDRESS. Raises `UnfinishedError`."""
+    import ray
+
+    try:
+        ray.init(address=address, logging_level="error", log_to_driver=False)
+    except Exception as error:  # Ray raises bare exceptions too
+        ray.shutdown()
+        raise UnfinishedError(
+            f"Could not connect to the cluster at RAY_ADDRESS={address}: {error}. Check the address, and the token if "
+            "the cluster asks for one (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN). Unset RAY_ADDRESS to run on this "
+            "machine."
+        ) from error
+
+
+def start_local(*, num_cpus: int | None = None, object_store_memory: int | None = None) -> None:
+    """Start a single-node Ray on this machine: no dashboard, no chatter. Raises `UnfinishedError`.
+
+    Ray gives its processes half a minute to come up, too little on a very busy machine; so it is
+    tried a few times.
+    """
+    quiet_environment()
+
+    import ray
+
+    for attempt in range(_START_ATTEMPTS):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                logging_level="error",
+                log_to_driver=False,
+                object_store_memory=object_store_memory or object_store_bytes(),
+            )
+        except Exception as error:  # Ray raises bare exceptions too
+            _stop_half_started(error)
+            ray.shutdown()
+            if attempt + 1 < _START_ATTEMPTS and "timed out" in str(error):
+                continue
+            raise UnfinishedError(
+                f"Could not start a local Ray: {str(error).rstrip('.')}. Its logs are in /tmp/ray/session_latest/logs; "
+                "if the machine is very busy, give the same command again later."
+            ) from error
+        else:
+            return
+
+
+def _stop_half_started(error: BaseException) -> None:
+    """Kill the processes of a node that did not come up in time; Ray itself leaves them behind."""
+    trace = error.__traceback__
+    while trace is not None:
+        node = trace.tb_frame.f_locals.get("self")
+        if hasattr(node, "kill_all_processes"):
+            with suppress(Exception):
+                node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+            return
+        trace = trace.tb_next
 
 
 def quiet_environment() -> None:

@@ -24,16 +24,8 @@ def ray_local() -> Iterator[None]:
     """A Ray of two CPUs on this machine, shared by every test that asks for it."""
     import ray
 
-    from jobs.ray_session import quiet_environment
+    from jobs.ray_session import start_local
 
-    quiet_environment()
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=150 * 1024**2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-    )
+    start_local(num_cpus=2, object_store_memory=150 * 1024**2)
     yield
     ray.shutdown()

@@ -2,7 +2,8 @@
 
 A plain Python stand-in for the Java tokeniser of the COCO evaluation (Stanford PTBTokenizer
 3.4.1, `-lowerCase`, then its list of punctuation dropped), quirks included: brackets survive as
-`-lrb-` and `-rrb-`, because the list has them in capitals. Knows text only.
+`-lrb-` and `-rrb-`, because the list has them in capitals.
+Of 178,675 Flickr30k captions 18 come out otherwise (`ft.`, `4:06pm`, `dunkin'`). Knows text only.
 """
 
 import re

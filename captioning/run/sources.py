@@ -27,8 +27,9 @@ class Entry:
     """One image of the archive: its id, and where its bytes are.
 
     `size_bytes` is None when the listing does not say (a line of a text list); `version` changes
-    with the content (an ETag or a time of modification), and is empty when not known. For an image
-    in a tar, `tar` is the tar's URI and `offset` the place of the image's first byte in it.
+    with the content (an ETag, a time of modification) and is empty when not known. For an image in
+    a tar, `tar` is the tar's URI, `offset` the place of the image's first byte in it, and `version`
+    the time that the tar gives it: a tar that is added to changes no image that was in it.
     """
 
     image_id: str
@@ -119,22 +120,19 @@ class TarSource(Source):
 
     def _entries(self) -> Iterator[Entry]:
         seen = DigestSet()
-        for name, tar, version in self._tars():
+        for name, tar in self._tars():
             for member in list_tar(tar, self.notes.append):
                 if self._is_image(member.name):
                     image_id = _tar_id(name, member, seen)
                     uri = f"{tar.uri}#{escape_name(member.name)}"
-                    yield Entry(self.prefix + image_id, uri, member.size, version, tar.uri, member.offset)
+                    yield Entry(self.prefix + image_id, uri, member.size, str(member.mtime), tar.uri, member.offset)
 
-    def _tars(self) -> Iterator[tuple[str, Location, str]]:
+    def _tars(self) -> Iterator[tuple[str, Location]]:
         if self.glob is None:
-            file = self.location.info()
-            if file is None:
-                raise InputError(f"{self.location} is gone.")
-            yield self.location.name, self.location, file.version
+            yield self.location.name, self.location
             return
         for file in self.glob.files():
-            yield file.path, self.location / file.path, file.version
+            yield file.path, self.location / file.path
 
 
 class ListSource(Source):

@@ -8,6 +8,7 @@ nothing of how captions are made.
 """
 
 import io
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -46,6 +47,9 @@ SCHEMA = pa.schema(
 #: Files of an object store are read and deleted this many at a time.
 _PARALLEL = 8
 _LONGEST_MESSAGE = 1000
+
+#: The age of a temporary file, in nanoseconds, at which its writer is surely gone.
+_ABANDONED_NS = 24 * 3600 * 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +185,7 @@ def fold(layout: RunLayout, index: Index) -> FoldResult:
                 if layout.part(part).create_bytes(_to_parquet(pa.concat_tables(tables)), temp=layout.tmp_dir):
                     folded.append(part)
             list(pool.map(Location.delete, [layout.staged(number) for number in leftovers]))
+    _sweep_tmp(layout)
     return FoldResult(tuple(folded), tuple(damaged))
 
 
@@ -214,6 +219,17 @@ def _read_staged(layout: RunLayout, shard: Shard) -> pa.Table | Literal[False] |
     except (pa.ArrowInvalid, OSError):
         return False
     return table if table.schema.equals(SCHEMA) and table.num_rows == shard.rows else False
+
+
+def _sweep_tmp(layout: RunLayout) -> None:
+    """Delete temporary files that killed writers left. Only locally are there any; none is written for a day."""
+    if not layout.root.is_local:
+        return
+    for name in layout.tmp_dir.names():
+        file = layout.tmp_dir / name
+        info = file.info()
+        if info is not None and time.time_ns() - int(info.version) > _ABANDONED_NS:
+            file.delete()
 
 
 def _to_parquet(table: pa.Table) -> bytes:

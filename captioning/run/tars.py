@@ -18,12 +18,13 @@ _KEY = re.compile(r"^((?:.*/)?[^./][^./]*)\.[^/]*$", re.DOTALL)
 
 @dataclass(frozen=True)
 class TarMember:
-    """A file in a tar: `offset` is the place of its first byte in the tar, `size` in bytes."""
+    """A file in a tar: `offset` is the place of its first byte in the tar, `size` in bytes, `mtime` in seconds."""
 
     name: str
     key: str
     offset: int
     size: int
+    mtime: float
 
 
 def list_tar(location: Location, note: Callable[[str], None]) -> Iterator[TarMember]:
@@ -51,7 +52,7 @@ def list_tar(location: Location, note: Callable[[str], None]) -> Iterator[TarMem
             count += 1
             match = _KEY.match(member.name)
             if member.isreg() and match is not None:
-                yield TarMember(member.name, match[1], member.offset_data, member.size)
+                yield TarMember(member.name, match[1], member.offset_data, member.size, member.mtime)
         end = tar.offset
         file.seek(min(end, size))
         if end > size or file.read(tarfile.BLOCKSIZE).strip(b"\0"):

@@ -98,7 +98,7 @@ def test_a_captioner_at_a_uri_is_fetched_once(folder: Path, tmp_path: Path, monk
     assert first.identity == inspect_captioner(str(folder)).identity
     before = (first.folder / "model.safetensors").stat().st_mtime_ns
     assert (inspect_captioner(f"file://{folder}").folder / "model.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(CheckpointError, match="nothing is there"):
+    with pytest.raises(CheckpointError, match="nowhere cannot be read"):
         inspect_captioner(f"file://{tmp_path}/nowhere")
 
 

@@ -5,12 +5,13 @@ import threading
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
 from captioning import storage
 from captioning.errors import StorageError, UsageError
 from captioning.local_files import LocalFiles
 from captioning.storage import Location, StorageSettings, escape_name, unescape_name
-from captioning.storage_errors import classify
+from captioning.storage_errors import classify, storage_errors
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_download_copies_a_folder_and_a_file(anywhere: Location, tmp_path_factor
     assert (target / "all" / "two").read_bytes() == b"2"
     (anywhere / "two").download(target)
     assert (target / "two").read_bytes() == b"2"
-    with pytest.raises(StorageError, match="nothing at|No such"):
+    with pytest.raises(StorageError, match=r"nothing at|No such"):
         (anywhere / "three").download(target)
 
 
@@ -127,7 +128,8 @@ def test_links_to_folders_are_followed_but_not_in_circles(root: Location, tmp_pa
     os.symlink(tmp_path / "real", tmp_path / "link")
     os.symlink(tmp_path, tmp_path / "real" / "up")
     os.symlink(tmp_path / "gone", tmp_path / "dead.jpg")
-    assert [info.path for info in root.walk()] == ["dead.jpg", "link/x.jpg", "real/x.jpg"]
+    os.symlink("self.jpg", tmp_path / "self.jpg")
+    assert [info.path for info in root.walk()] == ["dead.jpg", "link/x.jpg", "real/x.jpg", "self.jpg"]
 
 
 def test_pipes_are_not_listed(root: Location, tmp_path: Path) -> None:
@@ -173,6 +175,7 @@ def test_parse_understands_what_people_write(tmp_path: Path, monkeypatch: pytest
     assert Location.parse("s3://bucket/a/b.jpg").name == "b.jpg"
     assert Location.parse("s3://bucket/a/b.jpg").parent.uri == "s3://bucket/a"
     assert (Location.parse("/") / "a").path == "/a"
+    assert (Location.parse("memory://") / "a").uri == "memory://a"
     assert Location.parse("/a").parent.path == "/"
     assert not Location.parse("s3://bucket").is_local
     with pytest.raises(UsageError, match="empty path"):
@@ -190,7 +193,7 @@ def test_a_location_crosses_process_borders() -> None:
 
 
 def test_failures_have_a_class_and_say_where(root: Location, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="none.jpg") as caught:
+    with pytest.raises(StorageError, match=r"none\.jpg") as caught:
         (root / "none.jpg").read_bytes()
     assert caught.value.error_class == "missing"
     (root / "file").write_bytes(b"")
@@ -215,10 +218,24 @@ def test_failures_have_a_class_and_say_where(root: Location, tmp_path: Path) -> 
         (TimeoutError(), "timeout", True),
         (OSError(errno.EIO, "broken disk"), "storage", False),
         (TypeError("a bug"), None, False),
+        (ClientError({"Error": {"Code": "AccessDenied"}}, "GetObject"), "forbidden", False),
+        (ClientError({"Error": {"Code": "NoSuchKey"}}, "GetObject"), "missing", False),
+        (ClientError({"Error": {"Code": "SlowDown"}}, "GetObject"), "throttled", True),
+        (ClientError({"Error": {"Code": "InternalError"}}, "GetObject"), "network", True),
+        (EndpointConnectionError(endpoint_url="http://localhost:1"), "network", True),
+        (NoCredentialsError(), "forbidden", False),
     ],
 )
 def test_errors_are_classified(error: Exception, error_class: str | None, passing: bool) -> None:
     assert classify(error) == (error_class, passing)
+
+
+def test_a_failure_below_a_folder_names_the_file(root: Location) -> None:
+    error = PermissionError(errno.EACCES, "Permission denied", f"{root.path}/below/locked")
+    expected = r"list .*Permission denied \(.*/below/locked\)"
+    with pytest.raises(StorageError, match=expected) as caught, storage_errors(root.uri, "list"):
+        raise error
+    assert caught.value.error_class == "forbidden"
 
 
 def test_check_writable_leaves_nothing(anywhere: Location) -> None:

@@ -94,6 +94,21 @@ def test_a_run_killed_three_times_gives_the_table_of_one_left_alone(tmp_path: Pa
     assert_same_table(read_rows(whole), read_rows(output))
 
 
+@pytest.mark.slow
+def test_a_run_told_to_end_ends_with_130_and_keeps_what_is_finished(tmp_path: Path, tiny_captioner: Path) -> None:
+    photos, output = write_photos(tmp_path / "photos", 240), tmp_path / "out"
+    command = [sys.executable, "-m", "jobs", "caption", str(photos), "--model", str(tiny_captioner), "-o", str(output)]
+    command += ["--set", "output.shard_size=4", "--set", "runtime.batch_size=1"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait_for_staged(output, 3, process)
+    process.terminate()
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert "Give the same command again to go on." in said
+    assert "Traceback" not in said
+    assert len(list((output / "_run" / "staging").glob("*.parquet"))) >= 3
+
+
 def wait_for_staged(output: Path, wanted: int, process: subprocess.Popen) -> None:
     """Until so many staged files are there, or the run has ended by itself."""
     while process.poll() is None and len(list((output / "_run" / "staging").glob("*.parquet"))) < wanted:

@@ -2,27 +2,9 @@
 
 import random
 
-WORDS = tuple(
-    [
-        "a",
-        "man",
-        "dog",
-        "in",
-        "red",
-        "hat",
-        "runs",
-        "on",
-        "the",
-        "beach",
-        "with",
-        "two",
-        "children",
-        "and",
-        "his",
-        "big",
-        "brown",
-        "bike",
-    ]
+WORDS = (
+    *("a", "man", "dog", "in", "red", "hat", "runs", "on", "the"),
+    *("beach", "with", "two", "children", "and", "his", "big", "brown", "bike"),
 )
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sklearn.datasets import load_sample_image
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from torch.nn import functional
@@ -25,14 +24,15 @@ from transformers import (
     GPT2Model,
 )
 
-from captioning.captioner import Captioner
+from captioning.captioner import Captioner, load_captioner
 from captioning.config import build, to_dict
 from captioning.data.preprocess import PreprocessSettings
-from captioning.data.tokenizers import BpeTokenizer
+from captioning.data.tokenizers import BpeTokenizer, WordTokenizer
 from captioning.decoding.search import decode
 from captioning.decoding.settings import DecodingSettings
 from captioning.errors import CheckpointError, SettingsError
 from captioning.models.base import PAD_TARGET, Vocabulary
+from captioning.models.checkpoint import save_checkpoint
 from captioning.models.clip_gpt2 import CLIP_MEAN, CLIP_STD, ClipGpt2, ClipGpt2Settings, resolved
 
 VOCABULARY = Vocabulary(size=30, bos_id=29, eos_id=29)
@@ -260,6 +260,16 @@ class TestCheckpoint:
         torch.testing.assert_close(again(features, CAPTIONS, IMAGES).logits, expected, rtol=0, atol=0)
         assert (again.gpt2.lm_head.weight is again.gpt2.transformer.wte.weight) == tied
 
+    def test_a_captioner_is_saved_and_loaded(self, tmp_path: Path) -> None:
+        tokenizer = WordTokenizer.train(["a red disc left of a blue ring", "a white bar above a disc"], min_count=1)
+        vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
+        model = sharpened(make(tiny(), vocabulary))
+        decoding = DecodingSettings(beam_size=2, max_new_tokens=6)
+        save_checkpoint(tmp_path / "tiny", model, tokenizer, PIXELS, decoding)
+        again = load_captioner(str(tmp_path / "tiny"), device="cpu")
+        expected = Captioner(model, tokenizer, PIXELS, decoding).caption_pixels(photos(4).numpy())
+        assert again.caption_pixels(photos(4).numpy()) == expected
+
     def test_references_need_weights(self) -> None:
         with pytest.raises(CheckpointError, match="given as sizes"):
             ClipGpt2(ClipGpt2Settings(), VOCABULARY, PIXELS, pretrained=False)
@@ -314,6 +324,13 @@ class TestPublishedWeights:
         assert sizes["gpt2"]["vocab_size"] == 32
         again = ClipGpt2(model.settings, VOCABULARY, PIXELS, pretrained=False)
         again.load_state_dict(model.state_dict())
+
+    def test_towers_that_hold_weights_are_known(self, published: Path) -> None:
+        """They learn at a rate of their own."""
+        assert make(tiny()).pretrained_parts == ()
+        assert make(tiny(clip=str(published / "clip"))).pretrained_parts == ("clip.",)
+        own = ClipGpt2(make(tiny()).settings, VOCABULARY, PIXELS, pretrained=False)
+        assert own.pretrained_parts == ("clip.", "gpt2.")
 
     @torch.no_grad()
     def test_a_padded_vocabulary_is_cut_to_the_tokenizers(self, published: Path) -> None:
@@ -380,8 +397,11 @@ def real_sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.filterwarnings("ignore:Passing `repetition_penalty` with `inputs_embeds`")
 def test_real_sizes_caption_a_photo_as_generate_does(real_sizes: Path) -> None:
+    from sklearn.datasets import load_sample_image
+
     tokenizer = BpeTokenizer.from_pretrained_folder(real_sizes / "gpt2")
     vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
     preprocess = PreprocessSettings(size=224, mean=CLIP_MEAN, std=CLIP_STD)

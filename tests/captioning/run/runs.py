@@ -67,7 +67,9 @@ def shard_rows(index: Index, shard: Shard, model: str = "toy") -> list[Row]:
     return rows
 
 
-def drive(layout: RunLayout, inputs: list[str], *, shard_size: int = 2, storage: StorageSettings | None = None) -> Index:
+def drive(
+    layout: RunLayout, inputs: list[str], *, shard_size: int = 2, storage: StorageSettings | None = None
+) -> Index:
     """What a driver does from first to last: index, caption, fold; grow when all is done; caption again."""
     sources = open_sources(inputs, storage)
     record = RunRecord.read(layout)

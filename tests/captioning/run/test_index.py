@@ -1,3 +1,4 @@
+import os
 import pickle
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from captioning.run.layout import PartRange
 from captioning.run.sources import open_sources
 from captioning.run.table import pending_shards
 from captioning.run.verify import verify
-from tests.captioning.run.runs import caption, drive, layout_of, make_archive, photos, table
+from tests.captioning.run.runs import caption, drive, layout_of, make_archive, make_tar, photos, table
 
 
 def test_the_shard_size_comes_from_the_size_of_the_archive_alone() -> None:
@@ -104,6 +105,17 @@ def test_growth_reports_what_changed_and_what_is_gone(tmp_path: Path) -> None:
     before = table(layout)
     drive(layout, [str(archive)])
     assert table(layout) == before
+
+
+def test_a_tar_that_is_added_to_changes_no_image_that_was_in_it(tmp_path: Path) -> None:
+    members = [("1.jpg", b"one"), ("2.jpg", b"two")]
+    tar = make_tar(tmp_path / "x.tar", members)
+    layout = layout_of(tmp_path / "out")
+    index = drive(layout, [str(tar)])
+    make_tar(tar, [*members, ("3.jpg", b"three")])
+    os.utime(tar, (10**9, 10**9))
+    growth = grow(index, open_sources([str(tar)]), shard_size=2)
+    assert (growth.new, growth.changed, growth.vanished) == (1, 0, 0)
 
 
 def test_an_unfinished_run_keeps_its_index(tmp_path: Path) -> None:

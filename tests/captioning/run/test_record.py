@@ -66,7 +66,7 @@ def test_the_first_of_two_drivers_writes_the_record(tmp_path: Path, record: RunR
 def test_another_captioner_is_refused_with_the_difference(tmp_path: Path, record: RunRecord) -> None:
     layout = layout_of(tmp_path)
     parts = {"weights": "abc", "decoding": {"beam_size": 5, "prompt": None}}
-    with pytest.raises(RunConflictError, match="decoding.beam_size: 3 → 5") as caught:
+    with pytest.raises(RunConflictError, match=r"decoding\.beam_size: 3 → 5") as caught:
         record.check(layout, inputs=record.inputs, fingerprint_parts=parts)
     assert "weights" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -105,6 +106,17 @@ def test_a_part_waits_for_all_its_shards(tmp_path: Path) -> None:
     assert [part.name for part in fold(layout, index).folded] == ["part-00000000-00000003.parquet"]
     assert [row["image_id"] for row in table(layout)] == photos(10)
     assert pending_shards(layout, index) == []
+
+
+def test_temporary_files_of_the_dead_are_swept_and_those_of_the_living_kept(tmp_path: Path) -> None:
+    archive = make_archive(tmp_path / "a", photos(4))
+    layout = layout_of(tmp_path / "out")
+    index = drive(layout, [str(archive)])
+    (layout.tmp_dir / "old.tmp").write_bytes(b"")
+    (layout.tmp_dir / "new.tmp").write_bytes(b"")
+    os.utime((layout.tmp_dir / "old.tmp").path, (0, 0))
+    fold(layout, index)
+    assert layout.tmp_dir.names() == ["new.tmp"]
 
 
 @pytest.mark.usefixtures("small_parts")

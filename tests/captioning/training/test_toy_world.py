@@ -84,11 +84,13 @@ def test_a_picture_shows_its_colours() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_cnn_lstm_learns_the_world(tmp_path: Path) -> None:
     assert exact_share(CNN_LSTM, tmp_path, train=6000) >= 0.9
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_clip_gpt2_learns_the_world(tmp_path: Path) -> None:
     assert exact_share(CLIP_GPT2, tmp_path, train=8000) >= 0.9
 

@@ -1,0 +1,69 @@
+"""The ceiling: CPU-seconds that one image needs in one process with one thread, and nothing around it.
+
+Fetch, decode, model and write are done one after another, each timed by the process's CPU clock,
+so that other programs on the machine do not count. Cores ÷ their sum is the rate at which the
+same code would run were every core busy with nothing else. The first batch, which warms up, is
+left out.
+
+    python -m tests.benchmarks.ceiling PHOTOS RESULT.json [--model REF]
+"""
+
+import argparse
+import io
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from captioning import load_captioner
+
+BATCH = 32
+#: Enough for a steady figure; the rest of the archive would say the same.
+MOST_BATCHES = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("result", type=Path)
+    parser.add_argument("--model")
+    args = parser.parse_args()
+
+    torch.set_num_threads(1)
+    captioner = load_captioner(args.model, device="cpu")
+    paths = sorted(args.photos.iterdir())
+    batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)][: MOST_BATCHES + 1]
+    seconds: Counter[str] = Counter()
+    images = 0
+    for number, batch in enumerate(batches):
+        begin = time.process_time()
+        files = [path.read_bytes() for path in batch]
+        fetched = time.process_time()
+        pixels = np.stack([captioner.preprocess.from_bytes(data).pixels for data in files])
+        decoded = time.process_time()
+        captions = captioner.caption_pixels(pixels, batch_size=BATCH)
+        captioned = time.process_time()
+        rows = [{"image_id": path.name, **vars(caption)} for path, caption in zip(batch, captions, strict=True)]
+        for row in rows:
+            row["alternatives"] = [{"caption": text, "score": score} for text, score in row["alternatives"]]
+        file = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows), file, compression="zstd")
+        args.result.with_suffix(".parquet").write_bytes(file.getvalue())
+        written = time.process_time()
+        if number > 0 or len(batches) == 1:
+            images += len(batch)
+            seconds.update(
+                fetch=fetched - begin, decode=decoded - fetched, model=captioned - decoded, write=written - captioned
+            )
+    args.result.with_suffix(".parquet").unlink()
+    stages = {name: seconds[name] / images for name in ("fetch", "decode", "model", "write")}
+    args.result.write_text(json.dumps({"images": images, "cpu_seconds_an_image": stages}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

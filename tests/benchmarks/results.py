@@ -1,0 +1,176 @@
+"""From raw timings to the figures that are published: medians, their ratios, and one table.
+
+Knows no programs, only their timings. A raw run of a program is a mapping with `round`, `images`,
+`seconds`, `steady_images_per_second` or None, `peak_bytes` or None and `same_captions` (of images).
+"""
+
+import os
+import platform
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.table import Table
+
+#: The programs in the order of the table, and what each is called there.
+PROGRAMS = {
+    "job": "python -m jobs caption",
+    "ray_tuned": "plain Ray Data script",
+    "dataloader": "PyTorch DataLoader loop",
+}
+_PACKAGES = ("torch", "ray", "transformers", "pillow", "pyarrow", "numpy")
+
+Raw = Mapping[str, Any]
+
+
+def steady_rate(finished: Iterable[float]) -> float | None:
+    """Images a second after the first batch, given the time at which each image was finished.
+
+    Images of one time are one batch. The same rule as in the job's own summary, where batches are
+    shards; None where there is one batch only.
+    """
+    batches = sorted(Counter(finished).items())
+    if len(batches) < 2:
+        return None
+    return sum(images for _, images in batches[1:]) / (batches[-1][0] - batches[0][0])
+
+
+def summarise(runs: Mapping[str, Sequence[Raw]], ceilings: Sequence[Raw], cores: int) -> dict[str, dict[str, Any]]:
+    """Medians over the rounds, by program, and of the ceiling."""
+    summary: dict[str, dict[str, Any]] = {}
+    for name, each in runs.items():
+        whole = [run["images"] / run["seconds"] for run in each]
+        steady = _median(run["steady_images_per_second"] for run in each)
+        seconds = median(run["seconds"] for run in each)
+        summary[name] = {
+            "images_per_second": median(whole),
+            "steady_images_per_second": steady,
+            # What a run takes beyond its images at the steady rate: starting, the first batch, ending.
+            "start_up_seconds": max(0.0, seconds - each[0]["images"] / steady) if steady else None,
+            "peak_bytes": _median(run["peak_bytes"] for run in each),
+            "same_captions": min(run["same_captions"] for run in each),
+            "images": each[0]["images"],
+        }
+    costs = [sum(ceiling["cpu_seconds_an_image"].values()) for ceiling in ceilings]
+    stages = {name: median(c["cpu_seconds_an_image"][name] for c in ceilings) for name in _stages(ceilings)}
+    summary["ceiling"] = {"images_per_second": cores / median(costs), "cpu_seconds_an_image": stages}
+    return summary
+
+
+def ratios(summary: Mapping[str, Mapping[str, Any]], decoding: Sequence[Raw]) -> dict[str, float | None]:
+    """Our figure over theirs: above 1 we are faster. The top-level ones are the smaller of their cases."""
+    ours, ceiling = summary["job"], summary["ceiling"]["images_per_second"]
+    found: dict[str, float | None] = {
+        "job_vs_ceiling": ours["images_per_second"] / ceiling,
+        "job_steady_vs_ceiling": _over(ours["steady_images_per_second"], ceiling),
+    }
+    for name, theirs in summary.items():
+        if name not in ("job", "ceiling"):
+            found[f"job_vs_{name}"] = ours["images_per_second"] / theirs["images_per_second"]
+            found[f"job_steady_vs_{name}"] = _over(ours["steady_images_per_second"], theirs["steady_images_per_second"])
+    cases = {}
+    for beams in sorted({turn["beams"] for turn in decoding}):
+        turns = [turn for turn in decoding if turn["beams"] == beams]
+        theirs_seconds = median(turn["generate_seconds"] for turn in turns)
+        cases[beams] = theirs_seconds / median(turn["ours_seconds"] for turn in turns)
+    if cases:
+        found["decode_vs_generate_4x256"] = min(cases.values())
+        found |= {f"decode_vs_generate_4x256_beam_{beams}": ratio for beams, ratio in cases.items()}
+    return found
+
+
+def make_table(
+    summary: Mapping[str, Mapping[str, Any]], found: Mapping[str, float | None], decoding: Sequence[Raw]
+) -> Table:
+    """The published table: one line a program, then the ceiling and decoding."""
+    table = Table(pad_edge=False)
+    table.add_column("")
+    for heading in (
+        "images/s",
+        "steady",
+        "ours ÷ it",
+        "ours ÷ it, steady",
+        "start-up s",
+        "memory GiB",
+        "same captions",
+    ):
+        table.add_column(heading, justify="right")
+    for name, title in PROGRAMS.items():
+        line = summary[name]
+        memory = line["peak_bytes"]
+        table.add_row(
+            title,
+            _number(line["images_per_second"]),
+            _number(line["steady_images_per_second"]),
+            _number(found.get(f"job_vs_{name}"), 2),
+            _number(found.get(f"job_steady_vs_{name}"), 2),
+            _number(line["start_up_seconds"]),
+            _number(memory / 2**30 if memory else None, 2),
+            f"{line['same_captions']:,} of {line['images']:,}",
+        )
+    table.add_row(
+        "ceiling: cores ÷ CPU-seconds an image",
+        _number(summary["ceiling"]["images_per_second"]),
+        "",
+        _number(found["job_vs_ceiling"], 2),
+        _number(found["job_steady_vs_ceiling"], 2),
+        *("", "", ""),
+        end_section=True,
+    )
+    for beams in sorted({turn["beams"] for turn in decoding}):
+        turns = [turn for turn in decoding if turn["beams"] == beams]
+        table.add_row(
+            f"decoding by generate, 4×256, beam {beams}",
+            _number(median(turn["images"] / turn["generate_seconds"] for turn in turns)),
+            "",
+            _number(found[f"decode_vs_generate_4x256_beam_{beams}"], 2),
+            *("", "", ""),
+            f"{min(turn['same_tokens'] for turn in turns):,} of {turns[0]['images']:,}",
+        )
+    return table
+
+
+def conditions(cores: int) -> dict[str, Any]:
+    """What the figures depend on beside the code."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": cores,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "load_average_before": os.getloadavg(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in _PACKAGES},
+    }
+
+
+def _stages(ceilings: Sequence[Raw]) -> list[str]:
+    return list(ceilings[0]["cpu_seconds_an_image"])
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    """The median of the values, or None where one is missing."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return median(known) if known and len(known) == len(found) else None
+
+
+def _over(ours: float | None, theirs: float | None) -> float | None:
+    return ours / theirs if ours and theirs else None
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    facts = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
+    # Virtual machines often hide the name; family and model tell which it is.
+    numbers = " ".join(f"{name} {facts[name]}" for name in ("cpu family", "model") if name in facts)
+    return f"{facts.get('model name', platform.processor() or platform.machine())} ({numbers})" if facts else "unknown"

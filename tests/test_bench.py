@@ -1,0 +1,101 @@
+"""What the benchmark makes of its timings. The programs that it times are not run here."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from captioning.errors import InputError
+from tests.benchmarks.photos import collect_photos
+from tests.benchmarks.results import conditions, make_table, ratios, steady_rate, summarise
+
+
+def run(number: int, seconds: float, steady: float | None, same: int = 100) -> dict[str, Any]:
+    return {
+        "round": number,
+        "images": 100,
+        "seconds": seconds,
+        "steady_images_per_second": steady,
+        "peak_bytes": 2**30,
+        "same_captions": same,
+    }
+
+
+RUNS = {
+    "job": [run(0, 10, 20.0), run(1, 40, 5.0), run(2, 12.5, 16.0)],
+    "ray_tuned": [run(0, 25, 8.0), run(1, 25, 8.0, same=99), run(2, 25, 8.0)],
+    "dataloader": [run(0, 50, None), run(1, 50, 4.0), run(2, 50, 4.0)],
+}
+CEILINGS = [
+    {"cpu_seconds_an_image": {"fetch": 0.0, "decode": 0.05, "model": cost, "write": 0.0}} for cost in (0.1, 0.15, 0.9)
+]
+DECODING = [
+    {"round": 0, "beams": beams, "images": 32, "ours_seconds": ours, "generate_seconds": 6.0, "same_tokens": 32}
+    for beams, ours in ((1, 3.0), (5, 4.0))
+]
+
+
+def test_the_steady_rate_leaves_the_first_batch_out() -> None:
+    assert steady_rate([100.0] * 32 + [104.0] * 32 + [102.0] * 32) == 16.0
+    assert steady_rate([100.0] * 32) is None
+
+
+def test_ratios_are_of_medians() -> None:
+    summary = summarise(RUNS, CEILINGS, cores=2)
+    assert summary["job"]["images_per_second"] == 8
+    assert summary["ceiling"]["images_per_second"] == pytest.approx(10)
+    # 12.5 s in all, of which 100 images at 16 a second take 6.25 s
+    assert summary["job"]["start_up_seconds"] == pytest.approx(6.25)
+    found = ratios(summary, DECODING)
+    assert found["job_vs_ray_tuned"] == pytest.approx(2)
+    assert found["job_vs_dataloader"] == pytest.approx(4)
+    assert found["job_vs_ceiling"] == pytest.approx(0.8)
+    assert found["job_steady_vs_ceiling"] == pytest.approx(1.6)
+    assert found["decode_vs_generate_4x256"] == pytest.approx(1.5)
+
+
+def test_a_rate_that_one_round_lacks_is_not_published() -> None:
+    summary = summarise(RUNS, CEILINGS, cores=2)
+    assert summary["dataloader"]["steady_images_per_second"] is None
+    assert ratios(summary, [])["job_steady_vs_dataloader"] is None
+
+
+def test_the_table_has_a_line_for_everything() -> None:
+    summary = summarise(RUNS, CEILINGS, cores=2)
+    file = io.StringIO()
+    Console(file=file, width=140).print(make_table(summary, ratios(summary, DECODING), DECODING))
+    text = file.getvalue()
+    for words in ("jobs caption", "Ray Data", "DataLoader", "ceiling", "beam 1", "beam 5", "99 of 100", "32 of 32"):
+        assert words in text
+
+
+def test_conditions_name_the_machine() -> None:
+    found = conditions(2)
+    assert found["cores"] == 2
+    assert found["cpu"]
+    assert found["packages"]["torch"]
+
+
+def test_made_photos_are_the_same_every_time(tmp_path: Path) -> None:
+    assert collect_photos(None, tmp_path / "a", 3) == 3
+    collect_photos(None, tmp_path / "b", 3)
+    first, again = ({path.name: path.read_bytes() for path in (tmp_path / each).iterdir()} for each in "ab")
+    assert first == again
+    assert len(set(first.values())) == 3
+
+
+def test_photos_are_taken_from_all_over_a_folder(tmp_path: Path) -> None:
+    source = tmp_path / "archive" / "deep"
+    source.mkdir(parents=True)
+    for number in range(6):
+        Image.new("RGB", (8, 8), (number * 40, 0, 0)).save(source / f"{number}.png")
+    (source / "notes.txt").write_text("no photo")
+    assert collect_photos(source.parent, tmp_path / "some", 3) == 3
+    taken = [path.read_bytes() for path in sorted((tmp_path / "some").iterdir())]
+    assert taken == [(source / f"{number}.png").read_bytes() for number in (0, 2, 4)]
+    assert collect_photos(source.parent, tmp_path / "all", 100) == 6
+    with pytest.raises(InputError, match=r"no photos"):
+        collect_photos(tmp_path / "some" / "none", tmp_path / "other", 3)
