@@ -12,7 +12,7 @@ def caption(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUT…",
+            metavar="INPUT",
             help="What to caption: folders, images, globs, WebDataset tars, text lists of paths or URIs; local or "
             "any fsspec URI (s3://…). NAME=INPUT puts NAME/ before its image ids.",
             show_default=False,

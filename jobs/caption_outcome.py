@@ -8,7 +8,7 @@ from typing import Any
 from captioning.run.sources import Source
 from captioning.run.verify import Verdict
 from jobs.pipeline import ShardResult
-from jobs.progress import duration
+from jobs.progress import counted, duration
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,16 @@ def final_lines(outcome: Outcome, output: str) -> list[str]:
     summary, verdict = outcome.summary, outcome.verdict
     done = summary["captioned"] + summary["errors"]
     if not done and verdict.ok:
-        lines = [f"Nothing to do: all {verdict.inputs:,} images of the archive have their row in {output}."]
+        lines = [
+            f"Nothing to do: of {counted(verdict.inputs, 'image')} in the archive, all have their row in {output}."
+        ]
     else:
-        rate = summary["steady_images_per_second"] or summary["images_per_second"]
+        rate = summary["steady_images_per_second"]
+        speed = f" ({rate:,.1f} images/s once running)" if rate else ""
         before = f", {summary['already_done']:,} were done before" if summary["already_done"] else ""
         lines = [
-            f"{summary['captioned']:,} images captioned{before}, in {duration(summary['seconds'])} "
-            f"({rate:,.1f} images/s once running). The table: {output}/part-*.parquet"
+            f"{counted(summary['captioned'], 'image')} captioned{before}, in {duration(summary['seconds'])}{speed}. "
+            f"The table: {output}/part-*.parquet"
         ]
     if verdict.errors:
         classes = ", ".join(f"{count:,} {name}" for name, count in sorted(verdict.errors.items()))

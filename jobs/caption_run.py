@@ -29,7 +29,7 @@ from jobs.caption_settings import CaptionSettings
 from jobs.caption_shard import LoadCaptioner
 from jobs.pipeline import ShardResult, Work, caption_shards, cluster_nodes
 from jobs.pools import Node, plan_pools
-from jobs.progress import Progress
+from jobs.progress import Progress, counted
 from jobs.ray_session import ray_session
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def caption_archive(request: Request, progress_stream: Any = None) -> Outcome:
     except KeyboardInterrupt:
         run.note("interrupted")
         raise KeyboardInterrupt(
-            f"{run.finished():,} images of this run were finished and are kept. Give the same command again to go on."
+            f"{counted(run.finished(), 'image')} of this run finished and kept. Give the same command again to go on."
         ) from None
     except CaptioningError as error:
         run.note("stopped", reason=str(error))
@@ -251,7 +251,9 @@ class _CaptionRun:
         ranges = _OpenRanges(index, pending)
         self.note("start", model=self.info.name, pending=images, shards=len(pending), pools=str(pools))
         with Progress(index.rows_total, index.rows_total - images, stream=self.stream) as progress:
-            progress.say(f"{images:,} images in {len(pending):,} shards with {self.info.name}: {pools}.")
+            progress.say(
+                f"{counted(images, 'image')} in {counted(len(pending), 'shard')} with {self.info.name}: {pools}."
+            )
             diary = _Diary(self)
             try:
                 for result in caption_shards(work, pools, pending):

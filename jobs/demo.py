@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from typer.main import get_command
@@ -54,7 +55,7 @@ def copy_photos(folder: Path) -> int:
 
 def show(output: Path) -> None:
     """Print the captions of a run's table."""
-    table = Table(title=None, show_lines=False, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("photo", no_wrap=True)
     table.add_column("caption")
     table.add_column("score", justify="right")
@@ -66,15 +67,15 @@ def show(output: Path) -> None:
     Console(file=sys.stdout).print(table)
 
 
-def main() -> int:
-    """Caption the sample photos; returns an exit code."""
+def main(model: str | None = None) -> int:
+    """Caption the sample photos with the bundled captioner, or another; returns an exit code."""
     from jobs.__main__ import app
 
     shutil.rmtree(FOLDER, ignore_errors=True)
     photos = FOLDER / "photos"
     print(f"Captioning {copy_photos(photos)} photos that come with scikit-image, scikit-learn and matplotlib:")
     commands = [
-        ["caption", str(photos), "-o", str(FOLDER)],
+        ["caption", str(photos), "-o", str(FOLDER), *(["--model", model] if model else [])],
         ["report", str(FOLDER), "-o", str(FOLDER / "report.html")],
     ]
     for command in commands:

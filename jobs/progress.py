@@ -18,6 +18,8 @@ from rich.text import Text
 PLAIN_EVERY = 10.0
 #: The present rate is that of about the last this many seconds.
 _RATE_WINDOW = 60.0
+#: No rate is told from less than this many seconds.
+_LEAST_SECONDS = 3.0
 
 
 class Progress:
@@ -87,17 +89,20 @@ class Progress:
         return self._clock() - self._started
 
     def steady_rate(self) -> float | None:
-        """Images a second from the first finished shard to the last, start-up left out; None before that."""
+        """Images a second from the first finished shard to the last, start-up left out.
+
+        None while that is too short a time to say.
+        """
         if self._first is None or not self._recent:
             return None
         seconds, images = self._recent[-1][0] - self._first[0], self.done - self._first[1]
-        return images / seconds if seconds > 0 and images else None
+        return images / seconds if seconds >= _LEAST_SECONDS and images else None
 
     def line(self) -> str:
         """Done of total, errors, rate and time left, in one line."""
         at = self.already_done + self.done
         parts = [f"{at:,} of {self.total:,} images ({_percent(at, self.total)})"]
-        parts.append(f"{self.errors:,} error{'' if self.errors == 1 else 's'}")
+        parts.append(counted(self.errors, "error"))
         rate = self._rate()
         if rate is None:
             parts.append("starting" if not self.done else "measuring the rate")
@@ -115,10 +120,15 @@ class Progress:
         if len(self._recent) < 2:
             return None
         (start, before), (end, after) = self._recent[0], self._recent[-1]
-        return (after - before) / (end - start) if end > start and after > before else None
+        return (after - before) / (end - start) if end - start >= _LEAST_SECONDS else None
 
     def _render(self) -> Text:
         return Text(f"{self.line()}  [{duration(self.seconds)}]")
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `2,000 images`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -5,9 +5,11 @@ Knows nothing of what runs on it. What it started it stops; what it found it lea
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from captioning.errors import UnfinishedError
 from jobs.cli import terminate_as_interrupt
@@ -61,7 +63,8 @@ def join_cluster(address: str) -> None:
     import ray
 
     try:
-        ray.init(address=address, logging_level="error", log_to_driver=False)
+        with _silent_start():
+            ray.init(address=address, logging_level="error", log_to_driver=False)
     except Exception as error:  # Ray raises bare exceptions too
         ray.shutdown()
         raise UnfinishedError(
@@ -83,14 +86,15 @@ def start_local(*, num_cpus: int | None = None, object_store_memory: int | None 
 
     for attempt in range(_START_ATTEMPTS):
         try:
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                logging_level="error",
-                log_to_driver=False,
-                object_store_memory=object_store_memory or object_store_bytes(),
-            )
+            with _silent_start():
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    include_dashboard=False,
+                    logging_level="error",
+                    log_to_driver=False,
+                    object_store_memory=object_store_memory or object_store_bytes(),
+                )
         except Exception as error:  # Ray raises bare exceptions too
             _stop_half_started(error)
             ray.shutdown()
@@ -104,12 +108,27 @@ def start_local(*, num_cpus: int | None = None, object_store_memory: int | None 
             return
 
 
+@contextmanager
+def _silent_start() -> Iterator[None]:
+    """Send what Ray's C++ part prints while it starts nowhere: it is in its logs, and errors are raised."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def _stop_half_started(error: BaseException) -> None:
     """Kill the processes of a node that did not come up in time; Ray itself leaves them behind."""
     trace = error.__traceback__
     while trace is not None:
-        node = trace.tb_frame.f_locals.get("self")
-        if hasattr(node, "kill_all_processes"):
+        node: Any = trace.tb_frame.f_locals.get("self")
+        if node is not None and hasattr(node, "kill_all_processes"):
             with suppress(Exception):
                 node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
             return

@@ -10,7 +10,7 @@ E embedding, A heads, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Interval
@@ -128,7 +128,8 @@ class CnnLstm(CaptionModel):
         return hidden, cell
 
     def _speak(self, states: Tensor, looked: Tensor | None) -> Tensor:
-        return torch.tanh(self.speak(self.dropout(states if looked is None else states + looked)))
+        spoken: Tensor = self.speak(self.dropout(states if looked is None else states + looked))
+        return torch.tanh(spoken)
 
     def _logits(self, spoken: Tensor) -> Tensor:
         return functional.linear(self.dropout(spoken), self.embed.weight, self.bias)
@@ -139,7 +140,8 @@ class CnnLstm(CaptionModel):
         length = asked.sum(1, keepdim=True).clamp(min=1)
         cells = per_token.shape[-1]
         per_caption = (1 - per_token.sum(1) * cells / length).square().mean(-1)
-        return self.settings.attention_penalty * per_caption[:, None].expand_as(asked)[asked]
+        penalty: Tensor = self.settings.attention_penalty * per_caption[:, None].expand_as(asked)[asked]
+        return penalty
 
 
 class Attention(nn.Module):
@@ -168,7 +170,7 @@ class Attention(nn.Module):
         return torch.sigmoid(self.gate(states)) * self.out(seen), weights
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:-1], self.heads, -1).transpose(1, 2)
 
 
 class LstmStepper:
@@ -184,7 +186,8 @@ class LstmStepper:
         self._features = features
         self._first = [model.bos_id, *prompt]
         size = model.settings.embedding_size
-        lstm = model.lstm
+        lstm: Any = model.lstm
+        self._state_weight = lstm.weight_hh_l0.T
         of_word, of_image = lstm.weight_ih_l0[:, :size], lstm.weight_ih_l0[:, size:]
         self._word_gates = model.embed.weight @ of_word.T + (lstm.bias_ih_l0 + lstm.bias_hh_l0)
         self._image_gates = features.pooled @ of_image.T
@@ -207,7 +210,7 @@ class LstmStepper:
 
     def _step(self, tokens: Tensor) -> None:
         gates = self._word_gates[tokens] + self._image_gates[self._images]
-        gates = torch.addmm(gates, self._hidden, self._model.lstm.weight_hh_l0.T)
+        gates = torch.addmm(gates, self._hidden, self._state_weight)
         enter, forget, new, out = gates.chunk(4, dim=1)
         self._cell = torch.sigmoid(forget) * self._cell + torch.sigmoid(enter) * torch.tanh(new)
         self._hidden = torch.sigmoid(out) * torch.tanh(self._cell)

@@ -39,7 +39,7 @@ class GridEncoder(nn.Module):
         super().__init__()
         self.trunk = _build_trunk(settings, pretrained=pretrained)
         self.channels = _count_channels(self.trunk)
-        self.trunk.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.trunk.eval().to(memory_format=torch.channels_last)
         _freeze_before(self.trunk, settings)
 
     def forward(self, pixels: Tensor) -> Tensor:

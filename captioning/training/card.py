@@ -37,7 +37,7 @@ An image captioner ({settings.model.kind}), trained with `python -m jobs train`.
 here under which terms the photos and captions were had.
 
 **Scores** on `{settings.validation.split}` at step {step:,}, on which this checkpoint was chosen
-(beam size {settings.decoding.beam_size}):
+(beam size {settings.validation.beam_size or settings.decoding.beam_size}):
 
 | metric | value |
 |---|---|

@@ -4,6 +4,7 @@ Runs in each worker. Knows torch.distributed through `Workers`, and never Ray. T
 step is that of the mean over all its tokens, however they are spread over workers and passes.
 """
 
+import dataclasses
 import json
 import resource
 import sys
@@ -11,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,7 @@ class TrainingRun:
                     return self.progress
                 self._window.waited()
                 facts = self.step(passes)
-                self._after_step(facts)
-                if self.progress.stopped_early:
+                if self._after_step(facts):
                     break
             else:
                 self.progress.epoch += 1
@@ -156,10 +156,11 @@ class TrainingRun:
         return StepFacts(mean, int(tokens), int(images))
 
     def captioner(self) -> Captioner:
-        """The model as it stands, as a captioner."""
-        return Captioner(
-            self.model, self.tokenizer, self.preprocess, self.settings.decoding, precision=self.settings.precision
-        )
+        """The model as it stands, as a captioner that decodes as in validation."""
+        decoding, beams = self.settings.decoding, self.settings.validation.beam_size
+        if beams is not None:
+            decoding = dataclasses.replace(decoding, beam_size=beams, num_captions=1)
+        return Captioner(self.model, self.tokenizer, self.preprocess, decoding, precision=self.settings.precision)
 
     def validate(self) -> float:
         """Generate, score, keep the best checkpoint, and say whether to stop; CIDEr-D in percent."""
@@ -210,7 +211,8 @@ class TrainingRun:
 
         return read_ahead(make)
 
-    def _after_step(self, facts: StepFacts) -> None:
+    def _after_step(self, facts: StepFacts) -> bool:
+        """Count, record, validate and save as is due; whether to stop early."""
         progress, settings = self.progress, self.settings
         progress.step += 1
         progress.epoch_step += 1
@@ -223,6 +225,7 @@ class TrainingRun:
             self._maybe_validate()
         if progress.step % settings.save_every_steps == 0:
             self._save_state()
+        return progress.stopped_early
 
     def _maybe_validate(self, *, end_of_epoch: bool = False) -> None:
         every = self.settings.validation.every_steps
@@ -240,7 +243,7 @@ class TrainingRun:
     def _finish(self) -> None:
         self._save_state()
         if self.workers.rank == 0:
-            progress = asdict(self.progress)
+            progress = dataclasses.asdict(self.progress)
             del progress["history"]
             (self.output / SUMMARY).write_text(json.dumps({**progress, "finished": True}, indent=2) + "\n")
 

@@ -69,6 +69,9 @@ class ValidationSettings:
     images: _Positive | None = None
     """Score only so many images; null: all of the split."""
 
+    beam_size: _Positive | None = 1
+    """Beams in validation: greedy is quick, and ranks checkpoints as beams do; null: as `decoding` says."""
+
     patience: _Positive | None = None
     """Stop after so many validations without a better CIDEr-D; null: never."""
 
@@ -93,7 +96,7 @@ class TrainSettings:
     tokenizer: TokenizerSettings = TokenizerSettings()
     preprocess: PreprocessSettings = PreprocessSettings()
     decoding: DecodingSettings = DecodingSettings()
-    """Decoding in validation, and the checkpoint's default."""
+    """The checkpoint's default decoding."""
 
     optim: OptimSettings = OptimSettings()
     validation: ValidationSettings = ValidationSettings()

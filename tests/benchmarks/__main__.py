@@ -31,6 +31,9 @@ _ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
+_TABLE_WIDTH = 120
+#: Decoding takes seconds, so it can be repeated more often.
+_DECODING_ROUNDS = 5
 
 
 class Bench:
@@ -135,7 +138,7 @@ def run_benchmark(args: argparse.Namespace) -> dict[str, Any]:
             runs[name].append(run)
             print(f"round {number + 1}: {PROGRAMS[name]}: {run['seconds']:,.1f} s", flush=True)
         ceilings.append(bench.run_ceiling(number))
-    decoding = bench.run_decoding(args.rounds)
+    decoding = bench.run_decoding(max(args.rounds, _DECODING_ROUNDS))
     summary = summarise(runs, ceilings, cores)
     return {
         "conditions": before,
@@ -156,9 +159,9 @@ def main() -> int:
         return 1
     args.output.write_text(json.dumps(results, indent=2) + "\n")
     table = make_table(results["summary"], results, results["raw"]["decoding"])
-    Console().print(table)
+    Console(width=max(Console().width, _TABLE_WIDTH)).print(table)
     with args.output.with_suffix(".txt").open("w") as file:
-        Console(file=file, width=140).print(table)
+        Console(file=file, width=_TABLE_WIDTH).print(table)
     print(f"Raw timings and conditions: {args.output}")
     return 0
 

@@ -2,8 +2,7 @@
 
 Fetch, decode, model and write are done one after another, each timed by the process's CPU clock,
 so that other programs on the machine do not count. Cores ÷ their sum is the rate at which the
-same code would run were every core busy with nothing else. The first batch, which warms up, is
-left out.
+same code would run were every core busy with nothing else. One batch more, before the first, warms up.
 
     python -m tests.benchmarks.ceiling PHOTOS RESULT.json [--model REF]
 """
@@ -12,7 +11,6 @@ import argparse
 import io
 import json
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +35,10 @@ def main() -> None:
     torch.set_num_threads(1)
     captioner = load_captioner(args.model, device="cpu")
     paths = sorted(args.photos.iterdir())
-    batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)][: MOST_BATCHES + 1]
-    seconds: Counter[str] = Counter()
+    batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)][:MOST_BATCHES]
+    seconds = dict.fromkeys(("fetch", "decode", "model", "write"), 0.0)
     images = 0
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate([batches[0], *batches]):
         begin = time.process_time()
         files = [path.read_bytes() for path in batch]
         fetched = time.process_time()
@@ -55,13 +53,14 @@ def main() -> None:
         pq.write_table(pa.Table.from_pylist(rows), file, compression="zstd")
         args.result.with_suffix(".parquet").write_bytes(file.getvalue())
         written = time.process_time()
-        if number > 0 or len(batches) == 1:
+        if number > 0:
             images += len(batch)
-            seconds.update(
-                fetch=fetched - begin, decode=decoded - fetched, model=captioned - decoded, write=written - captioned
-            )
+            seconds["fetch"] += fetched - begin
+            seconds["decode"] += decoded - fetched
+            seconds["model"] += captioned - decoded
+            seconds["write"] += written - captioned
     args.result.with_suffix(".parquet").unlink()
-    stages = {name: seconds[name] / images for name in ("fetch", "decode", "model", "write")}
+    stages = {name: total / images for name, total in seconds.items()}
     args.result.write_text(json.dumps({"images": images, "cpu_seconds_an_image": stages}) + "\n")
 
 

@@ -60,14 +60,28 @@ def test_odd_files_among_photos_all_get_their_row(tmp_path: Path, tiny_captioner
     assert summary.items() >= {"inputs": 24, "captioned": 20, "errors": 4, "already_done": 0}.items()
 
 
+class Deadly(Broken):
+    """A captioner whose process ends, as one does that runs out of memory."""
+
+    def caption_pixels(self, pixels: np.ndarray, *, batch_size: int) -> Sequence[object]:
+        os._exit(1)
+
+
 @pytest.mark.usefixtures("ray_local")
-def test_a_captioner_that_fails_on_everything_is_one_clear_error(tmp_path: Path, tiny_captioner: Path) -> None:
+@pytest.mark.parametrize(
+    ("load", "says"),
+    [
+        (Broken, "fails on every image: RuntimeError: the weights are nonsense"),
+        (Deadly, "Worker processes were lost 2 times over"),
+    ],
+)
+def test_a_captioner_that_never_works_is_one_clear_error(tmp_path: Path, tiny_captioner: Path, load, says) -> None:
     layout = RunLayout(Location.parse(str(tmp_path / "out")))
     sources = open_sources([str(write_photos(tmp_path / "photos", 4))])
     index = write_segment(layout, sources, shard_size=2).commit()
-    work = Work(index, inspect_captioner(str(tiny_captioner)).preprocess, StorageSettings(), Broken, max_retries=1)
+    work = Work(index, inspect_captioner(str(tiny_captioner)).preprocess, StorageSettings(), load, max_retries=1)
     pools = plan_pools(RuntimeSettings(actors=1), cluster_nodes(), shards=2)
-    with pytest.raises(UnfinishedError, match="fails on every image: RuntimeError: the weights are nonsense"):
+    with pytest.raises(UnfinishedError, match=says):
         list(caption_shards(work, pools, index.shards()))
     assert staged_shards(layout) == set()
 

@@ -85,7 +85,7 @@ def test_a_run_is_whole_then_has_nothing_to_do_then_grows(tmp_path: Path, captio
         patch.setattr(jobs.caption_run, "ray_session", lambda: pytest.fail("nothing may be started"))
         again = caption(photos, "-o", output, *settings)
     assert again.exit_code == 0
-    assert again.stdout.startswith("Nothing to do: all 20 images")
+    assert again.stdout.startswith("Nothing to do: of 20 images in the archive, all")
     assert summary(output).items() >= {"captioned": 0, "already_done": 20}.items()
 
     write_photos(photos, 3, first=100)
@@ -148,7 +148,7 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path: Path, caption, monkeypatc
         patch.setattr(jobs.caption_run, "caption_shards", interrupted)
         stopped = caption(photos, "-o", output, "--set", "output.shard_size=4")
     assert stopped.exit_code == 130
-    assert "8 images of this run were finished and are kept. Give the same command again" in stopped.stderr
+    assert "8 images of this run finished and kept. Give the same command again" in stopped.stderr
     assert len(staged(output)) == 2
     assert CliRunner().invoke(app, ["verify", str(output)]).exit_code == 1
     assert caption(photos, "-o", output).exit_code == 0

@@ -1,0 +1,49 @@
+"""A session stops what it started and leaves alone what it found."""
+
+import pytest
+
+from captioning.errors import UnfinishedError
+from jobs.ray_session import object_store_bytes, ray_session, start_local
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_ray_that_is_there_is_used_and_left_running() -> None:
+    import ray
+
+    before = ray.get_runtime_context().get_job_id()
+    with ray_session():
+        assert ray.get_runtime_context().get_job_id() == before
+    assert ray.is_initialized()
+
+
+def test_the_object_store_is_modest() -> None:
+    assert 128 * 1024**2 <= object_store_bytes() <= 2 * 1024**3
+
+
+def test_a_ray_that_is_slow_to_start_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped: list[bool] = []
+
+    class Node:
+        def __init__(self) -> None:
+            raise RuntimeError("The current node timed out during startup.")
+
+        def kill_all_processes(self, **options: bool) -> None:
+            stopped.append(True)
+
+    monkeypatch.setattr("ray.init", lambda **options: Node())
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    with pytest.raises(UnfinishedError, match=r"Could not start a local Ray: .* timed out"):
+        start_local()
+    assert len(stopped) == 5
+
+
+def test_an_address_that_does_not_answer_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**options: object) -> None:
+        raise ConnectionError("no answer")
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", refuse)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    with pytest.raises(UnfinishedError, match=r"RAY_ADDRESS=10\.0\.0\.1:6379: no answer.*token"), ray_session():
+        pass
