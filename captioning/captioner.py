@@ -93,9 +93,7 @@ class Captioner:
         return self.caption_pixels(np.stack(pixels), batch_size=batch_size, **overrides)
 
     @torch.inference_mode()
-    def caption_pixels(
-        self, pixels: np.ndarray[Any, Any], *, batch_size: int = 32, **overrides: Any
-    ) -> list[Caption]:
+    def caption_pixels(self, pixels: np.ndarray[Any, Any], *, batch_size: int = 32, **overrides: Any) -> list[Caption]:
         """Caption preprocessed pixels (B, S, S, 3) uint8, `batch_size` at a time."""
         settings = override_decoding(self.decoding, overrides) if overrides else self.decoding
         if overrides:
@@ -106,9 +104,7 @@ class Captioner:
             batch = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch_size])).to(self.model.device)
             with self._autocast():
                 stepper = self.model.stepper(self.model.encode(batch), prompt)
-                found = decode(
-                    stepper, settings, eos_id=self.tokenizer.eos_id, banned=self.tokenizer.banned_ids
-                )
+                found = decode(stepper, settings, eos_id=self.tokenizer.eos_id, banned=self.tokenizer.banned_ids)
             captions += [self._caption(hypotheses, prompt) for hypotheses in found]
         return captions
 

@@ -140,7 +140,11 @@ def _valid_keys(cls: Any, path: Sequence[str]) -> list[str]:
     at: Any = cls
     for step in path:
         options = [at, *get_args(at)]
-        found = [hints[step] for option in options if dataclasses.is_dataclass(option) and step in (hints := get_type_hints(option))]
+        found = [
+            hints[step]
+            for option in options
+            if dataclasses.is_dataclass(option) and step in (hints := get_type_hints(option))
+        ]
         if not found:
             # A union's member name, or a list position: stay where we are.
             continue

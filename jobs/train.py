@@ -126,7 +126,7 @@ def train_worker(config: dict[str, Any]) -> None:
             tokenizer = make_tokenizer(settings, shards)
             keep_tokenizer(output, tokenizer)
     tokenizer = workers.broadcast(tokenizer)
-    TrainingRun(settings, make_parts(settings, tokenizer), shards, output, workers, report=lambda record: None).run()
+    TrainingRun(settings, make_parts(settings, tokenizer), shards, output, workers).run()
 
 
 def _cause(error: BaseException) -> Exception | None:

@@ -94,7 +94,8 @@ def read_config(folder: Path) -> CheckpointConfig:
         )
     if values.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {values.get('format_version')!r}; this version of Captioning reads {FORMAT_VERSION}."
+            f"{path} has format version {values.get('format_version')!r}; "
+            f"this version of Captioning reads {FORMAT_VERSION}."
         )
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"The checkpoint {folder} has no {WEIGHTS}.")

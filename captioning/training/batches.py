@@ -51,9 +51,7 @@ class Batch:
 class BatchMaker:
     """Makes batches as the settings ask: the same preprocessing as in captioning, then mirroring."""
 
-    def __init__(
-        self, preprocess: Preprocess, tokenizer: Tokenizer, *, max_tokens: int, flip: bool, seed: int
-    ) -> None:
+    def __init__(self, preprocess: Preprocess, tokenizer: Tokenizer, *, max_tokens: int, flip: bool, seed: int) -> None:
         self._preprocess = preprocess
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens

@@ -5,8 +5,13 @@ from typing import Any
 
 import yaml
 
-from captioning.config import to_yaml
+from captioning.config import to_dict
 from captioning.training.settings import TrainSettings
+
+
+def recipe(settings: TrainSettings) -> dict[str, Any]:
+    """The settings as plain values, without where the data were: that is nobody else's business."""
+    return {key: value for key, value in to_dict(settings).items() if key not in ("data", "storage")}
 
 
 def model_card(
@@ -57,5 +62,5 @@ load_captioner("FOLDER").caption(["photo.jpg"])
 **Recipe.**
 
 ```yaml
-{to_yaml(settings)}```
+{yaml.safe_dump(recipe(settings), sort_keys=False)}```
 """

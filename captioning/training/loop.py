@@ -19,14 +19,13 @@ from typing import Any
 import torch
 
 from captioning.captioner import Captioner
-from captioning.config import to_dict
 from captioning.data.preprocess import Preprocess
 from captioning.data.shards import ShardSet
 from captioning.errors import CaptioningError
 from captioning.models.checkpoint import save_checkpoint
 from captioning.storage import Location
 from captioning.training.batches import Batch, BatchMaker, grouped, read_ahead
-from captioning.training.card import model_card
+from captioning.training.card import model_card, recipe
 from captioning.training.curves import draw_curves
 from captioning.training.objectives import cross_entropy_sum
 from captioning.training.optim import WeightAverage, make_optimizer, schedule_factor, swapped
@@ -41,6 +40,9 @@ METRICS = "metrics.jsonl"
 CURVES = "curves.png"
 BEST = "best"
 SUMMARY = "summary.json"
+
+#: Peak memory is told in KiB, on macOS in bytes.
+_RSS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10
 
 #: Hears every record of the history as it is made (rank 0 only).
 Report = Callable[[dict[str, Any]], None]
@@ -94,7 +96,7 @@ class TrainingRun:
         self.steps_per_epoch = -(-longest // self._per_worker)
         self.total_steps = self.steps_per_epoch * settings.epochs
         self.progress = Progress()
-        self._report = report if self.workers.rank == 0 else None
+        self._report = report
         self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def run(self, stop_at: int | None = None) -> Progress:
@@ -263,7 +265,7 @@ class TrainingRun:
                     "step": step,
                     "images_seen": self.progress.images_seen,
                     "validation": scores,
-                    "settings": to_dict(self.settings),
+                    "settings": recipe(self.settings),
                 },
                 card=model_card(name, self.settings, data, scores, samples, step=step),
                 dtype=self.settings.save_dtype,
@@ -283,9 +285,10 @@ class TrainingRun:
             **facts,
         }
         progress.history.append(record)
-        if self._report is not None:
-            self._report(record)
+        if self.workers.rank == 0:
             self._write_history()
+            if self._report is not None:
+                self._report(record)
 
     def _write_history(self) -> None:
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in self.progress.history)
@@ -346,7 +349,7 @@ class _Window:
             "tokens_per_second": round(self._tokens / seconds, 1),
             "images_per_second": round(self._images / seconds, 2),
             "data_wait_share": round(self._waiting / seconds, 4),
-            "memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 2**20)),
+            "memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _RSS_PER_MB),
         }
         self._opened = self._ready = now
         self._reset()

@@ -70,7 +70,7 @@ class WeightAverage:
             value.copy_(weights[name])
 
 
-class swapped:  # noqa: N801 - reads as a verb: `with swapped(model, weights):`
+class swapped:
     """Give the model other weights for a while."""
 
     def __init__(self, model: CaptionModel, weights: Mapping[str, Tensor] | None) -> None:

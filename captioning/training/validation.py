@@ -56,9 +56,7 @@ def score(described: list[Described], *, meteor: bool = False) -> Scores:
 
 def _share(shards: ShardSet, split: str, workers: Workers, images: int | None) -> Iterator[Sample]:
     if images is None:
-        yield from epoch_samples(
-            shards, split, epoch=0, seed=0, rank=workers.rank, world=workers.world, shuffle=False
-        )
+        yield from epoch_samples(shards, split, epoch=0, seed=0, rank=workers.rank, world=workers.world, shuffle=False)
         return
     # A few images: everybody reads from the start and takes every world-th.
     every = epoch_samples(shards, split, epoch=0, seed=0, rank=0, world=1, shuffle=False)

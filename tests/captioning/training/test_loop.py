@@ -178,7 +178,9 @@ def _exact_run(shards: ShardSet, folder: Path, workers: Workers) -> TrainingRun:
     )
 
 
-def _gradient(passes: list[Batch], shards: ShardSet, folder: Path, workers: Workers | None = None) -> list[torch.Tensor]:
+def _gradient(
+    passes: list[Batch], shards: ShardSet, folder: Path, workers: Workers | None = None
+) -> list[torch.Tensor]:
     run = _exact_run(shards, folder, workers or Workers())
     run.gradient(passes)
     return [parameter.grad.clone() for parameter in run.model.parameters() if parameter.grad is not None]

@@ -16,13 +16,12 @@ from tests.toy_world import COLOURS, RELATIONS, SHAPES, draw, make_scene, write_
 
 COMMON = """
 tokenizer: {min_count: 1}
-preprocess: {size: 48, mode: squash, mean: [30, 30, 30], std: [40, 40, 40]}
 decoding: {beam_size: 1, max_new_tokens: 16}
 validation: {images: 100}
 label_smoothing: 0.0
 flip: false
-images_per_step: 64
-images_per_pass: 64
+images_per_step: 32
+images_per_pass: 32
 save_every_steps: 100000
 """
 CLIP_GPT2 = f"""{COMMON}
@@ -35,6 +34,7 @@ model:
   dropout: 0.0
 optim: {{lr: 0.0015, warmup_steps: 100, clip_norm: 1.0, ema_decay: 0.99}}
 epochs: 18
+preprocess: {{size: 48, mode: squash, mean: [30, 30, 30], std: [40, 40, 40]}}
 """
 CNN_LSTM = f"""{COMMON}
 model:
@@ -46,7 +46,8 @@ model:
   dropout: 0.0
   feature_dropout: 0.0
 optim: {{lr: 0.003, pretrained_lr: 0.003, warmup_steps: 50, clip_norm: 1.0, ema_decay: 0.99}}
-epochs: 8
+epochs: 15
+preprocess: {{size: 96, mode: squash, mean: [30, 30, 30], std: [40, 40, 40]}}
 """
 
 
