@@ -44,15 +44,18 @@ class ClipGpt2Settings:
     """The parts of a CLIP-GPT2, and which of them learn."""
 
     kind: Literal["clip_gpt2"] = "clip_gpt2"
-    #: A hub id, `ORG/NAME@REVISION`, a folder in the hub's layout, or sizes for random weights.
     clip: str | ClipTower = "openai/clip-vit-base-patch32"
-    #: As `clip`. The tokenizer must be the one that these weights were trained with.
+    """A hub id, `ORG/NAME@REVISION`, a folder in the hub's layout, or sizes for random weights."""
+
     gpt2: str | Gpt2Tower = "openai-community/gpt2"
+    """As `clip`. The tokenizer must be the one that these weights were trained with."""
+
     mapper: MapperSettings = MapperSettings()
-    #: What learns: the mapper alone, the mapper and GPT-2 (`decoder`), or CLIP too.
     train: Literal["mapper", "decoder", "all"] = "decoder"
-    #: Dropout in the mapper and throughout GPT-2.
+    """What learns: the mapper alone, the mapper and GPT-2 (`decoder`), or CLIP too."""
+
     dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.1
+    """Dropout in the mapper and throughout GPT-2."""
 
 
 def resolved(settings: ClipGpt2Settings, vocabulary: Vocabulary) -> ClipGpt2Settings:

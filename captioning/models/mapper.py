@@ -23,18 +23,23 @@ class MapperSettings:
     """Which mapper, and its sizes."""
 
     kind: Literal["mlp", "transformer"] = "mlp"
-    #: Embeddings that GPT-2 reads before the caption.
     prefix_length: _Size = 10
-    #: Hidden layers; null: ClipCap's (1 for the MLP, 8 for the transformer).
+    """Embeddings that GPT-2 reads before the caption."""
+
     layers: _Size | None = None
-    #: Attention heads of the transformer.
+    """Hidden layers; null: ClipCap's (1 for the MLP, 8 for the transformer)."""
+
     heads: _Size = 8
-    #: Width of the hidden layers; null: ClipCap's (MLP: half the prefix; transformer: twice the decoder's width).
+    """Attention heads of the transformer."""
+
     hidden: _Size | None = None
-    #: What of the image is read: its one embedding, or (transformer only) the state of every patch.
+    """Width of the hidden layers; null: ClipCap's (MLP: half the prefix; transformer: twice the decoder's width)."""
+
     source: Literal["embedding", "patches"] = "embedding"
-    #: States that the transformer unfolds the one embedding into.
+    """What of the image is read: its one embedding, or (transformer only) the state of every patch."""
+
     image_length: _Size = 10
+    """States that the transformer unfolds the one embedding into."""
 
     def __post_init__(self) -> None:
         if self.source == "patches" and self.kind == "mlp":

@@ -26,14 +26,17 @@ class ClipTower:
     """The sizes of CLIP's vision transformer (defaults: ViT-B/32)."""
 
     hidden_size: _Size = 768
-    #: Width of the feed-forward layers; null: four times `hidden_size`.
     intermediate_size: _Size | None = None
-    #: Length of the embedding that the tower gives an image.
+    """Width of the feed-forward layers; null: four times `hidden_size`."""
+
     projection_dim: _Size = 512
+    """Length of the embedding that the tower gives an image."""
+
     layers: _Size = 12
     heads: _Size = 12
-    #: Pixels a side; `preprocess.size` must be the same.
     image_size: _Size = 224
+    """Pixels a side; `preprocess.size` must be the same."""
+
     patch_size: _Size = 32
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
@@ -57,12 +60,15 @@ class Gpt2Tower:
     n_embd: _Size = 768
     n_layer: _Size = 12
     n_head: _Size = 12
-    #: Positions in all: prefix, prompt and caption together.
     n_positions: _Size = 1024
-    #: Null: as many as the tokenizer has.
+    """Positions in all: prefix, prompt and caption together."""
+
     vocab_size: _Size | None = None
-    #: Width of the feed-forward layers; null: four times `n_embd`.
+    """Null: as many as the tokenizer has."""
+
     n_inner: _Size | None = None
+    """Width of the feed-forward layers; null: four times `n_embd`."""
+
     activation_function: str = "gelu_new"
     layer_norm_epsilon: float = 1e-5
     scale_attn_weights: bool = True

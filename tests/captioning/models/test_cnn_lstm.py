@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from captioning.config import build
 from captioning.errors import SettingsError
 from captioning.models.base import PAD_TARGET
 from captioning.models.cnn_lstm import CnnLstmSettings
@@ -87,6 +88,18 @@ def test_the_trunk_stays_in_evaluation_mode() -> None:
     assert not any(module.training for module in model.encoder.trunk.modules())
 
 
+def test_a_trunk_that_starts_random_can_learn_its_statistics() -> None:
+    encoder = GridEncoder(
+        EncoderSettings(name="timm/test_resnet", weights="random", tune_from="all", norm_statistics="learned"),
+        pretrained=True,
+    )
+    before = {name: value.clone() for name, value in encoder.named_buffers()}
+    encoder.eval()(torch.randn(2, 3, 32, 32))
+    assert all(torch.equal(value, before[name]) for name, value in encoder.named_buffers())
+    encoder.train()(torch.randn(2, 3, 32, 32))
+    assert any(not torch.equal(value, before[name]) for name, value in encoder.named_buffers())
+
+
 def test_torchvision_encoders_by_name() -> None:
     encoder = GridEncoder(EncoderSettings(name="torchvision/resnet18", weights="random"), pretrained=True)
     assert encoder(torch.zeros(1, 3, 64, 64)).shape == (1, 4, 512)
@@ -104,3 +117,8 @@ def test_torchvision_encoders_by_name() -> None:
 def test_wrong_encoders_are_explained(settings: EncoderSettings, said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         GridEncoder(settings, pretrained=True)
+
+
+def test_frozen_layers_cannot_learn_statistics() -> None:
+    with pytest.raises(SettingsError, match="set tune_from to all"):
+        build(EncoderSettings, {"norm_statistics": "learned", "tune_from": "blocks.2"})

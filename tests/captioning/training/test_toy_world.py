@@ -39,15 +39,15 @@ preprocess: {{size: 48, mode: squash, mean: [30, 30, 30], std: [40, 40, 40]}}
 CNN_LSTM = f"""{COMMON}
 model:
   kind: cnn_lstm
-  encoder: {{name: timm/test_convnext, weights: random, tune_from: all}}
+  encoder: {{name: timm/test_resnet, weights: random, tune_from: all, norm_statistics: learned}}
   embedding_size: 64
   hidden_size: 64
   heads: 2
   dropout: 0.0
   feature_dropout: 0.0
 optim: {{lr: 0.003, pretrained_lr: 0.003, warmup_steps: 50, clip_norm: 1.0, ema_decay: 0.99}}
-epochs: 15
-preprocess: {{size: 96, mode: squash, mean: [30, 30, 30], std: [40, 40, 40]}}
+epochs: 5
+preprocess: {{size: 64, mode: squash, mean: [30, 30, 30], std: [40, 40, 40]}}
 """
 
 
