@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
-demo: $(READY) ## Caption a dozen real photos, and show what comes out
+demo: $(READY) ## Caption nine real photos, and show what comes out
 	HF_HUB_OFFLINE=1 $(BIN)/python -m jobs.demo
 
 test: $(READY) ## The tests that take seconds

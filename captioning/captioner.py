@@ -171,13 +171,12 @@ def inspect_captioner(
     settings = override_decoding(config.decoding, decoding or {})
     identity = {
         "files": hashes,
-        "architecture": to_dict(config.architecture),
-        "preprocess": to_dict(config.preprocess),
+        **config.written,
         "decoding": to_dict(settings),
         "precision": precision,
         "numerics_version": NUMERICS_VERSION,
     }
-    short = hashlib.sha256(json.dumps([hashes, identity["architecture"]], sort_keys=True).encode()).hexdigest()[:8]
+    short = hashlib.sha256(json.dumps([hashes, config.written], sort_keys=True).encode()).hexdigest()[:8]
     return CaptionerInfo(f"{stem}-{short}", folder, config.preprocess, settings, identity, config.provenance)
 
 

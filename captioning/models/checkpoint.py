@@ -34,6 +34,8 @@ CARD = "README.md"
 class CheckpointConfig:
     """What `config.json` says: everything about a captioner but its weights and words."""
 
+    #: Architecture and preprocessing as written: a setting that a later version adds does not change them.
+    written: Mapping[str, Any]
     architecture: Any
     preprocess: PreprocessSettings
     decoding: DecodingSettings
@@ -101,6 +103,7 @@ def read_config(folder: Path) -> CheckpointConfig:
         raise CheckpointError(f"The checkpoint {folder} has no {WEIGHTS}.")
     try:
         return CheckpointConfig(
+            written={key: values.get(key, {}) for key in ("architecture", "preprocess")},
             architecture=build(TypeAdapter(ModelSettings), values["architecture"], where=str(path)),
             preprocess=build(PreprocessSettings, values.get("preprocess", {}), where=str(path)),
             decoding=build(DecodingSettings, values.get("decoding", {}), where=str(path)),

@@ -1,11 +1,8 @@
 """A run on an object store: an S3 of this machine, made by moto."""
 
-import os
 from collections.abc import Iterator
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from captioning.errors import StorageError
 from captioning.run.events import append_event, read_events
@@ -17,31 +14,15 @@ from captioning.run.table import fold, write_staged
 from captioning.run.verify import verify
 from captioning.storage import Location, StorageSettings
 from tests.captioning.run.runs import drive, photos, shard_rows, table
+from tests.s3 import s3_server
 
 pytestmark = [pytest.mark.usefixtures("small_parts")]
 
 
 @pytest.fixture(scope="module")
 def storage() -> Iterator[StorageSettings]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setenv("AWS_CONFIG_FILE", os.devnull)
-        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-        for name in [*os.environ]:
-            if name.lower().endswith("_proxy") or name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
-                patch.delenv(name)
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        try:
-            host, port = server.get_host_and_port()
-            endpoint = f"http://{host}:{port}"
-            boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="photos")
-            yield StorageSettings(endpoint=endpoint)
-        finally:
-            server.stop()
+    with s3_server("photos") as settings:
+        yield settings
 
 
 def test_files_on_s3(storage: StorageSettings) -> None:
