@@ -77,7 +77,7 @@ def _fetch_from_hub(ref: str) -> Path:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"The captioner {ref!r} is no folder here and could not be had from the hub: {reason} "
+            f"The captioner {ref!r} is no folder here and could not be had from the hub: {reason.rstrip('.')}. "
             "Without a network, give a folder or a bundled name."
         ) from error
 

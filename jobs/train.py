@@ -117,6 +117,7 @@ def train_worker(config: dict[str, Any]) -> None:
         from ray.train.torch import get_device
 
         device = get_device()
+        torch.cuda.set_device(device)  # what gathers objects over NCCL goes by the current device
     workers = Workers.of_process_group(device)
     shards = ShardSet.open(Location.parse(settings.data, settings.storage))
     tokenizer = None

@@ -212,7 +212,8 @@ def require_image(source: Source) -> InputError:
         hint += f" Tars are read when named: {source.location}/*.tar"
     for note in source.notes[:3]:
         hint += f" {note}"
-    return InputError(f"INPUT {source.given} holds no image.{hint}")
+    kinds = ", ".join(sorted(IMAGE_EXTENSIONS))
+    return InputError(f"INPUT {source.given} holds no image: no file that ends in {kinds}.{hint}")
 
 
 def _extension(name: str) -> str:
