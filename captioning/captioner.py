@@ -19,12 +19,12 @@ import torch
 from captioning.config import build, to_dict
 from captioning.data.images import to_rgb
 from captioning.data.preprocess import Preprocess, PreprocessSettings
-from captioning.data.tokenizers import Tokenizer
+from captioning.data.tokenizers import Tokenizer, load_tokenizer
 from captioning.decoding.search import Hypothesis, decode
 from captioning.decoding.settings import DecodingSettings
 from captioning.errors import SettingsError
 from captioning.models.base import CaptionModel
-from captioning.models.checkpoint import hash_files, load_model, load_words, read_config
+from captioning.models.checkpoint import hash_files, load_model, read_config
 from captioning.refs import resolve
 from captioning.storage import StorageSettings
 
@@ -151,7 +151,7 @@ def load_captioner(
     Raises `CheckpointError` or `SettingsError`.
     """
     info = inspect_captioner(ref, decoding=decoding, precision=precision, storage=storage)
-    tokenizer = load_words(info.folder)
+    tokenizer = load_tokenizer(info.folder)
     model = load_model(info.folder, read_config(info.folder), tokenizer)
     model.to(_device(device)).eval().requires_grad_(False)
     return Captioner(model, tokenizer, info.preprocess, info.decoding, name=info.name, precision=precision)

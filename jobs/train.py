@@ -28,7 +28,7 @@ def train(
     from captioning.data.shards import ShardSet
     from captioning.errors import UsageError
     from captioning.storage import Location
-    from captioning.training.output import claim, is_finished
+    from captioning.training.output import check, is_finished
     from captioning.training.settings import TrainSettings
 
     text, where = read_config(config)
@@ -40,7 +40,7 @@ def train(
     for split in ("train", settings.validation.split):
         shards.split(split)
     place = Location.parse(output, settings.storage)
-    claim(place, settings, shards)
+    check(place, settings, shards)
     if is_finished(place):
         print(f"This run is finished: its captioner is {place / 'best'}. Nothing to do.")
         return
@@ -82,7 +82,7 @@ def _fit(settings: Any, output: Any) -> None:
     with tempfile.TemporaryDirectory(prefix="captioning-train-") as folder:
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"settings": settings, "output": output},
+            train_loop_config={"settings": settings, "output": output, "gpu": gpu},
             scaling_config=ScalingConfig(
                 num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})}
             ),
@@ -106,14 +106,14 @@ def train_worker(config: dict[str, Any]) -> None:
     from captioning.data.shards import ShardSet
     from captioning.storage import Location
     from captioning.training.loop import TrainingRun
-    from captioning.training.output import keep_tokenizer, kept_tokenizer
+    from captioning.training.output import claim, kept_tokenizer
     from captioning.training.parts import make_parts, make_tokenizer
     from captioning.training.workers import Workers
 
     settings, output = config["settings"], config["output"]
     torch.set_num_threads(settings.threads_per_worker)
     device = torch.device("cpu")
-    if torch.cuda.is_available() and settings.gpu is not False:
+    if config["gpu"]:
         from ray.train.torch import get_device
 
         device = get_device()
@@ -122,12 +122,14 @@ def train_worker(config: dict[str, Any]) -> None:
     shards = ShardSet.open(Location.parse(settings.data, settings.storage))
     tokenizer = None
     if workers.rank == 0:
-        tokenizer = kept_tokenizer(output)
-        if tokenizer is None:
-            tokenizer = make_tokenizer(settings, shards)
-            keep_tokenizer(output, tokenizer)
+        tokenizer = kept_tokenizer(output) or make_tokenizer(settings, shards)
     tokenizer = workers.broadcast(tokenizer)
-    TrainingRun(settings, make_parts(settings, tokenizer), shards, output, workers).run()
+    run = TrainingRun(settings, make_parts(settings, tokenizer), shards, output, workers)
+    # Only when every worker could make its part is anything written: a wrong setting leaves OUTPUT free.
+    workers.gather(True)
+    if workers.rank == 0:
+        claim(output, settings, shards, tokenizer)
+    run.run()
 
 
 def _cause(error: BaseException) -> Exception | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from captioning.config import build, to_dict
 from captioning.data.preprocess import PreprocessSettings
-from captioning.data.tokenizers import Tokenizer, load_tokenizer
+from captioning.data.tokenizers import Tokenizer
 from captioning.decoding.settings import DecodingSettings
 from captioning.errors import CheckpointError, SettingsError
 from captioning.models.base import CaptionModel, Vocabulary
@@ -134,11 +134,6 @@ def load_model(folder: Path, config: CheckpointConfig, tokenizer: Tokenizer) -> 
             f"{folder / WEIGHTS} does not fit its {CONFIG}: missing {missing[:3]}, unexpected {unexpected[:3]}."
         )
     return model
-
-
-def load_words(folder: Path) -> Tokenizer:
-    """The tokenizer of the checkpoint in `folder`."""
-    return load_tokenizer(folder)
 
 
 def hash_files(folder: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ Knows nothing of captions. Shapes: B images, S pixels a side, L grid cells, D ch
 
 import importlib.resources
 import importlib.util
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,15 +130,9 @@ def _torchvision_trunk(model: Any, name: str) -> nn.Module:
         trunk: nn.Module = model.features
         return trunk
     if hasattr(model, "layer4"):  # ResNet and its kin: everything before pooling and classifier
-        return nn.Sequential(dict_without(model, ("avgpool", "fc")))
+        kept = ((name, child) for name, child in model.named_children() if name not in ("avgpool", "fc"))
+        return nn.Sequential(OrderedDict(kept))
     raise SettingsError(f"torchvision/{name} has no grid of features to take; choose a CNN such as resnet50.")
-
-
-def dict_without(model: nn.Module, names: tuple[str, ...]) -> Any:
-    """The children of `model` in order, without those named."""
-    from collections import OrderedDict
-
-    return OrderedDict((name, child) for name, child in model.named_children() if name not in names)
 
 
 def _load_in_order(model: nn.Module, weights: str) -> None:

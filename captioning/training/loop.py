@@ -98,6 +98,7 @@ class TrainingRun:
         self.progress = Progress()
         self._report = report
         self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.captioner()  # decoding that the model has no room for is refused now, not at the first validation
 
     def run(self, stop_at: int | None = None) -> Progress:
         """Train to the end, from the newest saved state if there is one; `stop_at` a step, for tests.

@@ -8,7 +8,7 @@ from typing import Any
 from captioning.config import to_dict
 from captioning.data.shards import ShardSet
 from captioning.data.tokenizers import Tokenizer, load_tokenizer
-from captioning.errors import RunConflictError, UsageError
+from captioning.errors import RunConflictError, StorageError, UsageError
 from captioning.run.fingerprint import difference
 from captioning.storage import Location
 from captioning.training.loop import SUMMARY
@@ -20,15 +20,18 @@ _TOKENIZER = "tokenizer"
 _FREE = ("data", "storage", "log_every_steps", "threads_per_worker", "gpu")
 
 
-def claim(output: Location, settings: TrainSettings, shards: ShardSet) -> None:
-    """Make `output` this run's, or see that it already is. Raises `RunConflictError` if it is another's."""
-    mine = _identity(settings, shards)
+def check(output: Location, settings: TrainSettings, shards: ShardSet) -> None:
+    """See that `output` is this run's, or free to become it; writes nothing.
+
+    Raises `RunConflictError` if it is another's, `UsageError` if it cannot be written to.
+    """
     record = output / RUN
     if record.exists():
         try:
             theirs: dict[str, Any] = json.loads(record.read_text())
         except ValueError as error:
             raise UsageError(f"{record} is damaged ({error}). Choose another OUTPUT.") from error
+        mine = _identity(settings, shards)
         if theirs != mine:
             lines = "\n  ".join(difference(theirs, mine))
             raise RunConflictError(
@@ -38,8 +41,23 @@ def claim(output: Location, settings: TrainSettings, shards: ShardSet) -> None:
         return
     if output.names():
         raise RunConflictError(f"{output} is not empty and holds no training run. Choose another OUTPUT.")
-    output.check_writable()
-    record.write_text(json.dumps(mine, indent=2, ensure_ascii=False) + "\n")
+    try:
+        output.check_writable()
+    except StorageError as error:
+        raise UsageError(f"OUTPUT {output} cannot be written to: {error.message} Give another one with -o.") from error
+
+
+def claim(output: Location, settings: TrainSettings, shards: ShardSet, tokenizer: Tokenizer) -> None:
+    """Make `output` this run's and keep its tokenizer there, unless both was done before.
+
+    To be called when everything that the settings ask for could be made: from here on there is a
+    run in OUTPUT, which other settings cannot go on with.
+    """
+    check(output, settings, shards)
+    if not (output / RUN).exists():
+        (output / RUN).write_text(json.dumps(_identity(settings, shards), indent=2, ensure_ascii=False) + "\n")
+    if kept_tokenizer(output) is None:
+        _keep_tokenizer(output, tokenizer)
 
 
 def is_finished(output: Location) -> bool:
@@ -47,22 +65,21 @@ def is_finished(output: Location) -> bool:
     return (output / SUMMARY).exists()
 
 
-def keep_tokenizer(output: Location, tokenizer: Tokenizer) -> None:
-    """Write the run's tokenizer: made once, used by every worker and after every restart."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(Path(folder))
-        for path in sorted(Path(folder).iterdir()):
-            (output / _TOKENIZER / path.name).write_bytes(path.read_bytes())
-    (output / _TOKENIZER / "complete").write_text("")
-
-
 def kept_tokenizer(output: Location) -> Tokenizer | None:
-    """The run's tokenizer, if it has been made."""
+    """The run's tokenizer, if it has been made: once, for every worker and every restart."""
     if not (output / _TOKENIZER / "complete").exists():
         return None
     with tempfile.TemporaryDirectory() as folder:
         (output / _TOKENIZER).download(Path(folder))
         return load_tokenizer(Path(folder))
+
+
+def _keep_tokenizer(output: Location, tokenizer: Tokenizer) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        for path in sorted(Path(folder).iterdir()):
+            (output / _TOKENIZER / path.name).write_bytes(path.read_bytes())
+    (output / _TOKENIZER / "complete").write_text("")
 
 
 def _identity(settings: TrainSettings, shards: ShardSet) -> dict[str, Any]:

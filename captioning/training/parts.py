@@ -7,9 +7,9 @@ import torch
 
 from captioning.data.preprocess import PreprocessSettings
 from captioning.data.shards import ShardSet, iterate_shard
-from captioning.data.tokenizers import BpeTokenizer, Tokenizer, WordTokenizer
+from captioning.data.tokenizers import BpeTokenizer, Tokenizer, WordTokenizer, load_tokenizer
 from captioning.models.base import CaptionModel, Vocabulary
-from captioning.models.checkpoint import load_model, load_words, read_config
+from captioning.models.checkpoint import load_model, read_config
 from captioning.models.hub import local_folder
 from captioning.models.registry import build_model
 from captioning.refs import resolve
@@ -31,7 +31,7 @@ def make_tokenizer(settings: TrainSettings, shards: ShardSet) -> Tokenizer:
     Every worker must have the same one: make it once and hand it round.
     """
     if settings.init is not None:
-        return load_words(resolve(settings.init)[1])
+        return load_tokenizer(resolve(settings.init)[1])
     return _new_tokenizer(settings.tokenizer, shards)
 
 

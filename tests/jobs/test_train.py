@@ -87,6 +87,24 @@ def test_wrong_usage_ends_before_anything_is_written(recipe: Path, tmp_path: Pat
         assert not output.exists()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("model.encoder.name=timm/no_such_net", "no_such_net"),  # found by the workers, which build the model
+        ("gpu=true", "GPU"),
+    ],
+)
+def test_what_only_the_workers_can_know_leaves_output_free(
+    ray_local: None, recipe: Path, tmp_path: Path, wrong: str, said: str
+) -> None:
+    write_tiny_shards(tmp_path / "shards", {"train": 2, "val": 1})
+    command = ["train", "--config", recipe, "--data", tmp_path / "shards", "-o", tmp_path / "run"]
+    code, output = run(*command, "--set", wrong)
+    assert code == 2
+    assert said in output
+    assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
+
+
 def test_a_folder_of_something_else_is_not_taken(recipe: Path, tmp_path: Path) -> None:
     write_tiny_shards(tmp_path / "shards", {"train": 2, "val": 1})
     (tmp_path / "mine").mkdir()

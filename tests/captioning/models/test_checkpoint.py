@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from captioning.data.tokenizers import load_tokenizer
 from captioning.errors import CheckpointError
-from captioning.models.checkpoint import load_model, load_words, read_config, save_checkpoint
+from captioning.models.checkpoint import load_model, read_config, save_checkpoint
 from tests.tiny import PREPROCESS, save_tiny_captioner, tiny_model, tiny_tokenizer
 
 
@@ -16,7 +17,7 @@ def test_a_captioner_comes_back_as_it_was(tmp_path: Path) -> None:
     config = read_config(folder)
     assert config.preprocess == PREPROCESS
     assert config.decoding.beam_size == 2
-    model = load_model(folder, config, load_words(folder))
+    model = load_model(folder, config, load_tokenizer(folder))
     for (name, one), (other_name, other) in zip(
         tiny_model().state_dict().items(), model.state_dict().items(), strict=True
     ):
@@ -34,7 +35,7 @@ def test_half_precision_on_disk_is_full_in_memory(tmp_path: Path) -> None:
         read_config(save_tiny_captioner(tmp_path / "x")).decoding,
         dtype="float16",
     )
-    model = load_model(tmp_path, read_config(tmp_path), load_words(tmp_path))
+    model = load_model(tmp_path, read_config(tmp_path), load_tokenizer(tmp_path))
     assert all(value.dtype == torch.float32 for value in model.parameters())
     assert (tmp_path / "model.safetensors").stat().st_size < 0.6 * (tmp_path / "x" / "model.safetensors").stat().st_size
 
@@ -57,7 +58,7 @@ def test_damage_is_explained(tmp_path: Path) -> None:
     folder = save_tiny_captioner(tmp_path / "two")
     (folder / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(CheckpointError, match="is damaged"):
-        load_model(folder, read_config(folder), load_words(folder))
+        load_model(folder, read_config(folder), load_tokenizer(folder))
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"no model.safetensors"):
         read_config(folder)
@@ -68,7 +69,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     architecture = json.loads((folder / "config.json").read_text())["architecture"]
     damage_config(folder, architecture={**architecture, "hidden_size": 32})
     with pytest.raises(CheckpointError, match="does not fit"):
-        load_model(folder, read_config(folder), load_words(folder))
+        load_model(folder, read_config(folder), load_tokenizer(folder))
     damage_config(folder, architecture={**architecture, "attention": False})
     with pytest.raises(CheckpointError, match="unexpected"):
-        load_model(folder, read_config(folder), load_words(folder))
+        load_model(folder, read_config(folder), load_tokenizer(folder))

@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 from captioning.captioner import load_captioner
 from captioning.config import read_settings
 from captioning.data.shards import ShardSet
+from captioning.errors import SettingsError
 from captioning.storage import Location
 from captioning.training.batches import Batch
 from captioning.training.loop import DivergedError, TrainingRun
@@ -126,6 +127,23 @@ def test_a_loss_that_is_no_number_is_said(shards: ShardSet, tmp_path: Path) -> N
         run.model.bias.fill_(float("nan"))  # type: ignore[operator]
     with pytest.raises(DivergedError, match="Lower optim.lr"):
         run.run()
+
+
+def test_decoding_that_the_model_has_no_room_for_is_refused_before_training(shards: ShardSet, tmp_path: Path) -> None:
+    small = """
+model:
+  kind: clip_gpt2
+  clip: {hidden_size: 16, projection_dim: 16, layers: 1, heads: 2, image_size: 32, patch_size: 16}
+  gpt2: {n_embd: 16, n_layer: 1, n_head: 2, n_positions: 12}
+  mapper: {kind: mlp, prefix_length: 4}
+  train: all
+tokenizer: {min_count: 1}
+preprocess: {size: 32, mode: squash}
+decoding: {beam_size: 1, max_new_tokens: 20}
+"""
+    with pytest.raises(SettingsError, match=r"max_new_tokens is 20.*room for"):
+        start(read_settings(TrainSettings, small), shards, tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def test_frozen_parts_stay_and_the_rest_learns(shards: ShardSet, tmp_path: Path) -> None:
