@@ -3,6 +3,8 @@
 Ray Train starts the workers and joins them; what they do is `captioning.training`.
 """
 
+import threading
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -92,11 +94,36 @@ def _fit(settings: Any, output: Any) -> None:
             ),
         )
         try:
-            trainer.fit()
+            _apart(trainer.fit)
+        except KeyboardInterrupt:
+            states = (output / "state").names()
+            kept = f"saved up to step {int(states[-1].rpartition('-')[2]):,}" if states else "not saved yet"
+            raise KeyboardInterrupt(f"Training is {kept}. Give the same command again to go on.") from None
         except Exception as error:
             raise _cause(error) or UnfinishedError(
                 f"Training stopped: {_last_line(error)} Give the same command again to go on from the last saved state."
             ) from error
+
+
+def _apart(work: Callable[[], object]) -> None:
+    """Run `work` in a thread and wait; its error is raised here.
+
+    In the main thread Ray Train would take Ctrl-C for itself and end the process with a code of its own.
+    """
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+    if failed:
+        raise failed[0]
 
 
 def train_worker(config: dict[str, Any]) -> None:

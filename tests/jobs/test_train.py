@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,28 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(recipe: Path, tmp_p
     assert one.keys() == other.keys()
     for name, value in one.items():
         torch.testing.assert_close(other[name], value, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_says_how_to_go_on(recipe: Path, tmp_path: Path) -> None:
+    write_tiny_shards(tmp_path / "shards", {"train": 8, "val": 2})
+    output = tmp_path / "run"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "jobs", "train", "--config", str(recipe), "--data", str(tmp_path / "shards")),
+            *("-o", str(output), "--set", "epochs=1000000"),  # it never ends by itself
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not list(output.glob("state/*/state.json")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 130, said
+    assert "Training is saved up to step" in said
+    assert "same command again" in said
+    assert "Traceback" not in said
 
 
 def _kill_all(leader: int) -> None:
