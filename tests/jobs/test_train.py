@@ -156,11 +156,17 @@ def test_an_interrupted_run_says_how_to_go_on(recipe: Path, tmp_path: Path) -> N
         ],
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background job ignores SIGINT, and so would what it starts: be a foreground one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    while process.poll() is None and not list(output.glob("state/*/state.json")):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=300)
+    try:
+        while process.poll() is None and not list(output.glob("state/*/state.json")):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=300)
+    finally:
+        if process.poll() is None:
+            _kill_all(process.pid)
     assert process.returncode == 130, said
     assert "Training is saved up to step" in said
     assert "same command again" in said
