@@ -78,6 +78,15 @@ def to_yaml(value: Any) -> str:
     return str(yaml.safe_dump(to_dict(value), sort_keys=False, allow_unicode=True))
 
 
+def lay_over(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested mapping `values` with that of `over` laid over it, key by key; lists are replaced whole."""
+    laid = dict(values)
+    for key, value in over.items():
+        below = laid.get(key)
+        laid[key] = lay_over(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return laid
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 as PyYAML reads it, but `3e-4` is a number and a key given twice an error."""
 

@@ -1,7 +1,7 @@
 """The verb `evaluate`: captions a split of training shards and scores them against its references.
 
 Captioning a split and scoring are those of training's validation; here they are asked for one or
-several beam sizes and shown.
+several beam sizes and shown, beside what a person scores. `--search` goes to `evaluate_search`.
 """
 
 import json
@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from annotated_types import Ge
-from rich.console import Console
-from rich.table import Table
 
 from captioning.config import read_settings, settings, to_dict
 from captioning.errors import StorageError, UsageError
 from captioning.storage import Location, StorageSettings
+from captioning.training.search_settings import SearchSettings
 from jobs.cli import ConfigOption, ModelOption, SetOption, read_config
+from jobs.evaluate_table import name_of, show_scores
 
 if TYPE_CHECKING:
     from captioning.captioner import Captioner
     from captioning.data.shards import ShardSet
+    from captioning.decoding.settings import DecodingSettings
     from captioning.metrics.score import Scores
     from captioning.training.validation import Described
 
@@ -39,6 +40,13 @@ class EvaluateSettings:
     meteor: bool | Literal["auto"] = "auto"
     """METEOR, which needs the extra `captioning[meteor]` and Java; `auto` computes it where both are there."""
 
+    people: bool | Literal["auto"] = "auto"
+    """What a person scores: one caption of each photo against its others; `auto` where every photo has two or
+    more. METEOR of it, which takes five times as long as the captioner's, only where `meteor` is true."""
+
+    search: SearchSettings = field(default_factory=SearchSettings)
+    """What `--search` tries."""
+
     batch_size: Annotated[int, Ge(1)] = 32
     """Images that go through the model together."""
 
@@ -55,7 +63,7 @@ class EvaluateSettings:
 class Evaluation:
     """What one beam size brought."""
 
-    decoding: Mapping[str, Any]
+    decoding: "DecodingSettings"
     described: "Sequence[Described]"
     scores: "Scores"
 
@@ -77,37 +85,61 @@ def evaluate(
         str | None,
         typer.Option(metavar="N,N,…", help="Beam sizes to compare (1 is greedy), such as 1,3,5."),
     ] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Try decodings and print which is best. Give the validation split.")
+    ] = False,
+    save: Annotated[
+        bool, typer.Option("--save", help="With --search: make the best one the default of the checkpoint's folder.")
+    ] = False,
     config: ConfigOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Caption a split and print BLEU-1..4, ROUGE-L and CIDEr-D (METEOR too where Java and its extra are there).
+    """Caption a split and print BLEU, ROUGE-L, CIDEr-D (METEOR where Java and its extra are), R@1 and R@10.
 
-    Settings: decoding.* over the captioner's own, images, meteor, batch_size, device, precision, storage.*.
+    Settings: decoding.* over the captioner's own, images, meteor, people, search.*, batch_size, device, precision,
+    storage.*.
 
     Example: python -m jobs evaluate --data build/shards --beams 1,3 -o build/captions.jsonl
     """
     from captioning.captioner import inspect_captioner, load_captioner
     from captioning.data.shards import ShardSet
     from captioning.metrics.meteor import is_available
+    from jobs.evaluate_search import evaluate_search, folder_to_save
 
     text, where = read_config(config)
     parsed = read_settings(EvaluateSettings, text, set_ or (), where=where)
-    sizes = _beam_sizes(beams, parsed)
+    _check_together(search, save, beams, output)
     place = None if output is None else _output(output, parsed)
     shards = ShardSet.open(Location.parse(data, parsed.storage))
     shards.split(split)
     meteor = is_available() if parsed.meteor == "auto" else parsed.meteor
     # What is wrong with the captioner or the settings is said before its weights are loaded.
-    decodings = [_decoding(parsed.decoding, size) for size in sizes]
+    folder = folder_to_save(model) if save else None
+    decodings = (
+        [parsed.decoding] if search else [_decoding(parsed.decoding, size) for size in _beam_sizes(beams, parsed)]
+    )
     for decoding in decodings:
         inspect_captioner(model, decoding=decoding, precision=parsed.precision, storage=parsed.storage)
-    captioner = load_captioner(model, device=parsed.device, precision=parsed.precision, storage=parsed.storage)
-    evaluations = _evaluate(captioner, shards, split, decodings, parsed, meteor)
-    print(f"{captioner.name} on the {split} split of {data}: {evaluations[0].scores.num_images:,} images")
-    _show(evaluations)
+    captioner = load_captioner(
+        model,
+        device=parsed.device,
+        precision=parsed.precision,
+        decoding=parsed.decoding if search else None,
+        storage=parsed.storage,
+    )
+    about = {"model": captioner.name, "data": data, "split": split}
+    if search:
+        record = evaluate_search(captioner, shards, split, parsed.search, parsed.batch_size, folder)
+        written = json.dumps({**about, "decoding_search": record}, indent=2, ensure_ascii=False) + "\n"
+    else:
+        evaluations = _evaluate(captioner, shards, split, decodings, parsed, meteor)
+        print(f"{captioner.name} on the {split} split of {data}: {evaluations[0].scores.num_images:,} images")
+        people = _people(evaluations[0], parsed)
+        show_scores([(name_of(each.decoding), each.scores.summary()) for each in evaluations], people)
+        lines = place is not None and place.name.endswith(".jsonl")
+        written = _lines(evaluations) if lines else _summary(about, evaluations, people)
     if place is not None:
-        about = {"model": captioner.name, "data": data, "split": split}
-        place.write_text(_lines(evaluations) if place.name.endswith(".jsonl") else _summary(about, evaluations))
+        place.write_text(written)
         print(f"Written: {place}")
 
 
@@ -120,25 +152,43 @@ def _evaluate(
     meteor: bool,
 ) -> list[Evaluation]:
     from captioning.captioner import override_decoding
-    from captioning.training.validation import describe, score
+    from captioning.training.validation import describe_each, score
     from jobs.progress import Progress
 
     images = min(parsed.images or shards.counts[split], shards.counts[split])
-    own = captioner.decoding
-    evaluations: list[Evaluation] = []
-    with Progress(images * len(decodings)) as progress:
+    asked = [override_decoding(captioner.decoding, decoding) for decoding in decodings]
+    with Progress(images * len(asked)) as progress:
+        described = describe_each(
+            captioner,
+            shards,
+            split,
+            asked,
+            images=parsed.images,
+            batch_size=parsed.batch_size,
+            tell=lambda done: progress.add(done - progress.done, 0),
+        )
+    return [
+        Evaluation(decoding, each, score(each, meteor=meteor)) for decoding, each in zip(asked, described, strict=True)
+    ]
 
-        def tell(done: int) -> None:
-            progress.add(len(evaluations) * images + done - progress.done, 0)
 
-        for decoding in decodings:
-            captioner.decoding = override_decoding(own, decoding)
-            described = describe(
-                captioner, shards, split, images=parsed.images, batch_size=parsed.batch_size, tell=tell
-            )
-            evaluations.append(Evaluation(to_dict(captioner.decoding), described, score(described, meteor=meteor)))
-    captioner.decoding = own
-    return evaluations
+def _people(evaluation: Evaluation, parsed: EvaluateSettings) -> dict[str, float] | None:
+    from captioning.metrics.people import has_people, people_scores
+
+    references = {described.key: described.references for described in evaluation.described}
+    if parsed.people is False or (parsed.people == "auto" and not has_people(references)):
+        return None
+    return people_scores(references, meteor=parsed.meteor is True)
+
+
+def _check_together(search: bool, save: bool, beams: str | None, output: str | None) -> None:
+    """Options that make no sense together."""
+    if save and not search:
+        raise UsageError("--save keeps what --search finds: give --search as well.")
+    if search and beams is not None:
+        raise UsageError("--search tries beam sizes of its own: leave --beams out, or set search.beam_sizes.")
+    if search and output is not None and output.endswith(".jsonl"):
+        raise UsageError(f"-o {output}: a search writes its table, not captions. Let the name end in .json.")
 
 
 def _beam_sizes(beams: str | None, parsed: EvaluateSettings) -> list[int | None]:
@@ -172,40 +222,23 @@ def _output(output: str, parsed: EvaluateSettings) -> Location:
     return place
 
 
-def _show(evaluations: Sequence[Evaluation]) -> None:
-    names = {f"bleu_{order}": f"BLEU-{order}" for order in range(1, 5)}
-    names |= {"rouge_l": "ROUGE-L", "cider_d": "CIDEr-D", "meteor": "METEOR"}
-    names |= {"distinct": "distinct %", "mean_length": "words"}
-    summaries = [evaluation.scores.summary() for evaluation in evaluations]
-    shown = [name for name in names if name in summaries[0]]
-    table = Table("decoding", *(names[name] for name in shown))
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for evaluation, summary in zip(evaluations, summaries, strict=True):
-        size = evaluation.decoding["beam_size"]
-        table.add_row("greedy" if size == 1 else f"beam {size}", *(f"{summary[name]:.1f}" for name in shown))
-    console = Console()
-    if not console.is_terminal:
-        # In a file or a pipe nothing is narrow: a table is not folded to fit.
-        console.width = 140
-    console.print(table)
-
-
-def _summary(about: Mapping[str, str], evaluations: Sequence[Evaluation]) -> str:
-    rows = [{"decoding": evaluation.decoding, "metrics": evaluation.scores.summary()} for evaluation in evaluations]
-    return json.dumps({**about, "evaluations": rows}, indent=2, ensure_ascii=False) + "\n"
+def _summary(about: Mapping[str, str], evaluations: Sequence[Evaluation], people: Mapping[str, float] | None) -> str:
+    rows = [{"decoding": to_dict(each.decoding), "metrics": each.scores.summary()} for each in evaluations]
+    return json.dumps({**about, "evaluations": rows, "people": people}, indent=2, ensure_ascii=False) + "\n"
 
 
 def _lines(evaluations: Sequence[Evaluation]) -> str:
     lines = [
         {
             "image_id": described.key,
-            "beam_size": evaluation.decoding["beam_size"],
+            "beam_size": evaluation.decoding.beam_size,
             "caption": described.caption.text,
             "references": list(described.references),
             "score": described.caption.score,
             "num_tokens": described.caption.num_tokens,
+            "ended": described.ended,
             "cider_d": evaluation.scores.cider_d_of[described.key],
+            "own_rank": evaluation.scores.rank_of[described.key],
         }
         for evaluation in evaluations
         for described in evaluation.described

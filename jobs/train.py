@@ -69,6 +69,7 @@ def _fit(settings: Any, output: Any) -> None:
     from ray.train.torch import TorchTrainer
 
     from captioning.errors import UnfinishedError, UsageError
+    from captioning.training.state import saved_step
 
     workers = settings.workers
     have = ray.cluster_resources()
@@ -96,8 +97,8 @@ def _fit(settings: Any, output: Any) -> None:
         try:
             _apart(trainer.fit)
         except KeyboardInterrupt:
-            states = (output / "state").names()
-            kept = f"saved up to step {int(states[-1].rpartition('-')[2]):,}" if states else "not saved yet"
+            saved = saved_step(output)
+            kept = "not saved yet" if saved is None else f"saved up to step {saved:,}"
             raise KeyboardInterrupt(f"Training is {kept}. Give the same command again to go on.") from None
         except Exception as error:
             raise _cause(error) or UnfinishedError(

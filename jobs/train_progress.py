@@ -7,6 +7,10 @@ from typing import Any
 
 from captioning.errors import StorageError
 from captioning.storage import Location
+from captioning.training.state import saved_step
+
+#: What of a validation's record is no score.
+_NO_SCORES = frozenset({"kind", "step", "total_steps", "stage", "epoch", "images_seen", "seconds", "best", "samples"})
 
 
 class Teller:
@@ -15,15 +19,14 @@ class Teller:
     def __init__(self, output: Location) -> None:
         self._output = output
         self._file = output / "metrics.jsonl"
-        self._told: set[tuple[str, int]] = set()
+        self._told: set[tuple[str, int, str | None]] = set()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="train-progress", daemon=True)
 
     def __enter__(self) -> "Teller":
         # What is behind the newest saved state will be done, and told, again.
-        states = (self._output / "state").names()
-        saved = int(states[-1].rpartition("-")[2]) if states else 0
-        self._told = {(r["kind"], r["step"]) for r in self._records() if r["step"] <= saved}
+        saved = saved_step(self._output) or 0
+        self._told = {(r["kind"], r["step"], r.get("message")) for r in self._records() if r["step"] <= saved}
         if saved:
             print(f"Going on from step {saved:,}.")
         self._thread.start()
@@ -42,7 +45,7 @@ class Teller:
 
     def _tell(self) -> None:
         for record in self._records():
-            key = (record["kind"], record["step"])
+            key = (record["kind"], record["step"], record.get("message"))
             if key not in self._told:
                 self._told.add(key)
                 print(describe_record(record), flush=True)
@@ -56,14 +59,21 @@ class Teller:
 
 def describe_record(record: dict[str, Any]) -> str:
     """A record of the training history as a line for people."""
-    place = f"step {record['step']:>6,}/{record['total_steps']:,}  epoch {record['epoch']:.2f}"
+    if record["kind"] == "note":
+        return str(record["message"])
+    place = f"step {record['step']:>6,}/{record['total_steps']:,}  {record['stage']} {record['epoch']:.2f}"
     if record["kind"] == "step":
         left = (record["total_steps"] - record["step"]) * record["seconds"] / max(record["step"], 1)
+        reward = f"  reward {record['reward']:.3f}" if "reward" in record else ""
         return (
-            f"{place}  loss {record['loss']:.3f}  lr {record['lr']:.1e}  {record['images_per_second']:.1f} img/s  "
-            f"{record['tokens_per_second']:,.0f} tokens/s  data wait {record['data_wait_share']:.0%}  "
-            f"{int(left // 60)}:{int(left % 60):02d} left"
+            f"{place}  loss {record['loss']:.3f}{reward}  lr {record['lr']:.1e}  "
+            f"{record['images_per_second']:.1f} img/s  {record['tokens_per_second']:,.0f} tokens/s  "
+            f"data wait {record['data_wait_share']:.0%}  {int(left // 60)}:{int(left % 60):02d} left"
         )
-    scores = f"CIDEr-D {record['cider_d']:.1f}  BLEU-4 {record['bleu_4']:.1f}  ROUGE-L {record['rouge_l']:.1f}"
+    if "cider_d" in record:
+        scores = f"CIDEr-D {record['cider_d']:.1f}  BLEU-4 {record['bleu_4']:.1f}  ROUGE-L {record['rouge_l']:.1f}"
+    else:
+        told = {name: value for name, value in record.items() if name not in _NO_SCORES}
+        scores = "  ".join(f"{name} {value:.2f}" for name, value in told.items())
     said = "".join(f"\n    {key}: {caption}" for key, caption in record["samples"])
     return f"{place}  validation: {scores}{'  (best so far)' if record['best'] else ''}{said}"

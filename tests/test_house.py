@@ -31,6 +31,8 @@ EXTRAS = (
     "skimage",
     "sklearn",
     "pandas",
+    "peft",
+    "tensorboard",
 )
 
 

@@ -8,8 +8,8 @@ Nothing is downloaded here.
 from collections.abc import Iterable
 from pathlib import Path
 
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from captioning.data.words import tidy
 from captioning.errors import CheckpointError
@@ -19,6 +19,7 @@ TOKENIZER_FILE = "tokenizer.json"
 VOCAB_FILE, MERGES_FILE = "vocab.json", "merges.txt"
 
 _END = "<|endoftext|>"
+_LAST_STOP = Regex(r"[\s.]+$")
 
 
 class BpeTokenizer:
@@ -66,11 +67,17 @@ class BpeTokenizer:
             ) from error
 
     @classmethod
-    def train(cls, captions: Iterable[str], vocab_size: int) -> "BpeTokenizer":
-        """Learn at most `vocab_size` tokens (at least 257: all bytes and the end) from `captions`."""
+    def train(cls, captions: Iterable[str], vocab_size: int, *, lowercase: bool = False) -> "BpeTokenizer":
+        """Learn at most `vocab_size` tokens (at least 257: all bytes and the end) from `captions`.
+
+        With `lowercase` text is read in lower case, without a full stop at its end: the same words
+        in fewer tokens. The files keep it.
+        """
         if vocab_size < 257:
             raise ValueError(f"vocab_size must be at least 257 (all bytes and the end), not {vocab_size}.")
         backend = _byte_level(models.BPE())
+        if lowercase:
+            backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(_LAST_STOP, "")])
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=2,

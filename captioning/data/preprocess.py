@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from captioning.config import settings
+from captioning.data.augment import PLAIN, View
 from captioning.data.images import MAX_PIXELS, MOST_PIXELS, open_rgb
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -71,17 +72,24 @@ class Preprocess:
             raise ValueError(f"An image must have pixels; this one is {rgb.shape[1]} × {rgb.shape[0]}.")
         return self._square(Image.fromarray(rgb))
 
-    def from_bytes(self, data: bytes) -> Pixels:
-        """Decode and preprocess an image file's bytes. Raises `ImageError`."""
-        image = open_rgb(data, max_pixels=self.settings.max_pixels)
-        return Pixels(pixels=self._square(image), width=image.width, height=image.height)
+    def from_bytes(self, data: bytes, view: View | None = None) -> Pixels:
+        """Decode and preprocess an image file's bytes, or what a `view` shows of it. Raises `ImageError`.
 
-    def _square(self, image: Image.Image) -> NDArray[np.uint8]:
-        width, height = image.size
-        box = (0.0, 0.0, float(width), float(height))
+        The size told is that of the whole image.
+        """
+        image = open_rgb(data, max_pixels=self.settings.max_pixels)
+        return Pixels(pixels=self._square(image, view or PLAIN), width=image.width, height=image.height)
+
+    def _square(self, image: Image.Image, view: View = PLAIN) -> NDArray[np.uint8]:
+        left, right = view.box[0] * image.width, view.box[2] * image.width
+        top, bottom = view.box[1] * image.height, view.box[3] * image.height
         if self.settings.mode == "crop":
-            side = min(width, height)
-            left, top = (width - side) / 2, (height - side) / 2
-            box = (left, top, left + side, top + side)
+            side = min(right - left, bottom - top)
+            left += (right - left - side) / 2
+            top += (bottom - top - side) / 2
+            right, bottom = left + side, top + side
         size = (self.settings.size, self.settings.size)
-        return np.array(image.resize(size, _FILTERS[self.settings.interpolation], box=box))
+        # Rounding must not carry the box over the edge, which Pillow refuses.
+        box = (left, top, min(right, float(image.width)), min(bottom, float(image.height)))
+        pixels = np.array(image.resize(size, _FILTERS[self.settings.interpolation], box=box))
+        return np.ascontiguousarray(pixels[:, ::-1]) if view.mirrored else pixels

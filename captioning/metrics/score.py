@@ -1,19 +1,21 @@
 """Scores of a set of captions: tokenise both sides, then every metric. Knows no models and no files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from captioning.errors import InputError
 from captioning.metrics.bleu import corpus_bleu
 from captioning.metrics.cider import CiderD
+from captioning.metrics.flaws import breaks_off, repeats_itself
 from captioning.metrics.meteor import meteor as corpus_meteor
+from captioning.metrics.retrieval import own_ranks, recall_at
 from captioning.metrics.rouge import rouge_l
 from captioning.metrics.tokenize import ptb_tokenize
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics of a set of captions, in the percent that papers print."""
+    """Metrics of a set of captions, in the percent that papers print, and counts where a name says so."""
 
     bleu: tuple[float, ...]
     """BLEU-1, -2, -3, -4."""
@@ -24,10 +26,24 @@ class Scores:
     num_images: int
     distinct: float
     """Share of the captions that are different from each other, in percent."""
+    words: int
+    """Number of different words in all captions together."""
     mean_length: float
     """Words a caption, punctuation not counted."""
+    repetitions: int
+    """Number of captions that say something twice (`flaws.repeats_itself`)."""
+    truncated: int
+    """Number of captions without an end: cut at the greatest length, or with a last word that asks for more."""
+    unknown: int
+    """Number of captions that hold an unknown word (UNK)."""
     cider_d_of: Mapping[str, float]
     """CIDEr-D of each image's caption."""
+    rank_of: Mapping[str, int]
+    """Self-retrieval: the rank of each image among all, by the CIDEr-D of its caption to their references."""
+
+    def recall_at(self, k: int) -> float:
+        """R@k of self-retrieval, in percent; comparable for one number of images only."""
+        return recall_at(list(self.rank_of.values()), k)
 
     def summary(self) -> dict[str, float]:
         """The corpus' numbers by name; METEOR where it was computed."""
@@ -36,26 +52,41 @@ class Scores:
         if self.meteor is not None:
             numbers["meteor"] = self.meteor
         return numbers | {
+            "recall_at_1": self.recall_at(1),
+            "recall_at_10": self.recall_at(10),
             "distinct": self.distinct,
+            "words": float(self.words),
             "mean_length": self.mean_length,
+            "repetitions": float(self.repetitions),
+            "truncated": float(self.truncated),
+            "unknown": float(self.unknown),
             "num_images": float(self.num_images),
         }
 
 
 def score_captions(
-    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]], *, meteor: bool = False
+    candidates: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    *,
+    meteor: bool = False,
+    unended: Collection[str] = (),
+    unknown: Collection[str] = (),
 ) -> Scores:
     """Scores of one caption an image against the image's references.
 
     CIDEr-D takes its document frequencies from these references. Both mappings must name the same
-    images, at least one, each with a reference; raises `InputError` otherwise.
+    images, at least one, each with a reference; raises `InputError` otherwise. `unended` names the
+    images whose captions were cut before their end token, `unknown` those whose captions hold an
+    unknown word: of both the text alone does not tell.
     """
     _check(candidates, references)
     images = list(candidates)
     texts = [ptb_tokenize(candidates[image]) for image in images]
     originals = [[ptb_tokenize(reference) for reference in references[image]] for image in images]
     scorer = CiderD(originals)
-    ciders = [100 * scorer.score(text, each) for text, each in zip(texts, originals, strict=True)]
+    vectors = [scorer.vector(text) for text in texts]
+    targets = [[scorer.vector(reference) for reference in each] for each in originals]
+    ciders = [100 * scorer.score_vector(vector, each) for vector, each in zip(vectors, targets, strict=True)]
     return Scores(
         bleu=tuple(100 * score for score in corpus_bleu(texts, originals)),
         rouge_l=100 * sum(map(rouge_l, texts, originals)) / len(images),
@@ -63,8 +94,13 @@ def score_captions(
         meteor=100 * corpus_meteor(texts, originals) if meteor else None,
         num_images=len(images),
         distinct=100 * len({tuple(text) for text in texts}) / len(images),
+        words=len({word for text in texts for word in text}),
         mean_length=sum(map(len, texts)) / len(images),
+        repetitions=sum(map(repeats_itself, texts)),
+        truncated=sum(image in unended or breaks_off(text) for image, text in zip(images, texts, strict=True)),
+        unknown=sum(image in unknown for image in images),
         cider_d_of=dict(zip(images, ciders, strict=True)),
+        rank_of=dict(zip(images, own_ranks(vectors, targets), strict=True)),
     )
 
 

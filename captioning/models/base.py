@@ -5,6 +5,7 @@ B images, C captions an image, T tokens, V vocabulary entries, S pixels a side.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from captioning.decoding.stepper import Stepper
+from captioning.errors import SettingsError
 
 #: Target id that is not learned from (the default `ignore_index` of PyTorch's cross entropy).
 PAD_TARGET = -100
@@ -51,19 +53,59 @@ class CaptionModel(nn.Module, ABC):
     vocab_size: int
     #: Beginnings of the names of parameters that come pretrained, for a learning rate of their own.
     pretrained_parts: tuple[str, ...] = ()
+    #: The same of the image encoder.
+    encoder_parts: tuple[str, ...] = ()
 
-    @abstractmethod
     def encode(self, pixels: Tensor) -> Any:
         """Pixels (B, S, S, 3) uint8 to the images' features, as `forward` and `stepper` take them."""
+        return self.finish(self.stem(pixels))
 
     @abstractmethod
-    def forward(self, features: Any, captions: Tensor, images: Tensor) -> TeacherForced:
+    def stem(self, pixels: Tensor) -> Tensor:
+        """What the frozen part of the image encoder makes of pixels (B, S, S, 3) uint8: (B, …) float.
+
+        Without gradients and in evaluation mode, so that it can be kept and read again (a feature
+        cache). Where nothing is frozen, the pixels as they are.
+        """
+
+    @abstractmethod
+    def finish(self, stem: Tensor) -> Any:
+        """The images' features from what `stem` gave, whatever float type it was kept in."""
+
+    @abstractmethod
+    def stem_identity(self) -> str | None:
+        """SHA-256 over all that `stem` rests on (weights, structure), or None where nothing is frozen."""
+
+    @abstractmethod
+    def forward(self, features: Any, captions: Tensor, images: Tensor, said: Tensor | None = None) -> TeacherForced:
         """Score captions by teacher forcing.
 
         `captions` is (N, T) long: token ids without BOS, with EOS, padded with `PAD_TARGET`;
         `images` is (N,) long, the row of `features` that each caption describes.
         The targets are `captions` themselves: the shift by one is made here and nowhere else.
+        `said` (N, T), in the place of `captions`, is what is read before each target.
         """
+
+    def read_text(self, captions: Tensor) -> TeacherForced:  # noqa: ARG002
+        """Score captions (N, T) without any image, the decoder being a language model. Raises `SettingsError`."""
+        raise SettingsError(f"model.kind {self.settings.kind} has no language model of its own to train on text.")
+
+    def embed_images(self, stem: Tensor) -> Tensor:  # noqa: ARG002
+        """The images' embeddings (B, D), which contrastive training compares with text. Raises `SettingsError`."""
+        raise SettingsError(f"model.kind {self.settings.kind} has no image embedding to compare with text.")
+
+    def take_over(self, state: Mapping[str, Tensor]) -> None:
+        """Take the weights of the same captioner under other training settings (a stage before)."""
+        self.load_state_dict(state)
+
+    @property
+    def plain_settings(self) -> Any:
+        """The settings that a checkpoint holds: those that rebuild the model of a `plain_state`."""
+        return self.settings
+
+    def plain_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A state of this model as a checkpoint holds it: without what only training needs."""
+        return state
 
     @abstractmethod
     def stepper(self, features: Any, prompt: list[int] | None = None) -> Stepper:

@@ -58,7 +58,7 @@ def save_checkpoint(
     """Write a captioner to `folder`, which is made. `weights` stand in for the model's own (averaged ones, say)."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)
-    state = weights if weights is not None else model.state_dict()
+    state = model.plain_state(weights if weights is not None else model.state_dict())
     # Tied weights are one tensor under several names; safetensors wants each once, the model ties them again.
     tied = set(tied_names(model))
     to = getattr(torch, dtype)
@@ -70,7 +70,7 @@ def save_checkpoint(
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config = {
         "format_version": FORMAT_VERSION,
-        "architecture": to_dict(model.settings),
+        "architecture": to_dict(model.plain_settings),
         "preprocess": to_dict(preprocess),
         "decoding": to_dict(decoding),
         "provenance": dict(provenance or {}),

@@ -1,77 +1,48 @@
 """CLIP-GPT2: CLIP's view of the image, mapped to a prefix that GPT-2 continues as the caption.
 
-ClipCap (Mokady et al. 2021). Knows pixels and token ids; `towers` makes the two networks and
-`mapper` what joins them. Shapes: B images, N captions, R hypotheses, T tokens, P prefix, E width
-of GPT-2, V vocabulary.
-
-CLIP was trained on pixels less `CLIP_MEAN`, over `CLIP_STD`, resized bicubically and cropped: the
-preprocessing to use with published weights.
+ClipCap (Mokady et al. 2021). Knows pixels and token ids; `towers` and `cnn_tower` make the two
+networks and `mapper` what joins them. Shapes: B images, N captions, T tokens, M words read, K
+targets, P prefix, E width of GPT-2, V vocabulary.
 """
 
 import dataclasses
-import warnings
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from annotated_types import Interval
 from torch import Tensor
+from torch.nn import functional
 
-from captioning.config import settings
+from captioning.config import to_dict
 from captioning.data.preprocess import PreprocessSettings
 from captioning.errors import CheckpointError, SettingsError
 from captioning.models.base import PAD_TARGET, CaptionModel, TeacherForced, Vocabulary
-from captioning.models.mapper import MapperSettings, make_mapper
+from captioning.models.carried_state import carried, keep_tied
+from captioning.models.clip_fit import check_fit, check_normalisation
+from captioning.models.clip_gpt2_settings import LEARNING, ClipGpt2Settings, resolved
+from captioning.models.cnn_tower import CnnImageTower, CnnTower
+from captioning.models.gpt2_stepper import Gpt2Stepper
+from captioning.models.lora import add_adapters, is_adapter, merged, scale_of
+from captioning.models.mapper import make_mapper
+from captioning.models.packing import Packing, pack
 from captioning.models.pixels import Normalise
 from captioning.models.towers import (
     ClipTower,
     Gpt2Tower,
-    clip_sizes,
-    gpt2_sizes,
     load_clip,
     load_gpt2,
     make_clip,
     make_gpt2,
 )
+from captioning.models.warm_start import load_mapper
 
-#: The preprocessing of OpenAI's CLIP, in units of 0 to 255 (Radford et al. 2021, their released code).
-CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
-CLIP_STD = (68.5005327, 66.6321579, 70.32316305)
-
-
-@settings
-class ClipGpt2Settings:
-    """The parts of a CLIP-GPT2, and which of them learn."""
-
-    kind: Literal["clip_gpt2"] = "clip_gpt2"
-    clip: str | ClipTower = "openai/clip-vit-base-patch32"
-    """A hub id, `ORG/NAME@REVISION`, a folder in the hub's layout, or sizes for random weights."""
-
-    gpt2: str | Gpt2Tower = "openai-community/gpt2"
-    """As `clip`. The tokenizer must be the one that these weights were trained with."""
-
-    mapper: MapperSettings = MapperSettings()
-    train: Literal["mapper", "decoder", "all"] = "decoder"
-    """What learns: the mapper alone, the mapper and GPT-2 (`decoder`), or CLIP too."""
-
-    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.1
-    """Dropout in the mapper and throughout GPT-2."""
-
-
-def resolved(settings: ClipGpt2Settings, vocabulary: Vocabulary) -> ClipGpt2Settings:
-    """The same model with both towers spelled out as sizes: what rebuilds it without the references.
-
-    Raises `CheckpointError` when a reference cannot be read.
-    """
-    clip = clip_sizes(settings.clip) if isinstance(settings.clip, str) else settings.clip
-    gpt2 = gpt2_sizes(settings.gpt2) if isinstance(settings.gpt2, str) else settings.gpt2
-    if gpt2.vocab_size is None:
-        gpt2 = dataclasses.replace(gpt2, vocab_size=vocabulary.size)
-    return dataclasses.replace(settings, clip=clip, gpt2=gpt2)
+__all__ = ["ClipGpt2", "ClipGpt2Settings"]
 
 
 class ClipGpt2(CaptionModel):
-    """CLIP's vision transformer, a mapper, and GPT-2.
+    """CLIP's image tower, a mapper, and GPT-2.
 
     Features are CLIP's image embeddings (B, D), or its states (B, L, D) for a mapper that reads
     patches. The last embedding of the prefix (or of the prompt) predicts the first token, so BOS
@@ -86,67 +57,108 @@ class ClipGpt2(CaptionModel):
             raise CheckpointError("model.clip and model.gpt2 must be given as sizes, since no weights are fetched.")
         self.settings = resolved(settings, vocabulary)
         clip, gpt2 = self.settings.clip, self.settings.gpt2
-        assert isinstance(clip, ClipTower)
+        assert not isinstance(clip, str)
         assert isinstance(gpt2, Gpt2Tower)
         self.vocab_size = vocabulary.size
-        self._filler_id = vocabulary.eos_id
+        self._eos_id = vocabulary.eos_id
         self._n_positions = gpt2.n_positions
         self._prefix_length = settings.mapper.prefix_length
         self._reads_patches = settings.mapper.source == "patches"
-        _check_fit(clip, gpt2, self._prefix_length, vocabulary, preprocess)
+        self._learning = LEARNING[settings.train]
+        check_fit(clip, gpt2, self._prefix_length, vocabulary, preprocess)
 
         self.normalise = Normalise(preprocess.mean, preprocess.std)
-        self.clip = make_clip(clip)
-        feature_size = clip.hidden_size if self._reads_patches else clip.projection_dim
+        self.clip: Any = CnnImageTower(clip, pretrained=pretrained) if isinstance(clip, CnnTower) else make_clip(clip)
+        #: Length of the embedding that `embed_images` gives.
+        self.embedding_size = clip.projection_dim
+        feature_size = self.clip.visual_projection.in_features if self._reads_patches else clip.projection_dim
         self.mapper = _make_mapper(settings, feature_size, gpt2.n_embd)
         self.gpt2 = make_gpt2(gpt2, dropout=settings.dropout)
         if isinstance(settings.clip, str):
             load_clip(self.clip, settings.clip)
-            _check_normalisation(settings.clip, preprocess)
+            check_normalisation(settings.clip, preprocess)
         if isinstance(settings.gpt2, str):
             load_gpt2(self.gpt2, settings.gpt2)
-        # What holds weights already when training begins: from a reference, or soon from a checkpoint.
-        towers = {"clip.": settings.clip, "gpt2.": settings.gpt2}
-        self.pretrained_parts = tuple(
-            name for name, tower in towers.items() if isinstance(tower, str) or not pretrained
-        )
+        if pretrained and settings.mapper.weights is not None:
+            load_mapper(self.mapper, settings.mapper.weights)
+        if settings.lora is not None:
+            add_adapters(self.gpt2, settings.lora)
+            self.register_buffer("lora_scale", scale_of(settings.lora))
+        if settings.gradient_checkpointing:
+            self.gpt2.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._name_parts(settings, pretrained)
         self._freeze()
         if gpt2.tie_word_embeddings:
-            # One matrix under two names: it is saved once, and tied again when loaded.
-            hooked: Any = self
-            hooked.register_state_dict_post_hook(_drop_tied)
-            hooked.register_load_state_dict_pre_hook(_restore_tied)
-            hooked.register_load_state_dict_post_hook(_tie)
+            keep_tied(self)
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, S, S, 3) uint8 to CLIP's image embeddings (B, D), or its states (B, L, D)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.settings.train == "all"):
-            seen = self.clip(pixel_values=self.normalise(pixels))
-            features: Tensor = seen.last_hidden_state if self._reads_patches else seen.image_embeds
-        return features
+    def stem(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, S, S, 3) uint8 to what the mapper reads, (B, D) or (B, L, D), where CLIP is frozen.
+
+        Where it learns, to the map (B, C, h, w) at which a CNN's frozen part ends, or to the pixels as they are.
+        """
+        if "clip" not in self._learning:
+            with torch.no_grad():
+                return self._read_by_mapper(self.clip(pixel_values=self.normalise(pixels)))
+        return self.clip.stem(self.normalise(pixels)) if self._has_cnn_stem else pixels
+
+    def finish(self, stem: Tensor) -> Tensor:
+        """What `stem` gave, kept as float16 or not, to what the mapper reads: (B, D) or (B, L, D)."""
+        if "clip" not in self._learning:
+            return stem.to(self._dtype)
+        return self._read_by_mapper(self._seen(stem))
+
+    def stem_identity(self) -> str | None:
+        """SHA-256 over the part of CLIP that is frozen; None where all of it learns."""
+        if "clip" in self._learning:
+            return self.clip.encoder.stem_identity() if self._has_cnn_stem else None
+        tower = self.settings.clip
+        about = tower.encoder.name if isinstance(tower, CnnTower) else to_dict(tower)
+        digest = hashlib.sha256(json.dumps([about, self.settings.mapper.source]).encode())
+        for name, value in self.clip.state_dict().items():
+            if not name.endswith("num_batches_tracked"):
+                data = value.detach().cpu().contiguous()
+                digest.update(f"\n{name} {tuple(data.shape)} {data.dtype}\n".encode())
+                digest.update(data.reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def embed_images(self, stem: Tensor) -> Tensor:
+        """CLIP's image embeddings (B, D) of what `stem` gave."""
+        if "clip" in self._learning:
+            embedding: Tensor = self._seen(stem).image_embeds
+        elif not self._reads_patches:
+            embedding = stem.to(self._dtype)
+        elif isinstance(self.clip, CnnImageTower):
+            embedding = self.clip.embed(stem.to(self._dtype))
+        else:
+            of_class = stem[:, 0].to(self._dtype)
+            embedding = self.clip.visual_projection(self.clip.vision_model.post_layernorm(of_class))
+        return embedding
 
     def forward(
-        self, features: Tensor, captions: Tensor, images: Tensor, prompt: Sequence[int] | None = None
+        self,
+        features: Tensor,
+        captions: Tensor,
+        images: Tensor,
+        said: Tensor | None = None,
+        *,
+        prompt: Sequence[int] | None = None,
     ) -> TeacherForced:
-        """Score `captions` (N, T) of the `images` (N,) by teacher forcing.
+        """Score `captions` (N, T) of the `images` (N,) by teacher forcing, `said` (N, T) being read in their place.
 
         With a `prompt` every caption is learned as its continuation: the prompt is read, and no
         loss is taken on it. Logits are (K, V) for the K targets.
         """
-        asked = captions != PAD_TARGET
-        prefix = self.prefix(features, prompt or [])
-        # The one place where inputs and targets part by one token: the prefix ends one before.
-        words = self._embed(captions[:, :-1].masked_fill(~asked[:, :-1], self._filler_id))
-        before = prefix[images]
-        # Pads come after the caption, and attention looks only back: no mask is needed.
-        inputs = torch.cat([before, words.to(before.dtype)], dim=1)
-        self._check_length(inputs.shape[1])
-        states = self.gpt2.transformer(inputs_embeds=inputs, use_cache=False).last_hidden_state
-        return TeacherForced(self._logits(states[:, before.shape[1] - 1 :][asked]))
+        return self._score(self.prefix(features, prompt or []), images.tolist(), captions, said, first_position=0)
 
-    def stepper(self, features: Tensor, prompt: list[int] | None = None) -> "Gpt2Stepper":
+    def read_text(self, captions: Tensor) -> TeacherForced:
+        """Score `captions` (N, T) by GPT-2 alone. The end token stands where the prefix ends, and begins them."""
+        start = self._embed(captions.new_full((len(captions), 1), self._eos_id))
+        return self._score(start, range(len(captions)), captions, None, first_position=self._prefix_length - 1)
+
+    def stepper(self, features: Tensor, prompt: list[int] | None = None) -> Gpt2Stepper:
         """Decode the images of `features`, each caption going on from `prompt`."""
-        return Gpt2Stepper(self, self.prefix(features, prompt or []))
+        prefix = self.prefix(features, prompt or [])
+        return Gpt2Stepper(self.gpt2, prefix, vocab_size=self.vocab_size, check_length=self._check_length)
 
     def max_positions(self) -> int | None:
         """Positions that the prefix leaves for prompt and caption."""
@@ -163,11 +175,77 @@ class ClipGpt2(CaptionModel):
     def train(self, mode: bool = True) -> "ClipGpt2":
         """Training mode for what learns; what does not stays in evaluation mode."""
         super().train(mode)
-        if self.settings.train != "all":
-            self.clip.eval()
-        if self.settings.train == "mapper":
-            self.gpt2.eval()
+        for name in {"clip", "mapper", "gpt2"} - self._learning:
+            self.get_submodule(name).eval()
+        if self.settings.gradient_checkpointing:
+            # Blocks that are frozen themselves are on the gradient's way to the mapper; their dropout stays off.
+            for block in self.gpt2.transformer.h:
+                block.training = mode
         return self
+
+    def take_over(self, state: Mapping[str, Tensor]) -> None:
+        """Take the weights of the same captioner with or without adapters. Raises `RuntimeError` for another's."""
+        self.load_state_dict(carried(state, self.state_dict()))
+
+    @property
+    def plain_settings(self) -> ClipGpt2Settings:
+        """The settings without what only training asks for."""
+        settings: ClipGpt2Settings = dataclasses.replace(self.settings, lora=None, gradient_checkpointing=False)
+        return settings
+
+    def plain_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A state of this model with adapters merged into the weights."""
+        return merged(state)
+
+    def _score(
+        self, heads: Tensor, head_of: Sequence[int], captions: Tensor, said: Tensor | None, *, first_position: int
+    ) -> TeacherForced:
+        """Score captions, caption n behind number `head_of[n]` of the heads (B, P, E), which begin at a position."""
+        asked = captions != PAD_TARGET
+        lengths = asked.sum(1).tolist()
+        self._check_length(first_position + heads.shape[1] + max(lengths, default=1) - 1)
+        packing = pack(
+            lengths,
+            head_of,
+            num_heads=len(heads),
+            head_length=heads.shape[1],
+            first_position=first_position,
+            device=heads.device,
+        )
+        # The one place where inputs and targets part by one token: a word is read if another is asked for after it.
+        words = self._embed((captions if said is None else said)[:, :-1][asked[:, 1:]])
+        return TeacherForced(self._logits(self._read(heads, words, packing)))
+
+    def _read(self, heads: Tensor, words: Tensor, packing: Packing) -> Tensor:
+        """GPT-2's states (K, E) that predict the targets."""
+        embeddings = torch.cat([heads.flatten(0, 1), words.to(heads.dtype)])
+        states = [
+            self.gpt2.transformer(
+                inputs_embeds=functional.embedding(group.source, embeddings),
+                position_ids=group.positions,
+                attention_mask=group.mask(heads.dtype),
+                use_cache=False,
+            ).last_hidden_state.flatten(0, 1)
+            for group in packing.groups
+        ]
+        return torch.cat(states)[packing.answers]
+
+    def _seen(self, stem: Tensor) -> Any:
+        """What a CLIP that learns sees in what `stem` gave."""
+        return self.clip.rest(stem) if self._has_cnn_stem else self.clip(pixel_values=self.normalise(stem))
+
+    def _read_by_mapper(self, seen: Any) -> Tensor:
+        features: Tensor = seen.last_hidden_state if self._reads_patches else seen.image_embeds
+        return features
+
+    @property
+    def _has_cnn_stem(self) -> bool:
+        return isinstance(self.clip, CnnImageTower) and self.clip.has_stem
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.clip.visual_projection.weight.dtype
+        return dtype
 
     def _embed(self, tokens: Tensor) -> Tensor:
         words: Tensor = self.gpt2.transformer.wte(tokens)
@@ -186,49 +264,29 @@ class ClipGpt2(CaptionModel):
                 "decoding.max_new_tokens, or cut the captions that are trained on."
             )
 
+    def _name_parts(self, settings: ClipGpt2Settings, pretrained: bool) -> None:
+        """What holds weights already when training begins: from a reference, or soon from a checkpoint."""
+        cnn = settings.clip.encoder if isinstance(settings.clip, CnnTower) else None
+        self.encoder_parts = ("clip.",) if cnn is None else ("clip.encoder.",)
+        holding = not pretrained or (isinstance(settings.clip, str) if cnn is None else cnn.weights != "random")
+        parts = self.encoder_parts if holding else ()
+        # Where GPT-2 has adapters they are all that learns in it, and they are new.
+        if settings.lora is None and (not pretrained or isinstance(settings.gpt2, str)):
+            parts = (*parts, "gpt2.")
+        self.pretrained_parts = parts
+
     def _freeze(self) -> None:
-        self.clip.requires_grad_(self.settings.train == "all")
-        self.gpt2.requires_grad_(self.settings.train != "mapper")
-        if self._reads_patches:
+        for name in {"clip", "mapper", "gpt2"} - self._learning:
+            self.get_submodule(name).requires_grad_(False)
+        if self.settings.lora is not None:
+            for name, parameter in self.gpt2.named_parameters():
+                parameter.requires_grad_(is_adapter(name))
+        if self._reads_patches and self.settings.train != "clip":
             # The projection is not on the way from patches to captions, so no gradient would reach it.
-            self.clip.vision_model.post_layernorm.requires_grad_(False)
             self.clip.visual_projection.requires_grad_(False)
+            if isinstance(self.settings.clip, ClipTower):
+                self.clip.vision_model.post_layernorm.requires_grad_(False)
         self.train(self.training)
-
-
-class Gpt2Stepper:
-    """Drives GPT-2 one token at a time. A hypothesis's state is its keys and values.
-
-    The prefix is read once an image; hypotheses take their copies when beams part.
-    """
-
-    def __init__(self, model: ClipGpt2, prefix: Tensor) -> None:
-        self.vocab_size = model.vocab_size
-        self._model = model
-        self._prefix = prefix
-        self._cache: Any = None
-        self._length = 0
-
-    def start(self) -> Tensor:
-        """Logits (B, V) of the first token."""
-        from transformers import DynamicCache
-
-        self._cache = DynamicCache()
-        self._length = 0
-        return self._read(self._prefix)
-
-    def advance(self, tokens: Tensor, rows: Tensor | Sequence[int]) -> Tensor:
-        """Append `tokens` (R,) to the hypotheses `rows` (R,); logits (R, V)."""
-        assert self._cache is not None, "start() comes first"
-        self._cache.reorder_cache(torch.as_tensor(rows, device=self._prefix.device))
-        tokens = torch.as_tensor(tokens, device=self._prefix.device)
-        return self._read(self._model._embed(tokens)[:, None])
-
-    def _read(self, inputs: Tensor) -> Tensor:
-        self._length += inputs.shape[1]
-        self._model._check_length(self._length)
-        out = self._model.gpt2.transformer(inputs_embeds=inputs, past_key_values=self._cache, use_cache=True)
-        return self._model._logits(out.last_hidden_state[:, -1])
 
 
 def _make_mapper(settings: ClipGpt2Settings, feature_size: int, width: int) -> torch.nn.Module:
@@ -236,48 +294,3 @@ def _make_mapper(settings: ClipGpt2Settings, feature_size: int, width: int) -> t
         return make_mapper(settings.mapper, feature_size=feature_size, width=width, dropout=settings.dropout)
     except ValueError as error:
         raise SettingsError(f"model: {error}.") from error
-
-
-def _check_fit(
-    clip: ClipTower, gpt2: Gpt2Tower, prefix_length: int, vocabulary: Vocabulary, preprocess: PreprocessSettings
-) -> None:
-    if preprocess.size != clip.image_size:
-        raise SettingsError(
-            f"preprocess.size is {preprocess.size}, and this CLIP sees {clip.image_size} pixels a side: "
-            f"set preprocess.size to {clip.image_size}."
-        )
-    assert gpt2.vocab_size is not None
-    if gpt2.vocab_size < vocabulary.size:
-        raise SettingsError(
-            f"The tokenizer has {vocabulary.size} tokens and this GPT-2 {gpt2.vocab_size}: use the tokenizer that "
-            "belongs to the GPT-2, or leave model.gpt2.vocab_size out."
-        )
-    if gpt2.n_positions <= prefix_length:
-        raise SettingsError(
-            f"model.mapper.prefix_length {prefix_length} leaves no room for a caption in the {gpt2.n_positions} "
-            "positions of model.gpt2."
-        )
-
-
-def _check_normalisation(reference: str, preprocess: PreprocessSettings) -> None:
-    pairs = zip((*preprocess.mean, *preprocess.std), (*CLIP_MEAN, *CLIP_STD), strict=True)
-    if any(abs(given - own) > 1 for given, own in pairs):
-        warnings.warn(
-            f"The weights of {reference} expect CLIP's own normalisation, and others are set. For the best captions "
-            f"set preprocess.mean to {list(CLIP_MEAN)} and preprocess.std to {list(CLIP_STD)}.",
-            stacklevel=3,
-        )
-
-
-def _drop_tied(_module: Any, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
-    state.pop(f"{prefix}gpt2.lm_head.weight", None)
-
-
-def _restore_tied(_module: Any, state: dict[str, Any], prefix: str, *_rest: Any) -> None:
-    embedding = f"{prefix}gpt2.transformer.wte.weight"
-    if embedding in state:
-        state[f"{prefix}gpt2.lm_head.weight"] = state[embedding]
-
-
-def _tie(module: Any, _keys: Any) -> None:
-    module.gpt2.lm_head.weight = module.gpt2.transformer.wte.weight

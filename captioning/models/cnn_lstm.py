@@ -63,6 +63,7 @@ class CnnLstm(CaptionModel):
     """CNN encoder, projection, optional attention, one LSTM, embeddings tied to the vocabulary layer."""
 
     pretrained_parts = ("encoder.",)
+    encoder_parts = ("encoder.",)
 
     def __init__(
         self, settings: CnnLstmSettings, vocabulary: Vocabulary, preprocess: PreprocessSettings, *, pretrained: bool
@@ -85,21 +86,37 @@ class CnnLstm(CaptionModel):
         self.speak = nn.Linear(hidden, embedding)
         self.bias = nn.Parameter(torch.zeros(vocabulary.size))
 
-    def encode(self, pixels: Tensor) -> Features:
-        """Pixels (B, S, S, 3) uint8 to `Features`."""
-        grid = self.feature_dropout(self.encoder(self.normalise(pixels)))
+    def stem(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, S, S, 3) uint8 to the map (B, C, h, w) where the frozen part of the encoder ends."""
+        return self.encoder.stem(self.normalise(pixels)) if self.encoder.has_stem else pixels
+
+    def stem_identity(self) -> str | None:
+        """SHA-256 over the frozen part of the encoder; None where its first piece is trained."""
+        return self.encoder.stem_identity()
+
+    def finish(self, stem: Tensor) -> Features:
+        """What `stem` gave, kept as float16 or not, to `Features`."""
+        if not self.encoder.has_stem:
+            stem = self.normalise(stem)
+        elif stem.dtype == torch.float16:
+            # Convolutions like their channels last, and a kept stem has lost the memory order.
+            stem = stem.to(self.bias.dtype, memory_format=torch.channels_last)
+        grid = self.feature_dropout(self.encoder.rest(stem))
         pooled = self.pool(grid.mean(1))
         if self.attend is None:
             empty = pooled.new_zeros(len(pooled), 1, 0, 1)
             return Features(empty, empty, pooled)
         return Features(*self.attend.remember(grid), pooled)
 
-    def forward(self, features: Features, captions: Tensor, images: Tensor) -> TeacherForced:
-        """Score `captions` (N, T) of the `images` (N,) by teacher forcing."""
+    def forward(
+        self, features: Features, captions: Tensor, images: Tensor, said: Tensor | None = None
+    ) -> TeacherForced:
+        """Score `captions` (N, T) of the `images` (N,) by teacher forcing, `said` (N, T) being read in their place."""
         asked = captions != PAD_TARGET
+        read = captions if said is None else said
         # The one place where inputs and targets part by one token.
         start = captions.new_full((len(captions), 1), self.bos_id)
-        inputs = torch.cat([start, captions[:, :-1].masked_fill(~asked[:, :-1], self.bos_id)], dim=1)
+        inputs = torch.cat([start, read[:, :-1].masked_fill(~asked[:, :-1], self.bos_id)], dim=1)
         pooled = features.pooled[images]
         words = self.dropout(self.embed(inputs))
         seen = torch.cat([words, pooled[:, None].expand(-1, inputs.shape[1], -1).to(words.dtype)], dim=2)

@@ -1,8 +1,10 @@
 """CNN encoders by name, from timm or torchvision: pixels in, a grid of features out.
 
-Knows nothing of captions. Shapes: B images, S pixels a side, L grid cells, D channels.
+An encoder runs in two parts: the frozen stem, whose result can be kept, and the rest, which is
+trained. Knows nothing of captions. Shapes: B images, S pixels a side, L grid cells, D channels.
 """
 
+import hashlib
 import importlib.resources
 import importlib.util
 from collections import OrderedDict
@@ -40,10 +42,11 @@ class EncoderSettings:
 
 
 class GridEncoder(nn.Module):
-    """A CNN without its head: normalised pixels (B, 3, S, S) to a grid (B, L, D).
+    """A CNN without its head: normalised pixels (B, 3, S, S) to a grid (B, L, D), which is `rest(stem(pixels))`.
 
-    With fixed statistics the trunk stays in evaluation mode while it is trained: those gathered on
-    ImageNet are better than those of a small batch, and frozen layers must not drift.
+    The trunk is a chain of pieces (a convolution, a stage of blocks); those before the first that is
+    trained are the stem. With fixed statistics the trunk stays in evaluation mode while it is trained:
+    those gathered on ImageNet are better than those of a small batch, and frozen layers must not drift.
     """
 
     def __init__(self, settings: EncoderSettings, *, pretrained: bool) -> None:
@@ -53,10 +56,50 @@ class GridEncoder(nn.Module):
         self.channels = _count_channels(self.trunk)
         self.trunk.eval().to(memory_format=torch.channels_last)
         _freeze_before(self.trunk, settings)
+        self._name = settings.name
+        self._pieces = _pieces(self.trunk)
+        trained = [any(p.requires_grad for p in self._piece(name).parameters()) for name in self._pieces]
+        self._frozen = trained.index(True) if True in trained else len(trained)
+
+    @property
+    def has_stem(self) -> bool:
+        """Whether `stem` does anything: false where the first piece is trained, or the trunk is no known chain."""
+        return self._frozen > 0
 
     def forward(self, pixels: Tensor) -> Tensor:
-        grid: Tensor = self.trunk(pixels)
-        return grid.flatten(2).transpose(1, 2)
+        return self.rest(self.stem(pixels))
+
+    @torch.no_grad()
+    def stem(self, pixels: Tensor) -> Tensor:
+        """The frozen pieces: normalised pixels (B, 3, S, S) to their map (B, C, h, w); or the pixels as they are."""
+        for name in self._pieces[: self._frozen]:
+            pixels = self._piece(name)(pixels)
+        return pixels
+
+    def rest(self, stem: Tensor) -> Tensor:
+        """The pieces that are trained: what `stem` gave to the grid (B, L, D)."""
+        for name in self._pieces[self._frozen :]:
+            stem = self._piece(name)(stem)
+        return stem.flatten(2).transpose(1, 2)
+
+    def stem_identity(self) -> str | None:
+        """SHA-256 (hex) over the structure and the weights of the frozen pieces; None where there are none."""
+        if not self.has_stem:
+            return None
+        digest = hashlib.sha256(self._name.encode())
+        for name in self._pieces[: self._frozen]:
+            piece = self._piece(name)
+            digest.update(f"\n{name}: {piece!r}\n".encode())
+            for key, value in piece.state_dict().items():
+                if not key.endswith("num_batches_tracked"):  # counts what was learned from; nothing rests on it
+                    data = value.detach().cpu().contiguous()
+                    digest.update(f"{key} {tuple(data.shape)} {data.dtype}\n".encode())
+                    digest.update(data.reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def _piece(self, name: str) -> nn.Module:
+        # By name, so that no module is registered twice and a copied encoder runs its own pieces.
+        return self.trunk.get_submodule(name)
 
     def train(self, mode: bool = True) -> "GridEncoder":
         """Remember the mode for parents, but leave a trunk of fixed statistics in evaluation mode."""
@@ -133,6 +176,27 @@ def _torchvision_trunk(model: Any, name: str) -> nn.Module:
         kept = ((name, child) for name, child in model.named_children() if name not in ("avgpool", "fc"))
         return nn.Sequential(OrderedDict(kept))
     raise SettingsError(f"torchvision/{name} has no grid of features to take; choose a CNN such as resnet50.")
+
+
+def _pieces(trunk: nn.Module) -> tuple[str, ...]:
+    """The names of the modules that, one after the other, are the whole trunk; ("",) where no such chain is known."""
+    if isinstance(trunk, nn.Sequential):
+        return tuple(name for name, _ in trunk.named_children())
+    if not isinstance(trunk, _Features):
+        return ("",)
+    from timm.models.efficientnet import EfficientNet
+    from timm.models.resnet import ResNet
+
+    # A subclass with a `forward_features` of its own may do anything: it is run as a whole.
+    model = trunk.model
+    if isinstance(model, EfficientNet) and type(model).forward_features is EfficientNet.forward_features:
+        blocks = (f"blocks.{name}" for name, _ in model.blocks.named_children())
+        chain: tuple[str, ...] = ("conv_stem", "bn1", *blocks, "conv_head", "bn2")
+    elif isinstance(model, ResNet) and type(model).forward_features is ResNet.forward_features:
+        chain = ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3", "layer4")
+    else:
+        return ("",)
+    return tuple(f"model.{name}" for name in chain)
 
 
 def _load_in_order(model: nn.Module, weights: str) -> None:

@@ -41,6 +41,9 @@ class MapperSettings:
     image_length: _Size = 10
     """States that the transformer unfolds the one embedding into."""
 
+    weights: str | None = None
+    """A checkpoint (folder, URI or name) whose mapper's weights a new model begins with; null: random ones."""
+
     def __post_init__(self) -> None:
         if self.source == "patches" and self.kind == "mlp":
             raise ValueError("source 'patches' needs kind 'transformer': the mlp reads one embedding an image")

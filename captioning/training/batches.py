@@ -1,13 +1,11 @@
-"""Samples to batches: pixels decoded and mirrored, captions as padded token ids, read ahead in a thread.
+"""Samples to batches: pixels decoded, mirrored and cropped, captions as padded token ids, read ahead in a thread.
 
 What a batch holds depends on (seed, epoch, place) alone, so that a resumed run sees what it would have seen.
 """
 
 import queue
-import re
 import threading
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,84 +13,105 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captioning.data.augment import Augment, View
 from captioning.data.preprocess import Preprocess
 from captioning.data.shards import Sample
 from captioning.data.tokenizers import Tokenizer
 from captioning.errors import ImageError, InputError
-from captioning.models.base import PAD_TARGET
+from captioning.models.base import PAD_TARGET, CaptionModel
+from captioning.training.feature_cache import CachedSample
 
 T = TypeVar("T")
-_SIDED = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images with their captions.
+    """Images with their captions, or captions alone.
 
-    `pixels` (B, S, S, 3) uint8; `captions` (N, T) long, with EOS, padded with `PAD_TARGET`;
-    `images` (N,) long, the row of `pixels` that each caption describes.
+    `pixels` (B, S, S, 3) uint8, or `stem` (B, …) float16: what the frozen part of the encoder made of
+    them (a feature cache's); neither for captions alone. `captions` (N, T) long, with EOS, padded with
+    `PAD_TARGET`; `images` (N,) long, the row of the image that each caption describes; `references`
+    the B images' captions as people wrote them.
     """
 
     keys: tuple[str, ...]
-    pixels: Tensor
+    pixels: Tensor | None
     captions: Tensor
     images: Tensor
+    references: tuple[tuple[str, ...], ...] = ()
+    stem: Tensor | None = None
 
     @property
     def num_targets(self) -> int:
         """Tokens to learn from."""
         return int((self.captions != PAD_TARGET).sum())
 
+    def stem_of(self, model: CaptionModel) -> Tensor:
+        """What the frozen part of the model's encoder makes of the images."""
+        if self.stem is not None:
+            return self.stem
+        assert self.pixels is not None, "captions alone have no images"
+        return model.stem(self.pixels)
+
+    def features(self, model: CaptionModel) -> Any:
+        """The images' features, as the model's `forward` takes them."""
+        return model.finish(self.stem_of(model))
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
-        return Batch(self.keys, self.pixels.to(device), self.captions.to(device), self.images.to(device))
+        pixels, stem = (None if part is None else part.to(device) for part in (self.pixels, self.stem))
+        return Batch(self.keys, pixels, self.captions.to(device), self.images.to(device), self.references, stem)
 
 
 class BatchMaker:
-    """Makes batches as the settings ask: the same preprocessing as in captioning, then mirroring."""
+    """Makes batches as the settings ask: the same preprocessing as in captioning, of a view of the image."""
 
-    def __init__(self, preprocess: Preprocess, tokenizer: Tokenizer, *, max_tokens: int, flip: bool, seed: int) -> None:
+    def __init__(self, preprocess: Preprocess, tokenizer: Tokenizer, augment: Augment, *, max_tokens: int) -> None:
         self._preprocess = preprocess
         self._tokenizer = tokenizer
+        self._augment = augment
         self._max_tokens = max_tokens
-        self._flip = flip
-        self._seed = seed
 
-    def make(self, samples: list[Sample], epoch: int) -> Batch:
+    def make(self, samples: Sequence[Sample | CachedSample], epoch: int) -> Batch:
         """A batch of `samples` as `epoch` sees them. Raises `InputError` for an image that cannot be decoded."""
-        pixels = [self._pixels(sample, epoch) for sample in samples]
-        captions = [self._tokens(caption) for sample in samples for caption in sample.captions]
-        images = [at for at, sample in enumerate(samples) for _ in sample.captions]
-        padded = torch.full((len(captions), max(map(len, captions))), PAD_TARGET)
-        for row, tokens in zip(padded, captions, strict=True):
-            row[: len(tokens)] = torch.tensor(tokens)
-        return Batch(
-            tuple(sample.key for sample in samples), torch.from_numpy(np.stack(pixels)), padded, torch.tensor(images)
-        )
+        references = tuple(sample.captions for sample in samples)
+        captions = self._padded([caption for each in references for caption in each])
+        images = torch.tensor([at for at, each in enumerate(references) for _ in each])
+        keys = tuple(sample.key for sample in samples)
+        stems = [sample.stem for sample in samples if isinstance(sample, CachedSample)]
+        if stems:
+            return Batch(keys, None, captions, images, references, torch.from_numpy(np.stack(stems)))
+        pixels = [self._pixels(sample, epoch) for sample in samples if isinstance(sample, Sample)]
+        return Batch(keys, torch.from_numpy(np.stack(pixels)), captions, images, references)
+
+    def make_of_text(self, captions: Sequence[str]) -> Batch:
+        """A batch of captions without images."""
+        return Batch((), None, self._padded(captions), torch.arange(len(captions)))
+
+    def _padded(self, captions: Sequence[str]) -> Tensor:
+        tokens = [self._tokens(caption) for caption in captions]
+        padded = np.full((len(tokens), max(map(len, tokens))), PAD_TARGET)
+        for row, ids in zip(padded, tokens, strict=True):
+            row[: len(ids)] = ids
+        return torch.from_numpy(padded)
 
     def _tokens(self, caption: str) -> list[int]:
         return [*self._tokenizer.encode(caption)[: self._max_tokens - 1], self._tokenizer.eos_id]
 
     def _pixels(self, sample: Sample, epoch: int) -> np.ndarray[Any, Any]:
-        pixels = decode_sample(sample, self._preprocess)
-        if self._flip and self._coin(sample.key, epoch) and not any(map(_SIDED.search, sample.captions)):
-            pixels = pixels[:, ::-1]
-        return pixels
-
-    def _coin(self, key: str, epoch: int) -> bool:
-        # By key, not by place: no matter which worker sees the image.
-        return bool(zlib.crc32(f"{self._seed}/{epoch}/{key}".encode()) >> 16 & 1)
+        view = self._augment.epoch_view(sample.key, sample.captions, epoch)
+        return decode_sample(sample, self._preprocess, view)
 
 
-def decode_sample(sample: Sample, preprocess: Preprocess) -> np.ndarray[Any, Any]:
-    """The pixels (S, S, 3) of a sample. Raises `InputError` that names it."""
+def decode_sample(sample: Sample, preprocess: Preprocess, view: View | None = None) -> np.ndarray[Any, Any]:
+    """The pixels (S, S, 3) of a sample, or of a view of it. Raises `InputError` that names it."""
     try:
-        return preprocess.from_bytes(sample.image).pixels
+        return preprocess.from_bytes(sample.image, view).pixels
     except ImageError as error:
         raise InputError(f"The training image {sample.key!r} cannot be decoded: {error.message}") from error
 
 
-def grouped(samples: Iterator[T], size: int) -> Iterator[list[T]]:
+def grouped(samples: Iterable[T], size: int) -> Iterator[list[T]]:
     """Lists of `size` items, the last one shorter."""
     group: list[T] = []
     for sample in samples:

@@ -6,12 +6,28 @@ from typing import Any
 import yaml
 
 from captioning.config import to_dict
+from captioning.decoding.settings import DecodingSettings
 from captioning.training.settings import TrainSettings
 
 
 def recipe(settings: TrainSettings) -> dict[str, Any]:
     """The settings as plain values, without where the data were: that is nobody else's business."""
-    return {key: value for key, value in to_dict(settings).items() if key not in ("data", "storage")}
+    return {key: value for key, value in to_dict(settings).items() if key not in ("data", "text", "storage")}
+
+
+def decoding_table(tried: Sequence[tuple[DecodingSettings, Mapping[str, float]]]) -> str:
+    """The decodings that were tried on the validation split, best first, for the card."""
+    lines = ["**Decoding**, chosen on the validation split (the first is the default):", ""]
+    lines += [
+        "| beams | length penalty | repetition penalty | no repeated run of | CIDEr-D | BLEU-4 |",
+        "|" + "---|" * 6,
+    ]
+    lines += [
+        f"| {d.beam_size} | {d.length_penalty:g} | {d.repetition_penalty:g} | {d.no_repeat_ngram_size or '–'} "
+        f"| {scores['cider_d']:.1f} | {scores['bleu_4']:.1f} |"
+        for d, scores in tried
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def model_card(

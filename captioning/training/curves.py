@@ -1,6 +1,7 @@
 """A picture of how a training run went, from its history. Needs matplotlib (extra `train`)."""
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,19 +13,24 @@ def draw_curves(history: Sequence[Mapping[str, Any]]) -> bytes | None:
     except ImportError:
         return None
     steps = [record for record in history if record["kind"] == "step"]
-    validations = [record for record in history if record["kind"] == "validation"]
+    validations = [record for record in history if record["kind"] == "validation" and "cider_d" in record]
+    # Where a stage ends, losses and rates jump.
+    ends = [one["step"] for one, other in itertools.pairwise(steps) if one["stage"] != other["stage"]]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     loss, scores, rate = figure.subplots(1, 3)
     loss.plot([r["step"] for r in steps], [r["loss"] for r in steps], color="tab:blue", linewidth=1)
-    loss.set(title="training loss", xlabel="step", ylabel="nats a token")
+    loss.set(title="training loss", xlabel="step", ylabel="a unit: token, image or caption")
     for name, label in (("cider_d", "CIDEr-D"), ("bleu_4", "BLEU-4")):
         scores.plot([r["step"] for r in validations], [r[name] for r in validations], marker="o", label=label)
     scores.set(title="validation", xlabel="step")
-    scores.legend()
+    if validations:
+        scores.legend()
     rate.plot([r["step"] for r in steps], [r["lr"] for r in steps], color="tab:green", linewidth=1)
     rate.set(title="learning rate", xlabel="step")
     for axes in (loss, scores, rate):
         axes.grid(alpha=0.3)
+        for end in ends:
+            axes.axvline(end, color="tab:gray", linewidth=0.8, linestyle="--")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     return picture.getvalue()

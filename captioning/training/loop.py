@@ -1,68 +1,33 @@
-"""The training loop: one optimiser step after another, validated, saved, and gone on with.
+"""A training run: its stages one after the other, validated, saved, and gone on with.
 
-Runs in each worker. Knows torch.distributed through `Workers`, and never Ray. The gradient of a
-step is that of the mean over all its tokens, however they are spread over workers and passes.
+Runs in each worker. Knows torch.distributed through `Workers`, and never Ray. What a step does is
+`stage.py`'s; where a run stands on disk is `state.py`'s.
 """
 
 import dataclasses
 import json
-import resource
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from captioning.captioner import Captioner
-from captioning.data.preprocess import Preprocess
 from captioning.data.shards import ShardSet
-from captioning.errors import CaptioningError
-from captioning.models.checkpoint import save_checkpoint
 from captioning.storage import Location
-from captioning.training.batches import Batch, BatchMaker, grouped, read_ahead
-from captioning.training.card import model_card, recipe
-from captioning.training.curves import draw_curves
-from captioning.training.objectives import cross_entropy_sum
-from captioning.training.optim import WeightAverage, make_optimizer, schedule_factor, swapped
+from captioning.training.best import BestWriter
+from captioning.training.decoding_search import search_decoding
+from captioning.training.figures import History, Report, StepFacts, Window
+from captioning.training.make_stage import StageMaker
+from captioning.training.optim import swapped
 from captioning.training.parts import Parts
 from captioning.training.settings import TrainSettings
-from captioning.training.state import Progress, load_state, save_state
-from captioning.training.stream import epoch_samples, share_size
+from captioning.training.stage import Stage
+from captioning.training.state import Progress, StateWriter, load_weights, newest_state, save_weights
 from captioning.training.validation import describe, score
 from captioning.training.workers import Workers
 
-METRICS = "metrics.jsonl"
-CURVES = "curves.png"
-BEST = "best"
 SUMMARY = "summary.json"
-
-#: Peak memory is told in KiB, on macOS in bytes.
-_RSS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10
-
-#: Hears every record of the history as it is made (rank 0 only).
-Report = Callable[[dict[str, Any]], None]
-
-
-class DivergedError(CaptioningError):
-    """The loss is no number any more."""
-
-
-@dataclass(frozen=True)
-class StepFacts:
-    """What one optimiser step saw, over all workers: the mean loss a token, tokens and images."""
-
-    loss: float
-    tokens: int
-    images: int
 
 
 class TrainingRun:
-    """A model in training, in one of the workers."""
+    """A captioner in training, in one of the workers."""
 
     def __init__(
         self,
@@ -74,284 +39,212 @@ class TrainingRun:
         report: Report | None = None,
     ) -> None:
         self.settings = settings
+        self.stages = settings.in_stages()
         self.workers = workers or Workers()
         self.shards = shards
         self.output = output
-        self.model = parts.model.to(self.workers.device)
         self.tokenizer = parts.tokenizer
         self.preprocess = parts.preprocess
-        self.optimizer = make_optimizer(self.model, settings.optim)
-        decay = settings.optim.ema_decay
-        self.average = None if decay is None else WeightAverage(self.model, decay)
-        self.batches = BatchMaker(
-            Preprocess(self.preprocess),
-            self.tokenizer,
-            max_tokens=min(settings.max_tokens, self.model.max_positions() or settings.max_tokens),
-            flip=settings.flip,
-            seed=settings.seed,
-        )
-        total = shards.counts["train"]
-        self._per_worker = settings.images_per_step // self.workers.world
-        longest = max(share_size(total, rank=r, world=self.workers.world) for r in range(self.workers.world))
-        self.steps_per_epoch = -(-longest // self._per_worker)
-        self.total_steps = self.steps_per_epoch * settings.epochs
         self.progress = Progress()
         self._report = report
-        self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.captioner()  # decoding that the model has no room for is refused now, not at the first validation
+        self._window = Window()
+        self._make = StageMaker(settings, parts, shards, output, self.workers)
+        self._states = StateWriter(output, keep=settings.keep_states)
+        self._best = BestWriter(settings, shards, output, parts)
+        self.model = parts.model
+        self.total_steps = sum(map(self._make.steps, self.stages))
+        # Decoding that the model has no room for, or a stage that it cannot go through, is refused now.
+        self.captioner()
+        for number in range(len(self.stages)):
+            self._make.model(number, None)
 
     def run(self, stop_at: int | None = None) -> Progress:
         """Train to the end, from the newest saved state if there is one; `stop_at` a step, for tests.
 
         Raises `DivergedError`, and `InputError` for data that cannot be read.
         """
-        self.progress = load_state(self.output, self.model, self.optimizer, self.average) or Progress()
-        self._window = _Window()
-        while self.progress.epoch < self.settings.epochs and not self.progress.stopped_early:
-            for passes in self._epoch():
-                if stop_at is not None and self.progress.step >= stop_at:
-                    return self.progress
-                self._window.waited()
-                facts = self.step(passes)
-                if self._after_step(facts):
-                    break
-            else:
-                self.progress.epoch += 1
-                self.progress.epoch_step = 0
-                self._maybe_validate(end_of_epoch=True)
+        state = newest_state(self.output)
+        self.progress = Progress() if state is None else state.progress
+        self._history = History(
+            self.output,
+            self.progress.history,
+            report=self._report,
+            tensorboard=self.settings.tensorboard and self.workers.rank == 0,
+        )
+        self._window = Window()
+        stage = self.enter(None)
+        if state is not None:
+            stage.restore(state)
+        while True:
+            self._train(stage, stop_at)
+            if stop_at is not None and self.progress.step >= stop_at:
+                self._states.wait()
+                return self.progress
+            if stage.number + 1 == len(self.stages):
+                break
+            self.progress.next_stage()
+            stage = self.enter(stage)
         self._finish()
         return self.progress
 
-    def step(self, passes: Sequence[Batch]) -> StepFacts:
-        """One optimiser step on this worker's `passes` (none, if its data is used up) and the others'."""
-        factor = schedule_factor(self.settings.optim, self.progress.step, self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
-        facts = self.gradient(passes)
-        torch.nn.utils.clip_grad_norm_(self._trained, self.settings.optim.clip_norm)
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update(self.model, self.progress.step)
-        return facts
-
-    def gradient(self, passes: Sequence[Batch]) -> StepFacts:
-        """Fill the gradients with those of the mean loss over the tokens of all passes of all workers."""
-        self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        tokens = self.workers.sum(sum(batch.num_targets for batch in passes))
-        images = self.workers.sum(sum(len(batch.keys) for batch in passes))
-        likelihood = 0.0
-        for number, batch in enumerate(passes):
-            self._seed(number)
-            batch = batch.to(self.workers.device)
-            with self._autocast():
-                scored = self.model(self.model.encode(batch.pixels), batch.captions, batch.images)
-            loss, plain = cross_entropy_sum(scored, batch.captions, label_smoothing=self.settings.label_smoothing)
-            (loss / tokens).backward()  # type: ignore[no-untyped-call]
-            likelihood += float(plain)
-        self.workers.sum_gradients(self._trained)
-        mean = self.workers.sum(likelihood) / max(tokens, 1)
-        if not mean < float("inf"):
-            raise DivergedError(
-                f"The loss is {mean} at step {self.progress.step}. Lower optim.lr or optim.clip_norm, or use "
-                "precision=fp32, and start again; the run can go on from its last saved state."
-            )
-        return StepFacts(mean, int(tokens), int(images))
-
     def captioner(self) -> Captioner:
         """The model as it stands, as a captioner that decodes as in validation."""
-        decoding, beams = self.settings.decoding, self.settings.validation.beam_size
+        settings = self.stages[self.progress.stage]
+        decoding, beams = settings.decoding, settings.validation.beam_size
         if beams is not None:
             decoding = dataclasses.replace(decoding, beam_size=beams, num_captions=1)
-        return Captioner(self.model, self.tokenizer, self.preprocess, decoding, precision=self.settings.precision)
+        return Captioner(self.model, self.tokenizer, self.preprocess, decoding, precision=settings.precision)
 
-    def validate(self) -> float:
-        """Generate, score, keep the best checkpoint, and say whether to stop; CIDEr-D in percent."""
-        settings, progress = self.settings.validation, self.progress
-        with swapped(self.model, self.average.weights if self.average else None):
-            described = describe(
-                self.captioner(), self.shards, settings.split, workers=self.workers, images=settings.images
-            )
-            scores = self.workers.broadcast(score(described).summary() if self.workers.rank == 0 else None)
-            samples = [(d.key, d.caption.text) for d in described[: settings.samples]]
-            better = progress.best_score is None or scores["cider_d"] > progress.best_score
-            if better:
-                progress.best_score, progress.best_step = scores["cider_d"], progress.step
-                progress.validations_since_best = 0
-                if self.workers.rank == 0:
-                    self._save_best(scores, samples)
+    def enter(self, before: Stage | None) -> Stage:
+        """The present stage, at its beginning: with the best weights of the one `before`."""
+        weights = None
+        if before is not None:
+            # Until here only rank 0 is sure that they are written.
+            self.workers.gather(True)
+            weights = load_weights(self.output, _best_name(before.number))
+        stage = self._make.stage(self.progress.stage, weights, tell=self._tell)
+        self.model = stage.model
+        self._window.rest()
+        return stage
+
+    def _train(self, stage: Stage, stop_at: int | None) -> None:
+        """Go through the rest of a stage."""
+        progress = self.progress
+        while progress.epoch < stage.settings.epochs and not progress.stage_ended:
+            for passes in stage.epoch(progress.epoch, start=progress.epoch_step):
+                if stop_at is not None and progress.step >= stop_at:
+                    return
+                self._window.waited()
+                facts = stage.step(passes, progress.stage_step)
+                if self._after_step(stage, facts):
+                    break
             else:
-                progress.validations_since_best += 1
-        self.model.train()
-        progress.validated_step = progress.step
-        patience = settings.patience
-        progress.stopped_early = patience is not None and progress.validations_since_best >= patience
-        self._record("validation", **scores, best=better, samples=[list(sample) for sample in samples])
-        return scores["cider_d"]
+                progress.epoch += 1
+                progress.epoch_step = 0
+                self._validate_if_due(stage, end_of_epoch=True)
+        progress.stage_ended = True
 
-    def _epoch(self) -> Iterator[list[Batch]]:
-        """The rest of the present epoch: for each step this worker's passes, as many steps in every worker."""
-        progress, settings, workers = self.progress, self.settings, self.workers
-        epoch, done = progress.epoch, progress.epoch_step
-
-        def make() -> Iterator[list[Batch]]:
-            samples = epoch_samples(
-                self.shards,
-                "train",
-                epoch=epoch,
-                seed=settings.seed,
-                rank=workers.rank,
-                world=workers.world,
-                shuffle=True,
-                start=done * self._per_worker,
-            )
-            made = done
-            for group in grouped(samples, self._per_worker):
-                yield [self.batches.make(part, epoch) for part in grouped(iter(group), settings.images_per_pass)]
-                made += 1
-            for _ in range(made, self.steps_per_epoch):
-                yield []
-
-        return read_ahead(make)
-
-    def _after_step(self, facts: StepFacts) -> bool:
+    def _after_step(self, stage: Stage, facts: StepFacts) -> bool:
         """Count, record, validate and save as is due; whether to stop early."""
-        progress, settings = self.progress, self.settings
+        progress, settings = self.progress, stage.settings
         progress.step += 1
+        progress.stage_step += 1
         progress.epoch_step += 1
         progress.images_seen += facts.images
         self._window.stepped(facts)
-        if progress.step % settings.log_every_steps == 0 or progress.step == self.total_steps:
-            self._record("step", lr=self.optimizer.param_groups[0]["lr"], **self._window.close())
+        if progress.step % settings.log_every_steps == 0 or progress.stage_step == stage.total_steps:
+            self._record(stage, "step", lr=stage.optimizer.param_groups[-1]["lr"], **self._window.close())
         every = settings.validation.every_steps
-        if every and progress.step % every == 0:
-            self._maybe_validate()
+        if every and progress.stage_step % every == 0:
+            self._validate_if_due(stage)
         if progress.step % settings.save_every_steps == 0:
-            self._save_state()
-        return progress.stopped_early
+            self._save_state(stage)
+        return progress.stage_ended
 
-    def _maybe_validate(self, *, end_of_epoch: bool = False) -> None:
-        every = self.settings.validation.every_steps
-        at_end = self.progress.step >= self.total_steps
+    def _validate_if_due(self, stage: Stage, *, end_of_epoch: bool = False) -> None:
+        every = stage.settings.validation.every_steps
+        at_end = self.progress.stage_step >= stage.total_steps
         if self.progress.validated_step != self.progress.step and (every is None or not end_of_epoch or at_end):
-            self.validate()
-            self._save_state()
+            self.validate(stage)
+            self._save_state(stage)
 
-    def _save_state(self) -> None:
+    def validate(self, stage: Stage) -> float:
+        """Judge the model, keep the best weights, and say whether the stage is to end; the score."""
+        settings, progress = stage.settings.validation, self.progress
+        with swapped(stage.model, stage.average.weights if stage.average else None):
+            figures, samples = self._judge(stage)
+            mark = figures["cider_d"] if stage.objective.judged_by_captions else figures["score"]
+            better = progress.stage_best_score is None or mark > progress.stage_best_score
+            best = self._counts(stage) and (progress.best_score is None or mark > progress.best_score)
+            if better:
+                progress.stage_best_score, progress.stage_best_step = mark, progress.step
+                progress.validations_since_best = 0
+            else:
+                progress.validations_since_best += 1
+            if best:
+                progress.best_score, progress.best_step = mark, progress.step
+            if self.workers.rank == 0:
+                if better:
+                    save_weights(self.output, _best_name(stage.number), stage.model.state_dict())
+                if best:
+                    self._best.write(stage, progress, figures, samples)
+        stage.model.train()
+        progress.validated_step = progress.step
+        patience = settings.patience
+        if patience is not None and progress.validations_since_best >= patience:
+            progress.stage_ended = progress.stopped_early = True
+        self._record(stage, "validation", **figures, best=better, samples=[list(sample) for sample in samples])
+        self._window.rest()
+        return mark
+
+    def _judge(self, stage: Stage) -> tuple[dict[str, float], list[tuple[str, str]]]:
+        """The figures of the validation split, and samples of captions where there are any."""
+        if not stage.objective.judged_by_captions:
+            with stage.autocast():
+                return stage.objective.validate(stage.model, self.shards, self.workers), []
+        settings = stage.settings.validation
+        described = describe(
+            self.captioner(), self.shards, settings.split, workers=self.workers, images=settings.images
+        )
+        figures = self.workers.broadcast(score(described).summary() if self.workers.rank == 0 else None)
+        return figures, [(d.key, d.caption.text) for d in described[: settings.samples]]
+
+    def _counts(self, stage: Stage) -> bool:
+        """Whether the stage makes captioners, or the run makes none and this is its last stage."""
+        makes = [self._make.makes_captions(number) for number in range(len(self.stages))]
+        return makes[stage.number] or (not any(makes) and stage.number + 1 == len(self.stages))
+
+    def _save_state(self, stage: Stage) -> None:
         self.progress.seconds += self._window.lap()
         if self.workers.rank == 0:
-            save_state(self.output, self.progress, self.model, self.optimizer, self.average)
-            self._write_history()
+            self._states.save(self.progress, stage.tensors())
+            self._history.write()
+        self._window.rest()
 
     def _finish(self) -> None:
-        self._save_state()
+        self._states.wait()
+        self.workers.gather(True)
+        if self.settings.search is not None:
+            self._search(self.settings)
         if self.workers.rank == 0:
             progress = dataclasses.asdict(self.progress)
             del progress["history"]
             (self.output / SUMMARY).write_text(json.dumps({**progress, "finished": True}, indent=2) + "\n")
+            self._history.write()
 
-    def _save_best(self, scores: dict[str, float], samples: list[tuple[str, str]]) -> None:
-        data = {"dataset": self.shards.dataset, "images": self.shards.counts}
-        step = self.progress.step
-        name = Path(self.output.name).name or "captioner"
-        with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(
-                Path(folder),
-                self.model,
-                self.tokenizer,
-                self.preprocess,
-                self.settings.decoding,
-                provenance={
-                    "data": data,
-                    "step": step,
-                    "images_seen": self.progress.images_seen,
-                    "validation": scores,
-                    "settings": recipe(self.settings),
-                },
-                card=model_card(name, self.settings, data, scores, samples, step=step),
-                dtype=self.settings.save_dtype,
-            )
-            for path in sorted(Path(folder).iterdir(), key=lambda path: path.name == "config.json"):
-                (self.output / BEST / path.name).write_bytes(path.read_bytes())
+    def _search(self, settings: TrainSettings) -> None:
+        """Choose the best checkpoint's decoding on the validation split."""
+        assert settings.search is not None
+        captioner = self._best.load(self.workers.device, settings.precision)
+        found = search_decoding(captioner, self.shards, settings.validation.split, settings.search, self.workers)
+        if self.workers.rank == 0:
+            self._best.choose_decoding(found)
+        self._tell(f"decoding chosen among {len(found)}: CIDEr-D {found[0][1]['cider_d']:.1f}")
 
-    def _record(self, kind: str, **facts: Any) -> None:
+    def _record(self, stage: Stage, kind: str, **facts: Any) -> None:
         progress = self.progress
         record = {
             "kind": kind,
             "step": progress.step,
             "total_steps": self.total_steps,
-            "epoch": round(progress.step / self.steps_per_epoch, 3),
+            "stage": stage.settings.name,
+            "epoch": round(progress.stage_step / stage.steps_per_epoch, 3),
             "images_seen": progress.images_seen,
             "seconds": round(progress.seconds + self._window.elapsed(), 1),
             **facts,
         }
-        progress.history.append(record)
         if self.workers.rank == 0:
-            self._write_history()
-            if self._report is not None:
-                self._report(record)
+            self._history.add(record)
+        else:
+            progress.history.append(record)
 
-    def _write_history(self) -> None:
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in self.progress.history)
-        (self.output / METRICS).write_text(lines)
-        if self.progress.history and self.progress.history[-1]["kind"] == "validation":
-            picture = draw_curves(self.progress.history)
-            if picture is not None:
-                (self.output / CURVES).write_bytes(picture)
-
-    def _seed(self, number: int) -> None:
-        # Dropout depends on (seed, step, rank, pass) alone: a resumed run draws what it would have drawn.
-        numbers = (self.settings.seed, self.progress.step, self.workers.rank, number)
-        torch.manual_seed(hash(numbers) & 0x7FFF_FFFF)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.settings.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.workers.device.type, dtype=torch.bfloat16)
+    def _tell(self, message: str) -> None:
+        """A line for people that belongs to no step."""
+        progress = self.progress
+        record = {"kind": "note", "step": progress.step, "total_steps": self.total_steps, "message": message}
+        if self.workers.rank == 0:
+            self._history.add(record)
 
 
-class _Window:
-    """Rates between two records: where the time went."""
-
-    def __init__(self) -> None:
-        self._saved = self._opened = self._ready = time.perf_counter()
-        self._reset()
-
-    def _reset(self) -> None:
-        self._loss, self._tokens, self._images, self._waiting = 0.0, 0, 0, 0.0
-
-    def waited(self) -> None:
-        """The next batch has come."""
-        self._waiting += time.perf_counter() - self._ready
-
-    def stepped(self, facts: StepFacts) -> None:
-        """A step is done."""
-        self._loss += facts.loss * facts.tokens
-        self._tokens += facts.tokens
-        self._images += facts.images
-        self._ready = time.perf_counter()
-
-    def elapsed(self) -> float:
-        """Seconds since the last lap."""
-        return time.perf_counter() - self._saved
-
-    def lap(self) -> float:
-        """Seconds since the last lap; the next one begins."""
-        elapsed = self.elapsed()
-        self._saved += elapsed
-        return elapsed
-
-    def close(self) -> dict[str, float]:
-        """The window's figures; the next one begins."""
-        now = time.perf_counter()
-        seconds = max(now - self._opened, 1e-9)
-        facts = {
-            "loss": round(self._loss / max(self._tokens, 1), 5),
-            "tokens_per_second": round(self._tokens / seconds, 1),
-            "images_per_second": round(self._images / seconds, 2),
-            "data_wait_share": round(self._waiting / seconds, 4),
-            "memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _RSS_PER_MB),
-        }
-        self._opened = self._ready = now
-        self._reset()
-        return facts
+def _best_name(stage: int) -> str:
+    return f"stage-{stage:02d}-best"

@@ -10,28 +10,40 @@ from captioning.models.base import CaptionModel
 from captioning.training.settings import OptimSettings
 
 
-def make_optimizer(model: CaptionModel, settings: OptimSettings) -> torch.optim.AdamW:
-    """AdamW over what the model trains: two learning rates, and decay for matrices only."""
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            pretrained = name.startswith(model.pretrained_parts)
-            decayed = parameter.ndim > 1 and id(parameter) not in embeddings
-            groups.setdefault((pretrained, decayed), []).append(parameter)
+def make_optimizer(
+    model: CaptionModel, settings: OptimSettings, extra: torch.nn.Module | None = None
+) -> torch.optim.AdamW:
+    """AdamW over what the model trains: each part at its learning rate, and decay for matrices only.
+
+    What learns beside the model, `extra`, has the rate of what starts random.
+    """
+    groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
+    for part in (model, extra) if extra is not None else (model,):
+        embeddings = {id(module.weight) for module in part.modules() if isinstance(module, torch.nn.Embedding)}
+        for name, parameter in part.named_parameters():
+            if parameter.requires_grad:
+                decayed = parameter.ndim > 1 and id(parameter) not in embeddings
+                rate = _peak_rate(model, name, settings) if part is model else settings.lr
+                groups.setdefault((rate, decayed), []).append(parameter)
     return torch.optim.AdamW(
         [
             {
                 "params": parameters,
-                "peak_lr": settings.pretrained_lr if pretrained else settings.lr,
+                "peak_lr": rate,
                 "lr": 0.0,
                 "weight_decay": settings.weight_decay if decayed else 0.0,
             }
-            for (pretrained, decayed), parameters in sorted(groups.items(), key=lambda group: group[0])
+            for (rate, decayed), parameters in sorted(groups.items(), key=lambda group: group[0])
         ],
         betas=(0.9, 0.98),
         foreach=True,
     )
+
+
+def _peak_rate(model: CaptionModel, name: str, settings: OptimSettings) -> float:
+    if settings.encoder_lr is not None and name.startswith(model.encoder_parts):
+        return settings.encoder_lr
+    return settings.pretrained_lr if name.startswith(model.pretrained_parts) else settings.lr
 
 
 def schedule_factor(settings: OptimSettings, step: int, total_steps: int) -> float:

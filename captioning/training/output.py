@@ -1,5 +1,6 @@
 """A training run's OUTPUT: whose it is, whether it is done, and the tokenizer that all its parts share."""
 
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -17,7 +18,7 @@ from captioning.training.settings import TrainSettings
 RUN = "train.json"
 _TOKENIZER = "tokenizer"
 #: Settings that may change between the starts of one run: they change how it goes, not what it makes.
-_FREE = ("data", "storage", "log_every_steps", "threads_per_worker", "gpu")
+_FREE = ("data", "text", "storage", "log_every_steps", "keep_states", "tensorboard", "threads_per_worker", "gpu")
 
 
 def check(output: Location, settings: TrainSettings, shards: ShardSet) -> None:
@@ -84,4 +85,13 @@ def _keep_tokenizer(output: Location, tokenizer: Tokenizer) -> None:
 
 def _identity(settings: TrainSettings, shards: ShardSet) -> dict[str, Any]:
     values = {key: value for key, value in to_dict(settings).items() if key not in _FREE}
-    return {"settings": values, "data": {"identity": shards.identity, "images": shards.counts}}
+    # Where features are kept changes nothing; that they are kept, as so many views, does.
+    values["feature_cache"] = settings.feature_cache is not None
+    data: dict[str, Any] = {"identity": shards.identity, "images": shards.counts}
+    if settings.text is not None:
+        try:
+            text = Location.parse(settings.text, settings.storage).read_bytes()
+        except StorageError as error:
+            raise UsageError(f"text: the captions in {settings.text} cannot be read: {error.message}") from error
+        data["text"] = hashlib.sha256(text).hexdigest()
+    return {"settings": values, "data": data}

@@ -1,10 +1,14 @@
 """Where a training run stands, on disk: weights, optimiser, averages, place in the data, history.
 
-A state is a folder below `OUTPUT/state`; its `state.json` is written last, and a folder without
-one does not count. Random numbers need no saving: every step seeds its own.
+A state is a folder below `OUTPUT/state`. Its `state.json` is written last and names its files with
+their sizes: a folder without one, or with a file of another size, does not count. Random numbers
+need no saving: every step seeds its own. States are written by a thread while training goes on.
 """
 
 import json
+import shutil
+import threading
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,13 +18,13 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from captioning.errors import UsageError
-from captioning.models.base import CaptionModel
-from captioning.models.checkpoint import tied_names
 from captioning.storage import Location
-from captioning.training.optim import WeightAverage
 
-_KEPT = 2
 _MARKER = "state.json"
+_FOLDER = "state"
+
+#: The tensors of a state: by file (`model`, `optimizer`, …), then by name.
+Tensors = Mapping[str, Mapping[str, Tensor]]
 
 
 @dataclass
@@ -28,85 +32,176 @@ class Progress:
     """How far a run has come. `step` counts optimiser steps, `epoch_step` those of the present epoch."""
 
     step: int = 0
+    #: The present stage, and the steps that it has made.
+    stage: int = 0
+    stage_step: int = 0
+    #: The present epoch of the stage.
     epoch: int = 0
     epoch_step: int = 0
     images_seen: int = 0
     seconds: float = 0.0
+    #: The best checkpoint's score over all stages, and the step it was made at.
     best_score: float | None = None
     best_step: int | None = None
+    #: The same of the present stage, which may be scored by other figures.
+    stage_best_score: float | None = None
+    stage_best_step: int | None = None
     validations_since_best: int = 0
     #: The step after which the last validation was made: none is made twice.
     validated_step: int | None = None
+    #: The present stage is over: its epochs are done, or validation no longer gets better.
+    stage_ended: bool = False
     stopped_early: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
 
-
-def save_state(
-    output: Location,
-    progress: Progress,
-    model: CaptionModel,
-    optimizer: torch.optim.Optimizer,
-    average: WeightAverage | None,
-) -> None:
-    """Write a state for `progress.step` and drop older ones but the last before it."""
-    folder = output / "state" / f"step-{progress.step:08d}"
-    tied = set(tied_names(model))
-    weights = {name: value for name, value in model.state_dict().items() if name not in tied}
-    files = {"model": weights, "optimizer": _flatten(optimizer)}
-    if average is not None:
-        files["average"] = average.weights
-    for name, tensors in files.items():
-        portable = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        (folder / f"{name}.safetensors").write_bytes(save_tensors(portable))
-    (folder / _MARKER).write_text(json.dumps(asdict(progress)))
-    for old in _states(output)[:-_KEPT]:
-        _delete(old)
+    def next_stage(self) -> None:
+        """Go to the beginning of the next stage."""
+        self.stage += 1
+        self.stage_step = self.epoch = self.epoch_step = self.validations_since_best = 0
+        self.stage_best_score = self.stage_best_step = self.validated_step = None
+        self.stage_ended = False
 
 
-def load_state(
-    output: Location, model: CaptionModel, optimizer: torch.optim.Optimizer, average: WeightAverage | None
-) -> Progress | None:
-    """Put the newest state into `model`, `optimizer` and `average`; None when there is none."""
-    states = _states(output)
-    if not states:
-        return None
-    folder = states[-1]
-    try:
-        progress = Progress(**json.loads((folder / _MARKER).read_text()))
-        model.load_state_dict(load_tensors((folder / "model.safetensors").read_bytes()), strict=False)
-        _unflatten(optimizer, load_tensors((folder / "optimizer.safetensors").read_bytes()))
-        if average is not None:
-            average.load(load_tensors((folder / "average.safetensors").read_bytes()))
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UsageError(
-            f"The saved state {folder} cannot be used ({error}). Delete it to go on from the one before."
-        ) from error
-    return progress
+@dataclass(frozen=True)
+class State:
+    """A saved state: how far the run was, and the folder with the rest."""
+
+    progress: Progress
+    folder: Location
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of one file. Raises `UsageError` where it cannot be read."""
+        try:
+            tensors: dict[str, Tensor] = load_tensors((self.folder / f"{name}.safetensors").read_bytes())
+        except Exception as error:
+            raise unusable(self.folder, error) from error
+        return tensors
 
 
-def _states(output: Location) -> list[Location]:
-    """Complete states, oldest first."""
-    root = output / "state"
-    return [root / name for name in root.names() if (root / name / _MARKER).exists()]
+def newest_state(output: Location) -> State | None:
+    """The newest complete state, or None when there is none."""
+    for folder in reversed(_folders(output)):
+        try:
+            marker = json.loads((folder / _MARKER).read_text())
+            sizes = {name: _size(folder / name) for name in marker["files"]}
+            progress = Progress(**marker["progress"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise unusable(folder, error) from error
+        if sizes == marker["files"]:
+            return State(progress, folder)
+    return None
 
 
-def _delete(folder: Location) -> None:
-    # The marker first: what is half deleted must not count.
-    (folder / _MARKER).delete()
-    for name in folder.names():
-        (folder / name).delete()
-    if folder.is_local:
-        folder.local_path.rmdir()
+def unusable(folder: Location, error: Exception) -> UsageError:
+    """The error for a state that is complete and cannot be used all the same."""
+    return UsageError(f"The saved state {folder} cannot be used ({error}). Delete it to go on from the one before.")
 
 
-def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+class StateWriter:
+    """Writes states in a thread, one at a time, and drops all but the newest `keep`."""
+
+    def __init__(self, output: Location, *, keep: int) -> None:
+        self._output = output
+        self._keep = keep
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, progress: Progress, tensors: Tensors) -> None:
+        """Write a state of what `progress` and `tensors` hold now; they may change once this returns.
+
+        Waits for the state before this one. Raises what went wrong with that one.
+        """
+        self.wait()
+        taken = {name: {key: _copy(value) for key, value in part.items()} for name, part in tensors.items()}
+        values = json.loads(json.dumps(asdict(progress)))
+        self._thread = threading.Thread(target=self._write, args=(values, taken), name="state-writer")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when all states are written. Raises what went wrong with one."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _write(self, progress: dict[str, Any], tensors: Tensors) -> None:
+        try:
+            folder = self._output / _FOLDER / f"step-{progress['step']:08d}-{progress['stage']:02d}"
+            # A state of this name may be there, complete: it must not count while its files change.
+            (folder / _MARKER).delete()
+            sizes = {}
+            for name, part in tensors.items():
+                data = save_tensors(dict(part))
+                (folder / f"{name}.safetensors").write_bytes(data)
+                sizes[f"{name}.safetensors"] = len(data)
+            (folder / _MARKER).write_text(json.dumps({"files": sizes, "progress": progress}))
+            self._drop_old()
+        except BaseException as error:
+            self._error = error
+
+    def _drop_old(self) -> None:
+        kept = {folder.name for folder in _folders(self._output)[-self._keep :]}
+        root = self._output / _FOLDER
+        for name in root.names():
+            if name.startswith("step-") and name not in kept:  # half-written ones too
+                _delete(root / name)
+
+
+def save_weights(output: Location, name: str, weights: Mapping[str, Tensor]) -> None:
+    """Keep weights under a name below the states, in one atomic step."""
+    portable = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+    (output / _FOLDER / f"{name}.safetensors").write_bytes(save_tensors(portable))
+
+
+def load_weights(output: Location, name: str) -> dict[str, Tensor]:
+    """The weights that were kept under a name."""
+    weights: dict[str, Tensor] = load_tensors((output / _FOLDER / f"{name}.safetensors").read_bytes())
+    return weights
+
+
+def saved_step(output: Location) -> int | None:
+    """The step of the newest state, or None: cheap, from the names alone."""
+    folders = _folders(output)
+    return int(folders[-1].name.split("-")[1]) if folders else None
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's tensors by name. Parameters that have had no gradient have none."""
     state = optimizer.state_dict()["state"]
     return {f"{number}.{key}": value for number, values in state.items() for key, value in values.items()}
 
 
-def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def unflatten_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put what `flatten_optimizer` gave back."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         number, _, key = name.partition(".")
         state.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _copy(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", copy=True).contiguous()
+
+
+def _folders(output: Location) -> list[Location]:
+    """Complete states, oldest first."""
+    root = output / _FOLDER
+    return [root / name for name in root.names() if name.startswith("step-") and (root / name / _MARKER).exists()]
+
+
+def _size(place: Location) -> int | None:
+    info = place.info()
+    return None if info is None else info.size
+
+
+def _delete(folder: Location) -> None:
+    # The marker first: what is half deleted must not count.
+    (folder / _MARKER).delete()
+    if folder.is_local:
+        shutil.rmtree(folder.local_path, ignore_errors=True)
+        return
+    for name in folder.names():
+        (folder / name).delete()

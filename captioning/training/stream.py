@@ -3,12 +3,14 @@
 The samples of all shards, in the epoch's order of shards, form one sequence; rank r of W has the
 places from r·N/W to (r+1)·N/W of it, so that the ranks' shares differ by one sample at most and
 each sample is seen once an epoch, whatever W is. Who reads what is known from the counts alone,
-before a tar is opened; a rank opens only the tars that it needs. This module decodes no image and
-knows nothing of batches.
+before a tar is opened; a rank opens only the tars that it needs. The order is told apart from the
+reading, so that what is kept of the samples elsewhere is seen in the same order. This module
+decodes no image and knows nothing of batches.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +20,13 @@ from captioning.errors import InputError
 #: Samples are shuffled together within a window of whole pieces of shards: this many samples, or bytes if fewer.
 WINDOW_SAMPLES = 2048
 WINDOW_BYTES = 256 * 2**20
+
+
+class Place(NamedTuple):
+    """Where a sample is: its shard and its position in it."""
+
+    shard: ShardInfo
+    position: int
 
 
 @dataclass(frozen=True)
@@ -38,28 +47,37 @@ def epoch_samples(
 ) -> Iterator[Sample]:
     """The samples of `split` that rank `rank` of `world` sees in `epoch`, after the first `start` of them.
 
-    The same arguments give the same samples in the same order. With `shuffle` the order of shards
-    changes by (seed, epoch), and samples are permuted within each shard and then within windows of
-    some 2,000 samples over several shards; without it they come in the order of the shards.
-    Raises `InputError` for an unknown split or a shard that has not the samples its set counted.
+    They come in the order of `epoch_places`. Raises `InputError` for an unknown split or a shard that
+    has not the samples its set counted.
+    """
+    infos = shards.split(split)
+    for places in epoch_places(infos, epoch=epoch, seed=seed, rank=rank, world=world, shuffle=shuffle, start=start):
+        yield from _read(shards, places)
+
+
+def epoch_places(
+    infos: Sequence[ShardInfo], *, epoch: int, seed: int, rank: int, world: int, shuffle: bool, start: int = 0
+) -> Iterator[list[Place]]:
+    """Where the samples of an epoch are, in the order in which a rank sees them, after the first `start`.
+
+    The same arguments give the same order. With `shuffle` the order of shards changes by
+    (seed, epoch), and samples are permuted within each shard and then within windows of some 2,000
+    samples over several shards: a window is one list. Without it they come in the order of the
+    shards, a list a shard.
     """
     if not 0 <= rank < world or start < 0:
         raise ValueError(f"rank {rank} of {world} workers, starting at {start}, makes no sense")
-    pieces = _share(shards.split(split), epoch=epoch, seed=seed, rank=rank, world=world, shuffle=shuffle)
-    if not shuffle:
-        yield from _in_order(shards, pieces, start)
-        return
-    for number, window in enumerate(_windows(pieces)):
-        places = [(piece.shard.name, position) for piece in window for position in piece.positions]
+    pieces = _share(infos, epoch=epoch, seed=seed, rank=rank, world=world, shuffle=shuffle)
+    for number, window in enumerate(_windows(pieces) if shuffle else ([piece] for piece in pieces)):
+        places = [Place(piece.shard, position) for piece in window for position in piece.positions]
         if start >= len(places):
             start -= len(places)
             continue
-        order = _random(seed, epoch, 2, rank, world, number).permutation(len(places))[start:]
+        if shuffle:
+            order = _random(seed, epoch, 2, rank, world, number).permutation(len(places))
+            places = [places[place] for place in order]
+        yield places[start:]
         start = 0
-        wanted = [places[place] for place in order]
-        read = _read(shards, wanted)
-        for place in wanted:
-            yield read.pop(place)
 
 
 def _share(infos: Sequence[ShardInfo], *, epoch: int, seed: int, rank: int, world: int, shuffle: bool) -> list[_Piece]:
@@ -96,25 +114,23 @@ def _windows(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
         yield window
 
 
-def _read(shards: ShardSet, wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Sample]:
-    """The samples at the (shard, position) places `wanted`; each shard is opened once."""
+def _read(shards: ShardSet, places: Sequence[Place]) -> Iterator[Sample]:
+    """The samples at `places`, in that order; each shard is opened once, and those read too early are held."""
     by_shard: dict[str, list[int]] = {}
-    for name, position in wanted:
-        by_shard.setdefault(name, []).append(position)
-    found = {}
-    for name, positions in by_shard.items():
-        for position, sample in _at(shards, name, sorted(positions)):
-            found[name, position] = sample
-    return found
-
-
-def _in_order(shards: ShardSet, pieces: Sequence[_Piece], start: int) -> Iterator[Sample]:
-    for piece in pieces:
-        positions = piece.positions[start:]
-        start = max(0, start - len(piece.positions))
-        if positions:
-            for _, sample in _at(shards, piece.shard.name, positions):
-                yield sample
+    for place in places:
+        by_shard.setdefault(place.shard.name, []).append(place.position)
+    coming = (
+        ((name, position), sample)
+        for name, positions in by_shard.items()
+        for position, sample in _at(shards, name, sorted(positions))
+    )
+    found: dict[tuple[str, int], Sample] = {}
+    for place in places:
+        wanted = (place.shard.name, place.position)
+        while wanted not in found:
+            at, sample = next(coming)
+            found[at] = sample
+        yield found.pop(wanted)
 
 
 def _at(shards: ShardSet, name: str, positions: Sequence[int]) -> Iterator[tuple[int, Sample]]:

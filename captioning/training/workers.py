@@ -1,6 +1,7 @@
 """The training processes as one: sums, broadcasts and gathers over torch.distributed, or nothing for one."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -34,6 +35,23 @@ class Workers:
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return float(total)
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """The sums of every worker's `values`, place by place."""
+        if self.world == 1:
+            return list(values)
+        totals = torch.tensor(list(values), dtype=torch.float64, device=self.device)
+        dist.all_reduce(totals)
+        return totals.tolist()
+
+    def sum_facts(self, facts: Mapping[str, float]) -> dict[str, float]:
+        """The sums of every worker's `facts`, name by name; a name that a worker lacks counts as zero."""
+        if self.world == 1:
+            return dict(facts)
+        totals: Counter[str] = Counter()
+        for each in self.gather(dict(facts)):
+            totals.update(each)
+        return dict(totals)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by the sum over the workers; one that a worker lacks counts as zero."""

@@ -1,5 +1,8 @@
 """CIDEr-D kept with the document frequencies of one corpus."""
 
+import gzip
+import math
+
 import pytest
 
 from captioning.metrics.cider import CiderD
@@ -31,3 +34,35 @@ def test_a_caption_equal_to_its_only_reference_scores_ten() -> None:
 def test_no_references_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one image"):
         CiderD([])
+
+
+def test_frequencies_that_were_kept_score_as_those_that_were_counted() -> None:
+    candidates, references = random_corpus(9)
+    counted = CiderD(references, source="here")
+    data = counted.to_bytes()
+    kept = CiderD.from_bytes(data)
+    assert (kept.source, kept.num_images, kept.to_bytes()) == ("here", len(references), data)
+    given = CiderD.from_frequencies(counted.document_frequency, counted.num_images)
+    for text, originals in zip(candidates, references, strict=True):
+        score = counted.score(text, originals)
+        assert kept.score(text, originals) == score
+        assert given.score(text, originals) == score
+
+
+def test_frequencies_of_other_references_score_otherwise() -> None:
+    candidates, references = random_corpus(9)
+    half = CiderD(references[:30])
+    pairs = list(zip(candidates, references, strict=True))
+    assert [half.score(*pair) for pair in pairs] != [CiderD(references).score(*pair) for pair in pairs]
+
+
+def test_an_ngram_of_one_image_weighs_as_one_of_none_and_takes_no_room() -> None:
+    scorer = CiderD([[["a", "man", "runs"]], [["a", "man", "sits"], ["a", "man"]], [["two", "dogs"]]])
+    assert scorer.document_frequency == {"a": 2, "man": 2, "a man": 2}
+    assert scorer.vector(["runs"]).weights[0]["runs"] == scorer.vector(["zebra"]).weights[0]["zebra"] == math.log(3)
+
+
+@pytest.mark.parametrize("data", [b"", b"words", gzip.compress(b"{}"), gzip.compress(b"[1"), gzip.compress(b"[]")])
+def test_other_files_are_no_frequencies(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        CiderD.from_bytes(data)

@@ -36,12 +36,25 @@ def test_what_is_reported() -> None:
     assert scores.mean_length == pytest.approx(19 / 3)
     assert scores.cider_d == pytest.approx(sum(scores.cider_d_of.values()) / 3)
     assert scores.cider_d_of["2.jpg"] > 100 > scores.cider_d_of["3.jpg"]
+    assert scores.words == 12
+    # The third photo's caption is the first's, and finds that one before its own.
+    assert scores.rank_of == {"1.jpg": 1, "2.jpg": 1, "3.jpg": 2}
+    assert scores.recall_at(1) == pytest.approx(200 / 3)
     summary = scores.summary()
     assert list(summary) == [
         *("bleu_1", "bleu_2", "bleu_3", "bleu_4"),
-        *("rouge_l", "cider_d", "distinct", "mean_length", "num_images"),
+        *("rouge_l", "cider_d", "recall_at_1", "recall_at_10"),
+        *("distinct", "words", "mean_length", "repetitions", "truncated", "unknown", "num_images"),
     ]
     assert 100 > summary["bleu_1"] > summary["bleu_4"] > 0
+
+
+def test_flaws_are_counted() -> None:
+    captions = {"1.jpg": "a dog dog runs", "2.jpg": "two children in the", "3.jpg": "a woman sings"}
+    summary = score_captions(captions, REFERENCES).summary()
+    assert (summary["repetitions"], summary["truncated"], summary["unknown"]) == (1, 1, 0)
+    told = score_captions(captions, REFERENCES, unended={"2.jpg", "3.jpg"}, unknown={"1.jpg"}).summary()
+    assert (told["repetitions"], told["truncated"], told["unknown"]) == (1, 2, 1)
 
 
 def test_captions_and_references_must_match() -> None:

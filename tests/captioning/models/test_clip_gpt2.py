@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,50 +32,23 @@ from captioning.decoding.settings import DecodingSettings
 from captioning.errors import CheckpointError, SettingsError
 from captioning.models.base import PAD_TARGET, Vocabulary
 from captioning.models.checkpoint import save_checkpoint
-from captioning.models.clip_gpt2 import CLIP_MEAN, CLIP_STD, ClipGpt2, ClipGpt2Settings, resolved
-
-VOCABULARY = Vocabulary(size=30, bos_id=29, eos_id=29)
-PIXELS = PreprocessSettings(size=16, mean=CLIP_MEAN, std=CLIP_STD)
-CLIP = {"hidden_size": 16, "projection_dim": 12, "layers": 2, "heads": 2, "image_size": 16, "patch_size": 8}
-GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 24}
-MAPPERS = {
-    "mlp": {"kind": "mlp", "prefix_length": 4},
-    "transformer": {"kind": "transformer", "prefix_length": 4, "layers": 2, "heads": 2},
-    "patches": {"kind": "transformer", "source": "patches", "prefix_length": 4, "layers": 2, "heads": 2},
-}
-
-
-def tiny(mapper_name: str = "mlp", **changes: Any) -> ClipGpt2Settings:
-    values = {"clip": CLIP, "gpt2": GPT2, "mapper": MAPPERS[mapper_name], "dropout": 0.0, **changes}
-    return build(ClipGpt2Settings, values)
-
-
-def make(settings: ClipGpt2Settings, vocabulary: Vocabulary = VOCABULARY, *, seed: int = 0) -> ClipGpt2:
-    torch.manual_seed(seed)
-    return ClipGpt2(settings, vocabulary, PIXELS, pretrained=True).eval()
-
-
-def sharpened(model: ClipGpt2, factor: float = 6.0) -> ClipGpt2:
-    """Weights so large that captions differ between images and no two tokens are near a tie."""
-    with torch.no_grad():
-        for parameter in [*model.gpt2.parameters(), *model.mapper.parameters()]:
-            if parameter.ndim > 1:
-                parameter *= factor
-    return model
-
-
-def photos(count: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 16, 16, 3), dtype=torch.uint8, generator=generator)
-
-
-def padded(captions: Sequence[Sequence[int]]) -> Tensor:
-    width = max(map(len, captions))
-    return torch.tensor([[*caption, *[PAD_TARGET] * (width - len(caption))] for caption in captions])
-
-
-CAPTIONS = padded([[5, 6, 7, 29], [8, 29], [0, 1, 2, 3, 4, 29], [29]])
-IMAGES = torch.tensor([1, 0, 1, 2])
+from captioning.models.clip_fit import CLIP_MEAN, CLIP_STD
+from captioning.models.clip_gpt2 import ClipGpt2, ClipGpt2Settings
+from captioning.models.clip_gpt2_settings import resolved
+from tests.captioning.models.clips import (
+    CAPTIONS,
+    CLIP,
+    GPT2,
+    IMAGES,
+    MAPPERS,
+    PIXELS,
+    VOCABULARY,
+    make,
+    padded,
+    photos,
+    sharpened,
+    tiny,
+)
 
 
 class TestTeacherForcing:
@@ -86,7 +58,7 @@ class TestTeacherForcing:
     def test_logits_are_those_of_the_stepper(self, mapper: str, prompt: list[int] | None) -> None:
         model = sharpened(make(tiny(mapper)))
         features = model.encode(photos(3))
-        forced = model(features, CAPTIONS, IMAGES, prompt).logits
+        forced = model(features, CAPTIONS, IMAGES, prompt=prompt).logits
         stepped = []
         for caption, image in zip(CAPTIONS.tolist(), IMAGES.tolist(), strict=True):
             stepper = model.stepper(features[image : image + 1], prompt)
@@ -118,7 +90,7 @@ class TestTeacherForcing:
         features = model.encode(photos(1))
         image = torch.tensor([0])
         whole = model(features, padded([[11, 12, 5, 6, 29]]), image).logits
-        after_prompt = model(features, padded([[5, 6, 29]]), image, [11, 12]).logits
+        after_prompt = model(features, padded([[5, 6, 29]]), image, prompt=[11, 12]).logits
         torch.testing.assert_close(after_prompt, whole[2:], rtol=1e-4, atol=1e-4)
 
     def test_the_end_is_learned_and_the_first_token_of_the_vocabulary_too(self) -> None:

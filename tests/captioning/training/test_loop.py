@@ -17,9 +17,10 @@ from captioning.data.shards import ShardSet
 from captioning.errors import SettingsError
 from captioning.storage import Location
 from captioning.training.batches import Batch
-from captioning.training.loop import DivergedError, TrainingRun
+from captioning.training.loop import TrainingRun
 from captioning.training.parts import Parts, make_parts, make_tokenizer
 from captioning.training.settings import TrainSettings
+from captioning.training.stage import DivergedError
 from captioning.training.workers import Workers
 from tests.tiny import PREPROCESS, tiny_model, tiny_settings, tiny_tokenizer, write_tiny_shards
 
@@ -101,7 +102,7 @@ def test_a_run_leaves_a_captioner_figures_and_curves(shards: ShardSet, tmp_path:
     card = (tmp_path / "best" / "README.md").read_text()
     assert "squares" in card
     assert "images_per_step: 4" in card
-    assert len(list((tmp_path / "state").iterdir())) == 2
+    assert len(list((tmp_path / "state").glob("step-*"))) == 2
 
 
 def test_early_stopping(shards: ShardSet, tmp_path: Path) -> None:
@@ -169,11 +170,11 @@ def test_the_gradient_is_the_same_however_a_step_is_spread(shards: ShardSet, tmp
 
 
 def _passes(folder: Path, shards: ShardSet) -> list[Batch]:
-    run = _exact_run(shards, folder, Workers())
     from captioning.training.stream import epoch_samples
 
+    batches = _exact_run(shards, folder, Workers()).enter(None).batches
     samples = list(epoch_samples(shards, "train", epoch=0, seed=0, rank=0, world=1, shuffle=False))
-    return [run.batches.make(samples[a:b], 0) for a, b in ((0, 1), (1, 6), (6, 8))]
+    return [batches.make(samples[a:b], 0) for a, b in ((0, 1), (1, 6), (6, 8))]
 
 
 def _joined(passes: list[Batch]) -> Batch:
@@ -182,9 +183,10 @@ def _joined(passes: list[Batch]) -> Batch:
     offsets = [sum(len(b.keys) for b in passes[:at]) for at in range(len(passes))]
     return Batch(
         tuple(key for b in passes for key in b.keys),
-        torch.cat([b.pixels for b in passes]),
+        torch.cat([b.pixels for b in passes if b.pixels is not None]),
         torch.cat(padded),
         torch.cat([b.images + offset for b, offset in zip(passes, offsets, strict=True)]),
+        tuple(each for b in passes for each in b.references),
     )
 
 
@@ -199,9 +201,9 @@ def _exact_run(shards: ShardSet, folder: Path, workers: Workers) -> TrainingRun:
 def _gradient(
     passes: list[Batch], shards: ShardSet, folder: Path, workers: Workers | None = None
 ) -> list[torch.Tensor]:
-    run = _exact_run(shards, folder, workers or Workers())
-    run.gradient(passes)
-    return [parameter.grad.clone() for parameter in run.model.parameters() if parameter.grad is not None]
+    stage = _exact_run(shards, folder, workers or Workers()).enter(None)
+    stage.gradient(passes)
+    return [parameter.grad.clone() for parameter in stage.model.parameters() if parameter.grad is not None]
 
 
 def _worker(rank: int, world: int, port: int, folder: str) -> None:

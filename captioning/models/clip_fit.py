@@ -1,0 +1,54 @@
+"""Whether the parts of a CLIP-GPT2 go together, and what to set where they do not.
+
+CLIP was trained on pixels less `CLIP_MEAN`, over `CLIP_STD`, resized bicubically and cropped: the
+preprocessing to use with published weights.
+"""
+
+import warnings
+
+from captioning.data.preprocess import PreprocessSettings
+from captioning.errors import SettingsError
+from captioning.models.base import Vocabulary
+from captioning.models.cnn_tower import CnnTower
+from captioning.models.towers import ClipTower, Gpt2Tower
+
+#: The preprocessing of OpenAI's CLIP, in units of 0 to 255 (Radford et al. 2021, their released code).
+CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
+CLIP_STD = (68.5005327, 66.6321579, 70.32316305)
+
+
+def check_fit(
+    clip: ClipTower | CnnTower,
+    gpt2: Gpt2Tower,
+    prefix_length: int,
+    vocabulary: Vocabulary,
+    preprocess: PreprocessSettings,
+) -> None:
+    """Raise `SettingsError` where the parts of a CLIP-GPT2 do not go together."""
+    if isinstance(clip, ClipTower) and preprocess.size != clip.image_size:
+        raise SettingsError(
+            f"preprocess.size is {preprocess.size}, and this CLIP sees {clip.image_size} pixels a side: "
+            f"set preprocess.size to {clip.image_size}."
+        )
+    assert gpt2.vocab_size is not None
+    if gpt2.vocab_size < vocabulary.size:
+        raise SettingsError(
+            f"The tokenizer has {vocabulary.size} tokens and this GPT-2 {gpt2.vocab_size}: use the tokenizer that "
+            "belongs to the GPT-2, or leave model.gpt2.vocab_size out."
+        )
+    if gpt2.n_positions <= prefix_length:
+        raise SettingsError(
+            f"model.mapper.prefix_length {prefix_length} leaves no room for a caption in the {gpt2.n_positions} "
+            "positions of model.gpt2."
+        )
+
+
+def check_normalisation(reference: str, preprocess: PreprocessSettings) -> None:
+    """Warn where the published weights of CLIP are to see pixels that they were not trained on."""
+    pairs = zip((*preprocess.mean, *preprocess.std), (*CLIP_MEAN, *CLIP_STD), strict=True)
+    if any(abs(given - own) > 1 for given, own in pairs):
+        warnings.warn(
+            f"The weights of {reference} expect CLIP's own normalisation, and others are set. For the best captions "
+            f"set preprocess.mean to {list(CLIP_MEAN)} and preprocess.std to {list(CLIP_STD)}.",
+            stacklevel=3,
+        )

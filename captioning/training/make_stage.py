@@ -1,0 +1,162 @@
+"""From a stage's settings to the stage: its model, its objective, and where its samples come from."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from captioning.config import build, lay_over, to_dict
+from captioning.data.augment import Augment
+from captioning.data.preprocess import Preprocess
+from captioning.data.shards import ShardSet
+from captioning.errors import SettingsError
+from captioning.models.base import CaptionModel, Vocabulary
+from captioning.models.registry import ModelSettings, build_model
+from captioning.storage import Location
+from captioning.training.batches import BatchMaker
+from captioning.training.feature_cache import FeatureCache
+from captioning.training.objectives.base import Objective
+from captioning.training.objectives.contrastive import Contrastive
+from captioning.training.objectives.cross_entropy import CrossEntropy
+from captioning.training.objectives.language_model import LanguageModel
+from captioning.training.objectives.self_critical import SelfCritical, train_frequencies
+from captioning.training.parts import Parts
+from captioning.training.settings import TrainSettings
+from captioning.training.sources import FeatureSource, ImageSource, Source, TextSource, train_captions
+from captioning.training.stage import Stage
+from captioning.training.workers import Workers
+
+#: Hears lines for people about what takes a while.
+Tell = Callable[[str], None]
+
+#: Document frequencies of the train captions, and the folder of kept features, below OUTPUT.
+_FREQUENCIES = "cider-frequencies.json.gz"
+_FEATURES = "features"
+
+
+class StageMaker:
+    """Makes the stages of one run."""
+
+    def __init__(
+        self, settings: TrainSettings, parts: Parts, shards: ShardSet, output: Location, workers: Workers
+    ) -> None:
+        self._stages = settings.in_stages()
+        self._parts = parts
+        self._shards = shards
+        self._output = output
+        self._workers = workers
+        self._text = settings.text
+        # What rebuilds the model without fetching any weights but its own.
+        self._architecture = to_dict(parts.model.settings)
+
+    def stage(self, number: int, weights: Mapping[str, Tensor] | None, *, tell: Tell) -> Stage:
+        """Stage `number` at its beginning, with the `weights` of the stage before (None: those of the parts)."""
+        settings = self._stages[number]
+        model = self.model(number, weights)
+        return Stage(
+            number,
+            settings,
+            model,
+            self._objective(settings, model),
+            self._source(settings, model, tell),
+            self._batches(settings, model),
+            self._workers,
+        )
+
+    def model(self, number: int, weights: Mapping[str, Tensor] | None) -> CaptionModel:
+        """The model as stage `number` tunes it. Raises `SettingsError` where `tune` asks for another model."""
+        parts, tune = self._parts, self._stages[number].tune
+        if number == 0 and not tune:
+            return parts.model
+        where = f"the setting tune of stage {self._stages[number].name!r}"
+        settings = build(TypeAdapter(ModelSettings), lay_over(self._architecture, tune), where=where)
+        vocabulary = Vocabulary(parts.tokenizer.vocab_size, parts.tokenizer.bos_id, parts.tokenizer.eos_id)
+        model = build_model(settings, vocabulary, parts.preprocess, pretrained=False)
+        try:
+            model.take_over(parts.model.state_dict() if weights is None else weights)
+        except RuntimeError as error:
+            raise SettingsError(
+                f"In {where}: it would make another model, which the weights do not fit: {error}"
+            ) from error
+        return model
+
+    def steps(self, settings: TrainSettings) -> int:
+        """Optimiser steps of a stage."""
+        size = len(self._texts) if settings.objective == "language_model" else self._shards.counts["train"]
+        per_worker = settings.images_per_step // self._workers.world
+        return settings.epochs * Source.steps(size, per_worker, self._workers.world)
+
+    def makes_captions(self, number: int) -> bool:
+        """Whether a stage makes a captioner, rather than a part of one."""
+        return self._stages[number].objective in ("cross_entropy", "self_critical")
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        return train_captions(self._shards, self._text)
+
+    def _objective(self, settings: TrainSettings, model: CaptionModel) -> Objective:
+        tokenizer, split = self._parts.tokenizer, settings.validation.split
+        if settings.objective == "cross_entropy":
+            return CrossEntropy(
+                label_smoothing=settings.label_smoothing, scheduled_sampling=settings.scheduled_sampling
+            )
+        if settings.objective == "self_critical":
+            # Rank 0 makes the file, the others read it.
+            place = self._output / _FREQUENCIES
+            cider = train_frequencies(self._shards, place) if self._workers.rank == 0 else None
+            self._workers.gather(True)
+            return SelfCritical(
+                settings.self_critical,
+                tokenizer,
+                cider or train_frequencies(self._shards, place),
+                max_new_tokens=settings.decoding.max_new_tokens,
+            )
+        if settings.objective == "language_model":
+            return LanguageModel(
+                tokenizer, split=split, label_smoothing=settings.label_smoothing, max_tokens=settings.max_tokens
+            )
+        return Contrastive(
+            settings.contrastive,
+            model,
+            tokenizer,
+            split=split,
+            workers=self._workers,
+            preprocess=self._parts.preprocess,
+            max_tokens=settings.max_tokens,
+            seed=settings.seed,
+        )
+
+    def _source(self, settings: TrainSettings, model: CaptionModel, tell: Tell) -> Source:
+        seed = settings.seed
+        if settings.objective == "language_model":
+            return TextSource(self._texts, seed=seed)
+        if settings.feature_cache is None or model.stem_identity() is None:
+            return ImageSource(self._shards, seed=seed)
+        storage = self._shards.location.settings
+        root = self._output / _FEATURES
+        if settings.feature_cache != "auto":
+            root = Location.parse(settings.feature_cache, storage)
+        model.to(self._workers.device)
+        cache = FeatureCache.build(
+            root,
+            model,
+            Preprocess(self._parts.preprocess),
+            self._augment(settings),
+            self._shards,
+            splits=("train",),
+            views=settings.views,
+            precision=settings.precision,
+            workers=self._workers,
+            tell=tell,
+        )
+        return FeatureSource(self._shards, cache, seed=seed)
+
+    def _batches(self, settings: TrainSettings, model: CaptionModel) -> BatchMaker:
+        longest = min(settings.max_tokens, model.max_positions() or settings.max_tokens)
+        preprocess = Preprocess(self._parts.preprocess)
+        return BatchMaker(preprocess, self._parts.tokenizer, self._augment(settings), max_tokens=longest)
+
+    @staticmethod
+    def _augment(settings: TrainSettings) -> Augment:
+        return Augment(settings.flip, settings.crop, settings.seed)

@@ -1,0 +1,29 @@
+"""Settings of the search for a captioner's decoding. Knows nothing of captioners, and costs no heavy import."""
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Len
+
+from captioning.config import settings
+
+
+@settings
+class SearchSettings:
+    """The decodings to try. The captioner's own is always among them."""
+
+    beam_sizes: Annotated[tuple[Annotated[int, Ge(1), Le(100)], ...], Len(1)] = (1, 3, 5)
+    length_penalties: Annotated[tuple[float, ...], Len(1)] = (0.5, 0.7, 1.0, 1.3)
+    """Tried with every beam size above 1; greedy search has no use for one."""
+
+    repetition_penalties: Annotated[tuple[Annotated[float, Gt(0)], ...], Len(1)] = (1.0, 1.1, 1.2)
+    no_repeat_ngram_sizes: Annotated[tuple[Annotated[int, Ge(0)], ...], Len(1)] = (0, 2, 3)
+    """Each is tried with each of `repetition_penalties`."""
+
+    images: Annotated[int, Ge(1)] | None = None
+    """Only the first so many images of the split."""
+
+    by: Literal["cider_d"] = "cider_d"
+    """The metric that decides."""
+
+    margin: Annotated[float, Ge(0)] = 0.3
+    """A decoding with fewer beams is preferred when it scores less by no more than this."""

@@ -1,0 +1,90 @@
+"""The verb `average`: one captioner from several checkpoints of one architecture, by averaging their weights."""
+
+import tempfile
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from captioning.config import read_settings, settings
+from captioning.errors import RunConflictError, StorageError, UsageError
+from captioning.storage import Location, StorageSettings
+from jobs.cli import ConfigOption, SetOption, read_config
+
+
+@settings
+class AverageSettings:
+    """Everything that `--config` and `--set` of `average` can say."""
+
+    save_dtype: Literal["float32", "float16"] = "float32"
+    """How weights are written; float16 halves the file."""
+
+    storage: StorageSettings = field(default_factory=StorageSettings)
+
+
+def average(
+    refs: Annotated[
+        list[str], typer.Argument(metavar="REF…", help="Two or more checkpoints of one architecture and vocabulary.")
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The new checkpoint, not yet there.")],
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="W,W,…", help="A weight a checkpoint, such as 0.7,0.3; without it equal ones."),
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Average the weights of checkpoints that were trained from one start (a model soup).
+
+    Words, preprocessing and decoding are the first's. Settings: save_dtype, storage.*.
+
+    Example: python -m jobs average build/one/best build/two/best -o build/average --weights 0.5,0.5
+    """
+    from captioning.models.average import Source, average_checkpoints
+    from captioning.models.checkpoint import CONFIG
+    from captioning.refs import resolve
+
+    text, where = read_config(config)
+    parsed = read_settings(AverageSettings, text, set_ or (), where=where)
+    numbers = _weights(weights, len(refs))
+    place = _free(output, parsed)
+    found = [resolve(ref, parsed.storage) for ref in refs]
+    sources = [Source(name, folder, weight) for (name, folder), weight in zip(found, numbers, strict=True)]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        average_checkpoints(sources, folder, name=place.name or "average", dtype=parsed.save_dtype)
+        # What makes a folder a checkpoint is written last.
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == CONFIG):
+            (place / path.name).write_bytes(path.read_bytes())
+    total = sum(numbers)
+    for source in sources:
+        print(f"{source.weight / total:6.1%}  {source.name}")
+    print(f"Written: {place}")
+
+
+def _weights(weights: str | None, count: int) -> list[float]:
+    if count < 2:
+        raise UsageError("An average needs two checkpoints or more: give another REF.")
+    if weights is None:
+        return [1.0] * count
+    try:
+        numbers = [float(number) for number in weights.split(",")]
+    except ValueError:
+        raise UsageError(f"--weights {weights!r} is not a list of numbers such as 0.7,0.3.") from None
+    if len(numbers) != count:
+        raise UsageError(f"--weights has {len(numbers)} numbers for {count} checkpoints: give one each.")
+    return numbers
+
+
+def _free(output: str, parsed: AverageSettings) -> Location:
+    place = Location.parse(output, parsed.storage)
+    if place.info() is not None or place.names():
+        raise RunConflictError(f"{place} is not empty. Choose another FOLDER with -o.")
+    try:
+        place.check_writable()
+    except StorageError as error:
+        if error.passing:
+            raise
+        raise UsageError(f"-o {output} cannot be written to: {error}") from error
+    return place

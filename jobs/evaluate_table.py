@@ -1,0 +1,97 @@
+"""How `evaluate` shows what it found: tables for a terminal, with a row a decoding and one for a person.
+
+Knows the names of the metrics, and nothing of captioners or files.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from captioning.decoding.settings import DecodingSettings
+
+#: A row: its name, and its numbers by the names of `Scores.summary`.
+Row = tuple[str, Mapping[str, float]]
+
+_QUALITY = {
+    **{f"bleu_{order}": f"BLEU-{order}" for order in range(1, 5)},
+    **{"meteor": "METEOR", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D"},
+}
+_SPEECH = {
+    "recall_at_1": "R@1",
+    "recall_at_10": "R@10",
+    "distinct": "distinct %",
+    "words": "words used",
+    "mean_length": "length",
+    "repetitions": "repeating",
+    "truncated": "broken off",
+    "unknown": "with UNK",
+}
+_COUNTS = ("words", "repetitions", "truncated", "unknown")
+_SEARCH = {
+    "cider_d": "CIDEr-D",
+    "bleu_4": "BLEU-4",
+    "recall_at_10": "R@10",
+    "mean_length": "length",
+    "repetitions": "repeating",
+    "truncated": "broken off",
+}
+
+
+def show_scores(rows: Sequence[Row], people: Mapping[str, float] | None) -> None:
+    """Print the scores of captions, and below them what a person scores, where that is known."""
+    shown = [*rows, *([] if people is None else [("a person", people)])]
+    _print(_table("decoding", _QUALITY, shown))
+    _print(_table("decoding", _SPEECH, shown))
+    print(
+        "R@k: the share of captions that find their own photo among the first k of all, by CIDEr-D to the references."
+    )
+    if people is not None:
+        print("A person: one caption of each photo against its others, the mean over which one is taken.")
+
+
+def show_search(tried: Sequence[tuple[DecodingSettings, Mapping[str, float]]], present: DecodingSettings) -> None:
+    """Print the decodings that a search tried, the chosen one first."""
+    table = Table("decoding", "length penalty", "repetition penalty", "no repeated", *_SEARCH.values())
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for decoding, scores in tried:
+        ngrams = decoding.no_repeat_ngram_size
+        table.add_row(
+            name_of(decoding) + (" (present)" if decoding == present else ""),
+            f"{decoding.length_penalty:g}",
+            f"{decoding.repetition_penalty:g}",
+            f"{ngrams}-gram" if ngrams else "–",
+            *(_cell(name, scores) for name in _SEARCH),
+        )
+    _print(table)
+
+
+def name_of(decoding: DecodingSettings) -> str:
+    """`greedy`, or `beam 3`."""
+    return "greedy" if decoding.beam_size == 1 else f"beam {decoding.beam_size}"
+
+
+def _table(first: str, names: Mapping[str, str], rows: Sequence[Row]) -> Table:
+    known = [name for name in names if any(name in numbers for _, numbers in rows)]
+    table = Table(first, *(names[name] for name in known))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for title, numbers in rows:
+        table.add_row(title, *(_cell(name, numbers) for name in known))
+    return table
+
+
+def _cell(name: str, numbers: Mapping[str, float]) -> str:
+    if name not in numbers:
+        return "–"
+    return f"{numbers[name]:,.0f}" if name in _COUNTS else f"{numbers[name]:.1f}"
+
+
+def _print(table: Any) -> None:
+    console = Console()
+    if not console.is_terminal:
+        # In a file or a pipe nothing is narrow: a table is not folded to fit.
+        console.width = 140
+    console.print(table)
