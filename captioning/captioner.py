@@ -46,6 +46,10 @@ class Caption:
     score: float
     num_tokens: int
     alternatives: tuple[tuple[str, float], ...]
+    ended: bool = True
+    """Whether it came to its end token; if not, it was cut at `max_new_tokens`."""
+    unknown: bool = False
+    """Whether it holds a token that stands for no word."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +102,26 @@ class Captioner:
         settings = override_decoding(self.decoding, overrides) if overrides else self.decoding
         if overrides:
             self._check_length(settings)
-        prompt = self.tokenizer.encode(settings.prompt) if settings.prompt else []
         captions: list[Caption] = []
         for start in range(0, len(pixels), batch_size):
-            batch = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch_size])).to(self.model.device)
-            with self._autocast():
-                stepper = self.model.stepper(self.model.encode(batch), prompt)
-                found = decode(stepper, settings, eos_id=self.tokenizer.eos_id, banned=self.tokenizer.banned_ids)
-            captions += [self._caption(hypotheses, prompt) for hypotheses in found]
+            captions += self.caption_features(self.encode(pixels[start : start + batch_size]), settings)
         return captions
+
+    @torch.inference_mode()
+    def encode(self, pixels: np.ndarray[Any, Any]) -> Any:
+        """The model's features of preprocessed pixels (B, S, S, 3) uint8, all at once."""
+        batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.model.device)
+        with self._autocast():
+            return self.model.encode(batch)
+
+    @torch.inference_mode()
+    def caption_features(self, features: Any, settings: DecodingSettings) -> list[Caption]:
+        """Caption what `encode` gave, all at once: the same features serve several decodings."""
+        prompt = self.tokenizer.encode(settings.prompt) if settings.prompt else []
+        with self._autocast():
+            stepper = self.model.stepper(features, prompt)
+            found = decode(stepper, settings, eos_id=self.tokenizer.eos_id, banned=self.tokenizer.banned_ids)
+        return [self._caption(hypotheses, prompt) for hypotheses in found]
 
     def _pixels(self, image: Image) -> np.ndarray[Any, Any]:
         if isinstance(image, str | Path):
@@ -119,7 +134,16 @@ class Captioner:
 
     def _caption(self, hypotheses: list[Hypothesis], prompt: list[int]) -> Caption:
         texts = [(self.tokenizer.decode([*prompt, *h.tokens]), h.score) for h in hypotheses]
-        return Caption(texts[0][0], hypotheses[0].score, hypotheses[0].num_tokens, tuple(texts))
+        best = hypotheses[0]
+        return Caption(
+            texts[0][0],
+            best.score,
+            best.num_tokens,
+            tuple(texts),
+            # The end token is counted, and is not among the tokens.
+            ended=len(best.tokens) < best.num_tokens,
+            unknown=not set(self.tokenizer.banned_ids).isdisjoint(best.tokens),
+        )
 
     def _check_length(self, settings: DecodingSettings) -> None:
         longest = self.model.max_positions()

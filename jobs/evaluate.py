@@ -236,7 +236,7 @@ def _lines(evaluations: Sequence[Evaluation]) -> str:
             "references": list(described.references),
             "score": described.caption.score,
             "num_tokens": described.caption.num_tokens,
-            "ended": described.ended,
+            "ended": described.caption.ended,
             "cider_d": evaluation.scores.cider_d_of[described.key],
             "own_rank": evaluation.scores.rank_of[described.key],
         }

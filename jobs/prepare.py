@@ -23,6 +23,8 @@ from jobs.cli import ConfigOption, SetOption, read_config
 
 #: Written first, so that a prepare that was stopped is known again.
 PLAN_FILE = "prepare.json"
+#: Fewer images to validate on are told of.
+_FEW = 10
 
 
 @settings
@@ -121,6 +123,11 @@ def prepare_dataset(
         raise InputError(f"Not one image of {images} could be decoded. Are they images?")
     (target / COUNTS_FILE).write_text(json.dumps(done.to_json(), indent=1) + "\n")
     print(f"Prepared {output}: {_say(done.counts)}, in {len(shards):,} shards.")
+    if by_hash and done.counts.get("val", 0) < _FEW:
+        print(
+            f"Note: {done.counts.get('val', 0)} images are in val, by which `train` judges what it makes. For more, "
+            "prepare into another folder with --set val_fraction=0.2."
+        )
     return done.counts
 
 

@@ -11,6 +11,9 @@ import typer
 
 from jobs.cli import ConfigOption, SetOption, find_user_error, read_config
 
+#: Fewer images to validate on are told of.
+_FEW = 10
+
 
 def train(
     output: Annotated[str, typer.Option("--output", "-o", metavar="OUTPUT", help="Folder or URI of the run.")],
@@ -39,14 +42,34 @@ def train(
     if not settings.data:
         raise UsageError("There is nothing to train on: give --data URI, a folder of shards that `prepare` made.")
     shards = ShardSet.open(Location.parse(settings.data, settings.storage))
-    for split in ("train", settings.validation.split):
-        shards.split(split)
+    _check_splits(shards, settings.validation.split)
     place = Location.parse(output, settings.storage)
     check(place, settings, shards)
     if is_finished(place):
         print(f"This run is finished: its captioner is {place / 'best'}. Nothing to do.")
         return
     _run(settings, place, shards)
+
+
+def _check_splits(shards: Any, validation: str) -> None:
+    """See that there is something to learn from and something to judge by; says so where it is little."""
+    from captioning.errors import InputError
+
+    shards.split("train")
+    # Words that all images' references share count nothing in CIDEr-D: of one image, all of them.
+    if shards.counts.get(validation, 0) < 2:
+        having = ", ".join(f"{split} {count:,}" for split, count in shards.counts.items())
+        raise InputError(
+            f"Training is judged by the captions of the split {validation!r}, and {shards.location} has fewer than two "
+            f"images there ({having}). Prepare the dataset again, into another folder, with --set val_fraction=0.2 or "
+            "with a column `split` in its table; or name another split: --set validation.split=NAME."
+        )
+    count = shards.counts[validation]
+    if count < _FEW:
+        print(
+            f"Note: {validation!r} has only {count} images. They decide which weights are kept, and their scores jump "
+            "with every word. More of them: prepare with --set val_fraction=0.2."
+        )
 
 
 def _run(settings: Any, output: Any, shards: Any) -> None:
@@ -149,10 +172,12 @@ def train_worker(config: dict[str, Any]) -> None:
     workers = Workers.of_process_group(device)
     shards = ShardSet.open(Location.parse(settings.data, settings.storage))
     tokenizer = None
+    notes: list[str] = []
     if workers.rank == 0:
-        tokenizer = kept_tokenizer(output) or make_tokenizer(settings, shards)
+        tokenizer = kept_tokenizer(output) or make_tokenizer(settings, shards, notes.append)
     tokenizer = workers.broadcast(tokenizer)
-    run = TrainingRun(settings, make_parts(settings, tokenizer), shards, output, workers)
+    parts = make_parts(settings, tokenizer, shards, notes.append)
+    run = TrainingRun(settings, parts, shards, output, workers, notes=notes)
     # Only when every worker could make its part is anything written: a wrong setting leaves OUTPUT free.
     workers.gather(True)
     if workers.rank == 0:

@@ -19,14 +19,14 @@ class Teller:
     def __init__(self, output: Location) -> None:
         self._output = output
         self._file = output / "metrics.jsonl"
-        self._told: set[tuple[str, int, str | None]] = set()
+        self._told: set[str] = set()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="train-progress", daemon=True)
 
     def __enter__(self) -> "Teller":
-        # What is behind the newest saved state will be done, and told, again.
+        # What an earlier start left is known, also what it did behind its last saved state, which will be done again.
+        self._told = set(self._lines())
         saved = saved_step(self._output) or 0
-        self._told = {(r["kind"], r["step"], r.get("message")) for r in self._records() if r["step"] <= saved}
         if saved:
             print(f"Going on from step {saved:,}.")
         self._thread.start()
@@ -44,16 +44,15 @@ class Teller:
             self._tell()
 
     def _tell(self) -> None:
-        for record in self._records():
-            key = (record["kind"], record["step"], record.get("message"))
-            if key not in self._told:
-                self._told.add(key)
-                print(describe_record(record), flush=True)
+        for line in self._lines():
+            if line not in self._told:
+                self._told.add(line)
+                print(describe_record(json.loads(line)), flush=True)
 
-    def _records(self) -> list[dict[str, Any]]:
+    def _lines(self) -> list[str]:
         try:
-            return [json.loads(line) for line in self._file.read_text().splitlines()] if self._file.exists() else []
-        except (StorageError, ValueError):
+            return self._file.read_text().splitlines() if self._file.exists() else []
+        except StorageError:
             return []  # being replaced just now; the next look will do
 
 

@@ -41,10 +41,12 @@ def tiny_tokenizer() -> WordTokenizer:
     return WordTokenizer.train(CAPTIONS, min_count=1)
 
 
-def tiny_model(settings: CnnLstmSettings | None = None, seed: int = 0) -> CnnLstm:
+def tiny_model(
+    settings: CnnLstmSettings | None = None, seed: int = 0, *, vocabulary_size: int | None = None
+) -> CnnLstm:
     tokenizer = tiny_tokenizer()
     torch.manual_seed(seed)
-    vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
+    vocabulary = Vocabulary(vocabulary_size or tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
     model = CnnLstm(settings or tiny_settings(), vocabulary, PREPROCESS, pretrained=True)
     with torch.no_grad():
         # Random logits are all but equal; spread them, so that captions differ and ties do not occur.

@@ -49,6 +49,14 @@ class WordTokenizer:
             )
         return cls(sorted(words, key=lambda word: (-counts[word], word)))
 
+    def unknown_words(self, captions: Iterable[str]) -> Counter[str]:
+        """The words of `captions` that the vocabulary lacks, each with how often it is there."""
+        return Counter(word for caption in captions for word in split_words(caption) if word not in self._ids)
+
+    def with_words(self, words: Iterable[str]) -> "WordTokenizer":
+        """The same vocabulary with `words` behind its own: no id of it changes."""
+        return WordTokenizer([*self.words, *words])
+
     @property
     def vocab_size(self) -> int:
         """Number of ids, special ones included."""

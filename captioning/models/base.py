@@ -7,7 +7,7 @@ B images, C captions an image, T tokens, V vocabulary entries, S pixels a side.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from captioning.errors import SettingsError
 
 #: Target id that is not learned from (the default `ignore_index` of PyTorch's cross entropy).
 PAD_TARGET = -100
+
+#: How much of an image encoder learns: nothing, the parts that make the last and coarsest grid (`late`), or all of it.
+EncoderShare = Literal["frozen", "late", "all"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class CaptionModel(nn.Module, ABC):
     pretrained_parts: tuple[str, ...] = ()
     #: The same of the image encoder.
     encoder_parts: tuple[str, ...] = ()
+    #: Every part must run equally often, whatever the batch: other processes run theirs at the same time (FSDP).
+    in_step: bool = False
 
     def encode(self, pixels: Tensor) -> Any:
         """Pixels (B, S, S, 3) uint8 to the images' features, as `forward` and `stepper` take them."""
@@ -97,6 +102,21 @@ class CaptionModel(nn.Module, ABC):
     def take_over(self, state: Mapping[str, Tensor]) -> None:
         """Take the weights of the same captioner under other training settings (a stage before)."""
         self.load_state_dict(state)
+
+    @abstractmethod
+    def encoder_tuning(self, share: EncoderShare) -> dict[str, Any]:
+        """Changes of `settings` with which this share of the image encoder learns, and all of the decoder.
+
+        Raises `SettingsError` where the model cannot tell which part that is.
+        """
+
+    @abstractmethod
+    def grow_vocabulary(self, size: int) -> None:
+        """Make room for `size` tokens. New ones begin as the mean of those there are.
+
+        So they are little likely, and the model says what it said, until they have learned (Hewitt
+        2021, "Initializing new word embeddings for pretrained language models").
+        """
 
     @property
     def plain_settings(self) -> Any:

@@ -151,7 +151,8 @@ def tied_names(model: CaptionModel) -> list[str]:
     seen: dict[tuple[int, torch.Size], str] = {}
     tied = []
     for name, value in model.state_dict(keep_vars=True).items():
-        key = (value.data_ptr(), value.shape)
+        # What is spread over processes has no storage of its own.
+        key = (value.data_ptr() or id(value), value.shape)
         if value.numel() and key in seen:
             tied.append(name)
         else:

@@ -6,7 +6,6 @@ targets, P prefix, E width of GPT-2, V vocabulary.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,24 +17,19 @@ from torch.nn import functional
 from captioning.config import to_dict
 from captioning.data.preprocess import PreprocessSettings
 from captioning.errors import CheckpointError, SettingsError
-from captioning.models.base import PAD_TARGET, CaptionModel, TeacherForced, Vocabulary
+from captioning.models.base import PAD_TARGET, CaptionModel, EncoderShare, TeacherForced, Vocabulary
 from captioning.models.carried_state import carried, keep_tied
 from captioning.models.clip_fit import check_fit, check_normalisation
 from captioning.models.clip_gpt2_settings import LEARNING, ClipGpt2Settings, resolved
 from captioning.models.cnn_tower import CnnImageTower, CnnTower
+from captioning.models.encoders import EncoderSettings
 from captioning.models.gpt2_stepper import Gpt2Stepper
 from captioning.models.lora import add_adapters, is_adapter, merged, scale_of
 from captioning.models.mapper import make_mapper
-from captioning.models.packing import Packing, pack
+from captioning.models.packing import GROUPS, Packing, pack
 from captioning.models.pixels import Normalise
-from captioning.models.towers import (
-    ClipTower,
-    Gpt2Tower,
-    load_clip,
-    load_gpt2,
-    make_clip,
-    make_gpt2,
-)
+from captioning.models.state_digest import state_digest
+from captioning.models.towers import ClipTower, Gpt2Tower, grow_gpt2, load_clip, load_gpt2, make_clip, make_gpt2
 from captioning.models.warm_start import load_mapper
 
 __all__ = ["ClipGpt2", "ClipGpt2Settings"]
@@ -113,13 +107,7 @@ class ClipGpt2(CaptionModel):
             return self.clip.encoder.stem_identity() if self._has_cnn_stem else None
         tower = self.settings.clip
         about = tower.encoder.name if isinstance(tower, CnnTower) else to_dict(tower)
-        digest = hashlib.sha256(json.dumps([about, self.settings.mapper.source]).encode())
-        for name, value in self.clip.state_dict().items():
-            if not name.endswith("num_batches_tracked"):
-                data = value.detach().cpu().contiguous()
-                digest.update(f"\n{name} {tuple(data.shape)} {data.dtype}\n".encode())
-                digest.update(data.reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return state_digest(json.dumps([about, self.settings.mapper.source]), self.clip.state_dict())
 
     def embed_images(self, stem: Tensor) -> Tensor:
         """CLIP's image embeddings (B, D) of what `stem` gave."""
@@ -187,6 +175,22 @@ class ClipGpt2(CaptionModel):
         """Take the weights of the same captioner with or without adapters. Raises `RuntimeError` for another's."""
         self.load_state_dict(carried(state, self.state_dict()))
 
+    def encoder_tuning(self, share: EncoderShare) -> dict[str, Any]:
+        """Changes of the settings with which this share of CLIP learns; a transformer learns as a whole."""
+        if share == "frozen":
+            return {"train": "decoder"}
+        if not isinstance(self.clip, CnnImageTower):
+            return {"train": "all"}
+        part = "all" if share == "all" else self.clip.encoder.late_part()
+        return {"train": "all", "clip": {"encoder": EncoderSettings.tuning(part)}}
+
+    def grow_vocabulary(self, size: int) -> None:
+        """Make room for `size` tokens; new ones begin as the mean of those there are."""
+        rows = grow_gpt2(self.gpt2, self.vocab_size, size)
+        gpt2 = dataclasses.replace(self.settings.gpt2, vocab_size=rows)
+        self.settings = dataclasses.replace(self.settings, gpt2=gpt2)
+        self.vocab_size = size
+
     @property
     def plain_settings(self) -> ClipGpt2Settings:
         """The settings without what only training asks for."""
@@ -210,6 +214,7 @@ class ClipGpt2(CaptionModel):
             num_heads=len(heads),
             head_length=heads.shape[1],
             first_position=first_position,
+            groups=1 if self.in_step else GROUPS,
             device=heads.device,
         )
         # The one place where inputs and targets part by one token: a word is read if another is asked for after it.
@@ -244,8 +249,7 @@ class ClipGpt2(CaptionModel):
 
     @property
     def _dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self.clip.visual_projection.weight.dtype
-        return dtype
+        return next(self.mapper.parameters()).dtype
 
     def _embed(self, tokens: Tensor) -> Tensor:
         words: Tensor = self.gpt2.transformer.wte(tokens)

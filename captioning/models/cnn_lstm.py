@@ -16,12 +16,14 @@ import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence
 
 from captioning.config import settings
 from captioning.data.preprocess import PreprocessSettings
-from captioning.models.base import PAD_TARGET, CaptionModel, TeacherForced, Vocabulary
+from captioning.models.base import PAD_TARGET, CaptionModel, EncoderShare, TeacherForced, Vocabulary
 from captioning.models.encoders import EncoderSettings, GridEncoder
 from captioning.models.pixels import Normalise
+from captioning.models.recurrence import Packed, recur
 
 _Share = Annotated[float, Interval(ge=0, lt=1)]
 
@@ -116,23 +118,19 @@ class CnnLstm(CaptionModel):
         read = captions if said is None else said
         # The one place where inputs and targets part by one token.
         start = captions.new_full((len(captions), 1), self.bos_id)
-        inputs = torch.cat([start, read[:, :-1].masked_fill(~asked[:, :-1], self.bos_id)], dim=1)
-        pooled = features.pooled[images]
-        words = self.dropout(self.embed(inputs))
-        seen = torch.cat([words, pooled[:, None].expand(-1, inputs.shape[1], -1).to(words.dtype)], dim=2)
-        hidden, cell = self._initial_state(pooled)
-        # oneDNN has no bfloat16 LSTM worth the name: on a CPU the recurrence stays in float32.
-        with torch.autocast(seen.device.type, enabled=seen.device.type != "cpu" and torch.is_autocast_enabled()):
-            states, _ = self.lstm(seen.float(), (hidden[None].float(), cell[None].float()))
-        penalty = None
-        if self.attend is None:
-            spoken = self._speak(states, None)
-        else:
-            looked, weights = self.attend(states, features.keys[images], features.values[images])
-            spoken = self._speak(states, looked)
+        inputs = torch.cat([start, read[:, :-1]], dim=1)[asked]
+        states = self._recur(self.dropout(self.embed(inputs)), features.pooled, images, asked)
+        looked, penalty = None, None
+        if self.attend is not None:
+            queries = self.attend.ask(states)
+            # Attention alone is laid out by caption, pads and all: it is a small part of the work.
+            laid_out = queries.new_zeros(*asked.shape, queries.shape[-1])
+            laid_out[asked] = queries
+            seen, weights = self.attend.look(laid_out, features.keys[images], features.values[images])
+            looked = self.attend.answer(states, seen[asked])
             if self.settings.attention_penalty:
                 penalty = self._coverage_penalty(weights, asked)
-        return TeacherForced(self._logits(spoken[asked]), penalty)
+        return TeacherForced(self._logits(self._speak(states, looked)), penalty)
 
     def stepper(self, features: Features, prompt: list[int] | None = None) -> "LstmStepper":
         """Decode the images of `features`, each caption going on from `prompt`."""
@@ -141,6 +139,41 @@ class CnnLstm(CaptionModel):
     def max_positions(self) -> int | None:
         """An LSTM has no bound."""
         return None
+
+    def encoder_tuning(self, share: EncoderShare) -> dict[str, Any]:
+        """Changes of the settings with which this share of the encoder learns."""
+        parts = {"frozen": None, "all": "all"}
+        return {"encoder": EncoderSettings.tuning(parts[share] if share in parts else self.encoder.late_part())}
+
+    @torch.no_grad()
+    def grow_vocabulary(self, size: int) -> None:
+        """Make room for `size` words; new ones begin as the mean of those there are."""
+        more, words = size - self.vocab_size, self.embed.weight
+        new = words.mean(0, keepdim=True).expand(more, -1)
+        self.embed.weight = nn.Parameter(torch.cat([words, new]))
+        self.embed.num_embeddings = size
+        self.bias = nn.Parameter(torch.cat([self.bias, self.bias.mean().expand(more)]))
+        self.vocab_size = size
+
+    def _recur(self, words: Tensor, pooled: Tensor, images: Tensor, asked: Tensor) -> Tensor:
+        """The LSTM's states (K, H) at `words` (K, E), the tokens read caption by caption where `asked` (N, T)."""
+        packed = Packed.of(asked)
+        hidden, cell = self._initial_state(pooled)
+        hidden, cell = hidden[images], cell[images]
+        owners = images[:, None].expand_as(asked)[asked][packed.to_packed]
+        words = words[packed.to_packed]
+        lstm: Any = self.lstm
+        if words.device.type == "cpu":
+            size = words.shape[1]
+            of_word, of_image = lstm.weight_ih_l0[:, :size], lstm.weight_ih_l0[:, size:]
+            gates = functional.linear(words, of_word).float()
+            gates = gates + functional.linear(pooled, of_image, lstm.bias_ih_l0 + lstm.bias_hh_l0).float()[owners]
+            states = recur(gates, hidden, cell, lstm.weight_hh_l0, packed)
+        else:
+            seen = torch.cat([words, pooled[owners].to(words.dtype)], dim=1)
+            first = hidden[packed.order][None].to(seen.dtype), cell[packed.order][None].to(seen.dtype)
+            states = lstm(PackedSequence(seen, torch.tensor(packed.sizes)), first)[0].data
+        return states[packed.to_captions]
 
     def _initial_state(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         hidden, cell = torch.tanh(self.initial(pooled)).chunk(2, dim=-1)
@@ -180,13 +213,25 @@ class Attention(nn.Module):
         keys, values = self.keys_values(self.memory(grid)).chunk(2, dim=-1)
         return self._split(keys), self._split(values)
 
-    def forward(self, states: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """States (N, T, H) to what they see (N, T, H) and the attention weights (N, A, T, L)."""
-        queries = self._split(self.query(states)).to(keys.dtype)
-        scores = queries @ keys.transpose(2, 3) * queries.shape[-1] ** -0.5
+    def forward(self, states: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """States (N, T, H) to what they see (N, T, H)."""
+        return self.answer(states, self.look(self.ask(states), keys, values)[0])
+
+    def ask(self, states: Tensor) -> Tensor:
+        """States (…, H) to queries (…, H)."""
+        queries: Tensor = self.query(states)
+        return queries
+
+    def look(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries (N, T, H) to the mean of the values that they find (N, T, H), and the weights (N, A, T, L)."""
+        scores = self._split(queries).to(keys.dtype) @ keys.transpose(2, 3) * (queries.shape[-1] / self.heads) ** -0.5
         weights = scores.float().softmax(-1)
-        seen = (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2)
-        return torch.sigmoid(self.gate(states)) * self.out(seen), weights
+        return (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2), weights
+
+    def answer(self, states: Tensor, seen: Tensor) -> Tensor:
+        """What was seen (…, H), let through as far as the states (…, H) want it."""
+        answer: Tensor = torch.sigmoid(self.gate(states)) * self.out(seen)
+        return answer
 
     def _split(self, x: Tensor) -> Tensor:
         return x.reshape(*x.shape[:-1], self.heads, -1).transpose(1, 2)
@@ -239,5 +284,5 @@ class LstmStepper:
         looked = None
         if model.attend is not None:
             keys, values = self._features.keys[self._images], self._features.values[self._images]
-            looked = model.attend(states[:, None], keys, values)[0][:, 0]
+            looked = model.attend(states[:, None], keys, values)[:, 0]
         return model._logits(model._speak(states, looked)).float()

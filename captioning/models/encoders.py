@@ -36,6 +36,11 @@ class EncoderSettings:
     """Batch-norm statistics: those of the weights, or, for an encoder that starts random, those of the batches
     seen (of each worker's own, so that the split over workers is felt)."""
 
+    @staticmethod
+    def tuning(part: str | None) -> dict[str, Any]:
+        """Changes of these settings with which the encoder learns from `part` on, `all` of it, or nothing (None)."""
+        return {"tune_from": part} if part == "all" else {"tune_from": part, "norm_statistics": "fixed"}
+
     def __post_init__(self) -> None:
         if self.norm_statistics == "learned" and self.tune_from != "all":
             raise ValueError("norm_statistics: learned is for an encoder trained as a whole: set tune_from to all")
@@ -66,6 +71,11 @@ class GridEncoder(nn.Module):
         """Whether `stem` does anything: false where the first piece is trained, or the trunk is no known chain."""
         return self._frozen > 0
 
+    @property
+    def pieces(self) -> list[nn.Module]:
+        """The modules that are run one after the other."""
+        return [self._piece(name) for name in self._pieces]
+
     def forward(self, pixels: Tensor) -> Tensor:
         return self.rest(self.stem(pixels))
 
@@ -78,9 +88,35 @@ class GridEncoder(nn.Module):
 
     def rest(self, stem: Tensor) -> Tensor:
         """The pieces that are trained: what `stem` gave to the grid (B, L, D)."""
-        for name in self._pieces[self._frozen :]:
-            stem = self._piece(name)(stem)
+        # On a CPU the gradients of convolutions take 1.5 times as long in bfloat16 as in float32.
+        learns = torch.is_grad_enabled() and self._frozen < len(self._pieces)
+        exact = learns and stem.device.type == "cpu"
+        with torch.autocast(stem.device.type, enabled=not exact and torch.is_autocast_enabled(stem.device.type)):
+            for name in self._pieces[self._frozen :]:
+                stem = self._piece(name)(stem.float() if exact else stem)
         return stem.flatten(2).transpose(1, 2)
+
+    @torch.no_grad()
+    def late_part(self) -> str:
+        """Name, as `tune_from` takes it, of the first of the pieces that make the last and coarsest grid.
+
+        Raises `SettingsError` where the trunk is no known chain.
+        """
+        if len(self._pieces) == 1:
+            raise SettingsError(
+                f"encoder: late: which parts of {self._name} come last is not known. Set encoder to frozen or all, or "
+                "name the first part that is to learn as tune_from in the setting tune."
+            )
+        mode, late = self.trunk.training, self._pieces[0]
+        self.trunk.eval()
+        grid = torch.zeros(1, 3, 64, 64, device=next(self.trunk.parameters()).device)
+        for at, name in enumerate(self._pieces):
+            size, grid = grid.shape[-1], self._piece(name)(grid)
+            learning = [later for later in self._pieces[at:] if any(True for _ in self._piece(later).parameters())]
+            if grid.shape[-1] < size and learning:
+                late = learning[0]
+        self.trunk.train(mode)
+        return late.removeprefix("model.")
 
     def stem_identity(self) -> str | None:
         """SHA-256 (hex) over the structure and the weights of the frozen pieces; None where there are none."""

@@ -18,8 +18,8 @@ from torch import Tensor
 
 #: Rows are filled up to this many places, or to the longest head with its captions.
 _ROOM = 64
-#: Rows are read in so many groups of like length, if there are enough of them.
-_GROUPS = 2
+#: Rows are read in so many groups of like length at most, if there are enough of them.
+GROUPS = 2
 _ENOUGH = 8
 
 _Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -64,12 +64,14 @@ def pack(
     num_heads: int,
     head_length: int,
     first_position: int = 0,
+    groups: int = GROUPS,
     device: torch.device | None = None,
 ) -> Packing:
     """Lay out N captions of `lengths` targets, each behind head number `heads` (of `num_heads`).
 
     A caption's words are its targets but the last, and word j comes `head_length` + j behind
-    `first_position`, wherever it lies. Targets are in the order of the captions.
+    `first_position`, wherever it lies. Targets are in the order of the captions. There are `groups`
+    groups, or one where there are few rows.
     """
     targets = np.asarray(lengths, dtype=np.int64)
     words = np.maximum(targets - 1, 0)
@@ -79,12 +81,12 @@ def pack(
     sizes = {head: head_length + int(words[captions].sum()) for head, captions in captions_of.items()}
     rows = _fill(sizes)
     row_sizes = [sum(sizes[head] for head in row) for row in rows]
-    count = _GROUPS if len(rows) >= _ENOUGH else 1
+    count = groups if len(rows) >= _ENOUGH else 1
     bounds = [len(rows) * number // count for number in range(count + 1)]
 
     head_place = np.zeros(len(targets), dtype=np.int64)
     word_place = np.zeros(len(targets), dtype=np.int64)
-    groups = []
+    made: list[Group] = []
     begin = 0
     first_word = np.cumsum(words) - words
     for low, high in pairwise(bounds):
@@ -101,9 +103,9 @@ def pack(
                     filling.put_words(at, owner, part, num_heads * head_length + int(first_word[caption]), size)
                     word_place[caption] = begin + at
                     at += size
-        groups.append(filling.group(device))
+        made.append(filling.group(device))
         begin += (high - low) * width
-    return Packing(tuple(groups), torch.from_numpy(_answers(targets, words, head_place, word_place)).to(device))
+    return Packing(tuple(made), torch.from_numpy(_answers(targets, words, head_place, word_place)).to(device))
 
 
 def _fill(sizes: dict[int, int]) -> list[list[int]]:

@@ -172,6 +172,20 @@ def load_gpt2(gpt2: Any, reference: str) -> None:
     _load(gpt2, reference, "model.gpt2", _gpt2_name, wanted)
 
 
+@torch.no_grad()
+def grow_gpt2(gpt2: Any, tokens: int, size: int) -> int:
+    """Make room for `size` tokens where `tokens` are in use; new ones are their mean. Returns how many it now has."""
+    for layer in (gpt2.transformer.wte, gpt2.lm_head):
+        weight = layer.weight
+        new = weight[:tokens].mean(0, keepdim=True).expand(size - tokens, -1)
+        layer.weight = nn.Parameter(torch.cat([weight[:tokens], new, weight[size:]]), weight.requires_grad)
+    if gpt2.config.tie_word_embeddings:
+        gpt2.lm_head.weight = gpt2.transformer.wte.weight
+    rows = len(gpt2.transformer.wte.weight)
+    gpt2.config.vocab_size = gpt2.transformer.wte.num_embeddings = gpt2.lm_head.out_features = rows
+    return rows
+
+
 def _gpt2_name(name: str) -> str:
     """OpenAI's files name the tensors of the bare transformer."""
     return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"

@@ -1,12 +1,19 @@
-"""The best checkpoint of a run: written whenever validation gets better, its decoding chosen at the end."""
+"""The best checkpoint of a run: written whenever validation gets better, its decoding chosen at the end.
+
+Whatever is killed, `OUTPUT/best` is one whole checkpoint, or no checkpoint for people to see (none
+there, or without its `config.json`), and the run that goes on puts that right.
+"""
 
 import json
+import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from captioning.captioner import Captioner
 from captioning.config import to_dict
@@ -15,7 +22,8 @@ from captioning.data.tokenizers import load_tokenizer
 from captioning.decoding.settings import DecodingSettings
 from captioning.models.checkpoint import CARD, CONFIG, load_model, read_config, save_checkpoint
 from captioning.storage import Location
-from captioning.training.card import decoding_table, model_card, recipe
+from captioning.training.card import model_card, recipe, with_decoding_table
+from captioning.training.decoding_search import search_record
 from captioning.training.parts import Parts
 from captioning.training.settings import TrainSettings
 from captioning.training.stage import Stage
@@ -35,12 +43,28 @@ class BestWriter:
         self._parts = parts
         self._data = {"dataset": shards.dataset, "images": shards.counts}
         self._place = output / BEST
+        # Local folders that are there only while one checkpoint takes the place of another.
+        self._new, self._old = output / f".{BEST}-new", output / f".{BEST}-old"
         self._name = Path(output.name).name or "captioner"
 
+    def settle(self) -> bool:
+        """Finish or undo a replacement that a kill has cut short; whether there is a checkpoint then."""
+        if self._place.is_local:
+            if not self._place.exists() and self._old.exists() and self._new.exists():
+                os.rename(self._new.local_path, self._place.local_path)
+            for folder in (self._old, self._new):
+                shutil.rmtree(folder.local_path, ignore_errors=True)
+        return (self._place / CONFIG).exists()
+
     def write(
-        self, stage: Stage, progress: Progress, scores: Mapping[str, float], samples: Sequence[tuple[str, str]]
+        self,
+        stage: Stage,
+        weights: Mapping[str, Tensor],
+        progress: Progress,
+        scores: Mapping[str, float],
+        samples: Sequence[tuple[str, str]],
     ) -> None:
-        """Write the model as it stands in `stage`, with a card. `samples` are image keys with captions."""
+        """Write the model of `stage` with these `weights`, and a card. `samples` are image keys with captions."""
         settings, step = self._settings, progress.step
         with tempfile.TemporaryDirectory() as folder:
             save_checkpoint(
@@ -48,7 +72,8 @@ class BestWriter:
                 stage.model,
                 self._parts.tokenizer,
                 self._parts.preprocess,
-                settings.decoding,
+                self._parts.decoding,
+                weights=weights,
                 provenance={
                     "data": self._data,
                     "stage": stage.settings.name,
@@ -57,7 +82,7 @@ class BestWriter:
                     "validation": dict(scores),
                     "settings": recipe(settings),
                 },
-                card=model_card(self._name, settings, self._data, scores, samples, step=step),
+                card=model_card(self._name, settings, self._parts, self._data, scores, samples, step=step),
                 dtype=settings.save_dtype,
             )
             self._put(Path(folder))
@@ -71,17 +96,40 @@ class BestWriter:
             model = load_model(folder, config, tokenizer).to(device).requires_grad_(False)
         return Captioner(model, tokenizer, config.preprocess, config.decoding, precision=precision)
 
+    def has_chosen_decoding(self) -> bool:
+        """Whether `choose_decoding` has come to its end for this checkpoint."""
+        return "decoding_search" in self._config()["provenance"]
+
     def choose_decoding(self, tried: Sequence[Tried]) -> None:
         """Make the first of `tried` the checkpoint's default decoding, and write down what all of them scored."""
-        config: dict[str, Any] = json.loads((self._place / CONFIG).read_text())
+        config = self._config()
         config["decoding"] = to_dict(tried[0][0])
-        rows = [{"decoding": to_dict(decoding), "validation": dict(scores)} for decoding, scores in tried]
-        config["provenance"]["decoding_search"] = rows
-        card = (self._place / CARD).read_text()
-        (self._place / CARD).write_text(card.rstrip() + "\n\n" + decoding_table(tried))
+        config["provenance"]["decoding_search"] = search_record(tried)
+        card = self._place / CARD
+        # What says that all is done comes last; a run that was killed in between has left a card with its table.
+        card.write_text(with_decoding_table(card.read_text(), tried))
         (self._place / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
+    def _config(self) -> dict[str, Any]:
+        config: dict[str, Any] = json.loads((self._place / CONFIG).read_text())
+        return config
+
     def _put(self, folder: Path) -> None:
-        # What makes it a checkpoint comes last.
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == CONFIG):
-            (self._place / path.name).write_bytes(path.read_bytes())
+        """Let the files in `folder` take the place of the checkpoint."""
+        if not self._place.is_local:
+            # Without it the objects are no checkpoint: new weights never count beside an old config.
+            (self._place / CONFIG).delete()
+            _copy(folder, self._place)
+            return
+        self.settle()
+        _copy(folder, self._new)
+        if self._place.exists():
+            os.rename(self._place.local_path, self._old.local_path)
+        os.rename(self._new.local_path, self._place.local_path)
+        shutil.rmtree(self._old.local_path, ignore_errors=True)
+
+
+def _copy(folder: Path, place: Location) -> None:
+    # What makes it a checkpoint comes last.
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == CONFIG):
+        (place / path.name).write_bytes(path.read_bytes())

@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from captioning.errors import SettingsError
 from captioning.storage import Location
 from captioning.training.curves import draw_curves
+from captioning.training.workers import Workers
 
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
@@ -46,7 +47,7 @@ class StepFacts:
 
 
 class Window:
-    """Rates between two records: where the time went."""
+    """Rates between two records: where the time went. What is no training, `rest` leaves out of them."""
 
     def __init__(self) -> None:
         self._saved = self._opened = self._ready = time.perf_counter()
@@ -87,8 +88,12 @@ class Window:
         self._opened += now - self._ready
         self._ready = now
 
-    def close(self) -> dict[str, float]:
-        """The window's figures; the next one begins."""
+    def close(self, workers: Workers) -> dict[str, float]:
+        """The window's figures over all workers, who close theirs together; the next one begins.
+
+        Means a unit (a token, an image), and rates. The share of waiting for data is that of the
+        worker that waited longest, memory the most that one has held so far.
+        """
         now = time.perf_counter()
         seconds = max(now - self._opened, 1e-9)
         figures = {name: round(total / max(self._units, 1), 5) for name, total in self._sums.items()}
@@ -96,11 +101,15 @@ class Window:
             "gradient_norm": round(self._norms / max(self._steps, 1), 4),
             "tokens_per_second": round(self._tokens / seconds, 1),
             "images_per_second": round(self._images / seconds, 2),
+        }
+        own = {
             "data_wait_share": round(self._waiting / seconds, 4),
             "memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _RSS_PER_MB),
         }
         if torch.cuda.is_available():
-            figures["gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
+            own["gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
+        every = workers.gather(own)
+        figures |= {name: max(theirs[name] for theirs in every) for name in own}
         self._opened = self._ready = now
         self._reset()
         return figures
@@ -117,10 +126,11 @@ class History:
         report: Report | None = None,
         tensorboard: bool = False,
     ) -> None:
+        """`records` are those of before, where a run goes on; TensorBoard hides what it was shown behind them."""
         self.records = records
         self._output = output
         self._report = report
-        self._board = _board(output) if tensorboard else None
+        self._board = _board(output, records) if tensorboard else None
 
     def add(self, record: dict[str, Any]) -> None:
         """Take in a record and write all of them down."""
@@ -130,7 +140,7 @@ class History:
             self._report(record)
         if self._board is not None:
             for name, value in record.items():
-                if isinstance(value, int | float) and name not in ("step", "total_steps"):
+                if isinstance(value, int | float) and name not in ("step", "total_steps", "best"):
                     self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
             for key, text in record.get("samples", ()):
                 self._board.add_text(f"captions/{key}", text, record["step"])
@@ -146,14 +156,25 @@ class History:
                 (self._output / CURVES).write_bytes(picture)
 
 
-def _board(output: Location) -> Any:
+def check_board(output: Location) -> None:
+    """Raise `SettingsError` where nothing can be written for TensorBoard."""
     if not output.is_local:
-        raise SettingsError(f"tensorboard: its files can be written to a local OUTPUT only, not to {output}.")
+        raise SettingsError(
+            f"tensorboard: its files can be written to a local OUTPUT only, not to {output}. Leave tensorboard out; "
+            f"{METRICS} has the same figures."
+        )
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:
         raise SettingsError(
             "tensorboard: the package is not installed: pip install 'captioning[tensorboard]', or leave it out; "
             f"{METRICS} has the same figures."
         ) from error
-    return SummaryWriter(str(output.local_path / TENSORBOARD))
+
+
+def _board(output: Location, records: Sequence[Mapping[str, Any]]) -> Any:
+    check_board(output)
+    from torch.utils.tensorboard import SummaryWriter
+
+    done = records[-1]["step"] + 1 if records else None
+    return SummaryWriter(str(output.local_path / TENSORBOARD), purge_step=done)

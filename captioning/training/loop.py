@@ -6,20 +6,32 @@ Runs in each worker. Knows torch.distributed through `Workers`, and never Ray. W
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from captioning.captioner import Captioner
 from captioning.data.shards import ShardSet
 from captioning.storage import Location
 from captioning.training.best import BestWriter
 from captioning.training.decoding_search import search_decoding
-from captioning.training.figures import History, Report, StepFacts, Window
+from captioning.training.figures import History, Report, StepFacts, Window, check_board
 from captioning.training.make_stage import StageMaker
 from captioning.training.optim import swapped
 from captioning.training.parts import Parts
 from captioning.training.settings import TrainSettings
+from captioning.training.sharded import whole
 from captioning.training.stage import Stage
-from captioning.training.state import Progress, StateWriter, load_weights, newest_state, save_weights
+from captioning.training.state import (
+    Progress,
+    State,
+    StateWriter,
+    load_weights,
+    newest_state,
+    remove_leftovers,
+    save_weights,
+)
 from captioning.training.validation import describe, score
 from captioning.training.workers import Workers
 
@@ -37,7 +49,9 @@ class TrainingRun:
         output: Location,
         workers: Workers | None = None,
         report: Report | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
+        """`notes` are lines for people that the history of a new run begins with."""
         self.settings = settings
         self.stages = settings.in_stages()
         self.workers = workers or Workers()
@@ -45,25 +59,29 @@ class TrainingRun:
         self.output = output
         self.tokenizer = parts.tokenizer
         self.preprocess = parts.preprocess
+        self.decoding = parts.decoding
         self.progress = Progress()
         self._report = report
+        self._notes = notes
         self._window = Window()
         self._make = StageMaker(settings, parts, shards, output, self.workers)
         self._states = StateWriter(output, keep=settings.keep_states)
         self._best = BestWriter(settings, shards, output, parts)
         self.model = parts.model
         self.total_steps = sum(map(self._make.steps, self.stages))
+        if settings.tensorboard:
+            check_board(output)
         # Decoding that the model has no room for, or a stage that it cannot go through, is refused now.
         self.captioner()
         for number in range(len(self.stages)):
-            self._make.model(number, None)
+            self._make.check(number)
 
     def run(self, stop_at: int | None = None) -> Progress:
         """Train to the end, from the newest saved state if there is one; `stop_at` a step, for tests.
 
         Raises `DivergedError`, and `InputError` for data that cannot be read.
         """
-        state = newest_state(self.output)
+        state = self.workers.once(self._saved)
         self.progress = Progress() if state is None else state.progress
         self._history = History(
             self.output,
@@ -71,8 +89,16 @@ class TrainingRun:
             report=self._report,
             tensorboard=self.settings.tensorboard and self.workers.rank == 0,
         )
+        if state is not None and self.workers.rank == 0:
+            # What was recorded behind the state will be done again.
+            self._history.write()
+        notes = [*self._notes]
+        if self.settings.fsdp and self.workers.world == 1:
+            notes.append("fsdp: there is one worker, which has all of the model")
+        for note in notes if not self.progress.history else ():
+            self._tell(note)
         self._window = Window()
-        stage = self.enter(None)
+        stage = self.enter(None if state is None else state.tensors("model"))
         if state is not None:
             stage.restore(state)
         while True:
@@ -83,29 +109,39 @@ class TrainingRun:
             if stage.number + 1 == len(self.stages):
                 break
             self.progress.next_stage()
-            stage = self.enter(stage)
+            stage = self.enter(self._best_weights(stage.number))
         self._finish()
         return self.progress
 
     def captioner(self) -> Captioner:
         """The model as it stands, as a captioner that decodes as in validation."""
         settings = self.stages[self.progress.stage]
-        decoding, beams = settings.decoding, settings.validation.beam_size
+        decoding, beams = self.decoding, settings.validation.beam_size
         if beams is not None:
             decoding = dataclasses.replace(decoding, beam_size=beams, num_captions=1)
         return Captioner(self.model, self.tokenizer, self.preprocess, decoding, precision=settings.precision)
 
-    def enter(self, before: Stage | None) -> Stage:
-        """The present stage, at its beginning: with the best weights of the one `before`."""
-        weights = None
-        if before is not None:
-            # Until here only rank 0 is sure that they are written.
-            self.workers.gather(True)
-            weights = load_weights(self.output, _best_name(before.number))
+    def enter(self, weights: Mapping[str, Tensor] | None) -> Stage:
+        """The present stage, at its beginning, with the `weights` of the one before (None: those of the parts)."""
         stage = self._make.stage(self.progress.stage, weights, tell=self._tell)
         self.model = stage.model
         self._window.rest()
         return stage
+
+    def _saved(self) -> State | None:
+        """The state to go on from, what a kill has left half done put right."""
+        remove_leftovers(self.output)
+        complete = self._best.settle()
+        state = newest_state(self.output)
+        if state is not None and not complete:
+            # It was being replaced by a better one, which will be written again: then nothing may stand in its way.
+            state.progress.best_score = state.progress.best_step = None
+        return state
+
+    def _best_weights(self, stage: int) -> dict[str, Tensor]:
+        # Until here only rank 0 is sure that they are written.
+        self.workers.gather(True)
+        return load_weights(self.output, _best_name(stage))
 
     def _train(self, stage: Stage, stop_at: int | None) -> None:
         """Go through the rest of a stage."""
@@ -133,11 +169,11 @@ class TrainingRun:
         progress.images_seen += facts.images
         self._window.stepped(facts)
         if progress.step % settings.log_every_steps == 0 or progress.stage_step == stage.total_steps:
-            self._record(stage, "step", lr=stage.optimizer.param_groups[-1]["lr"], **self._window.close())
+            self._record(stage, "step", lr=stage.optimizer.param_groups[-1]["lr"], **self._window.close(self.workers))
         every = settings.validation.every_steps
         if every and progress.stage_step % every == 0:
             self._validate_if_due(stage)
-        if progress.step % settings.save_every_steps == 0:
+        elif progress.step % settings.save_every_steps == 0:
             self._save_state(stage)
         return progress.stage_ended
 
@@ -163,11 +199,12 @@ class TrainingRun:
                 progress.validations_since_best += 1
             if best:
                 progress.best_score, progress.best_step = mark, progress.step
+            weights = stage.weights() if better or best else {}
             if self.workers.rank == 0:
                 if better:
-                    save_weights(self.output, _best_name(stage.number), stage.model.state_dict())
+                    save_weights(self.output, _best_name(stage.number), weights)
                 if best:
-                    self._best.write(stage, progress, figures, samples)
+                    self._best.write(stage, weights, progress, figures, samples)
         stage.model.train()
         progress.validated_step = progress.step
         patience = settings.patience
@@ -179,13 +216,14 @@ class TrainingRun:
 
     def _judge(self, stage: Stage) -> tuple[dict[str, float], list[tuple[str, str]]]:
         """The figures of the validation split, and samples of captions where there are any."""
-        if not stage.objective.judged_by_captions:
-            with stage.autocast():
-                return stage.objective.validate(stage.model, self.shards, self.workers), []
         settings = stage.settings.validation
-        described = describe(
-            self.captioner(), self.shards, settings.split, workers=self.workers, images=settings.images
-        )
+        with whole(stage.model):
+            if not stage.objective.judged_by_captions:
+                with stage.autocast():
+                    return stage.objective.validate(stage.model, self.shards, self.workers), []
+            described = describe(
+                self.captioner(), self.shards, settings.split, workers=self.workers, images=settings.images
+            )
         figures = self.workers.broadcast(score(described).summary() if self.workers.rank == 0 else None)
         return figures, [(d.key, d.caption.text) for d in described[: settings.samples]]
 
@@ -196,9 +234,9 @@ class TrainingRun:
 
     def _save_state(self, stage: Stage) -> None:
         self.progress.seconds += self._window.lap()
+        tensors = stage.tensors()
         if self.workers.rank == 0:
-            self._states.save(self.progress, stage.tensors())
-            self._history.write()
+            self._states.save(self.progress, tensors)
         self._window.rest()
 
     def _finish(self) -> None:
@@ -215,6 +253,8 @@ class TrainingRun:
     def _search(self, settings: TrainSettings) -> None:
         """Choose the best checkpoint's decoding on the validation split."""
         assert settings.search is not None
+        if self.workers.once(self._best.has_chosen_decoding):
+            return
         captioner = self._best.load(self.workers.device, settings.precision)
         found = search_decoding(captioner, self.shards, settings.validation.split, settings.search, self.workers)
         if self.workers.rank == 0:
@@ -237,6 +277,8 @@ class TrainingRun:
             self._history.add(record)
         else:
             progress.history.append(record)
+        # Writing it down is no training.
+        self._window.rest()
 
     def _tell(self, message: str) -> None:
         """A line for people that belongs to no step."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import cached_property
 
+import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
@@ -51,7 +52,10 @@ class StageMaker:
         self._architecture = to_dict(parts.model.settings)
 
     def stage(self, number: int, weights: Mapping[str, Tensor] | None, *, tell: Tell) -> Stage:
-        """Stage `number` at its beginning, with the `weights` of the stage before (None: those of the parts)."""
+        """Stage `number` at its beginning, with these `weights` (None: those of the parts).
+
+        What is frozen must have the weights that it will have: kept features are found by them.
+        """
         settings = self._stages[number]
         model = self.model(number, weights)
         return Stage(
@@ -66,8 +70,12 @@ class StageMaker:
 
     def model(self, number: int, weights: Mapping[str, Tensor] | None) -> CaptionModel:
         """The model as stage `number` tunes it. Raises `SettingsError` where `tune` asks for another model."""
-        parts, tune = self._parts, self._stages[number].tune
+        parts, tune, share = self._parts, self._stages[number].tune, self._stages[number].encoder
+        if share is not None:
+            tune = lay_over(parts.model.encoder_tuning(share), tune)
         if number == 0 and not tune:
+            if weights is not None:
+                parts.model.take_over(weights)
             return parts.model
         where = f"the setting tune of stage {self._stages[number].name!r}"
         settings = build(TypeAdapter(ModelSettings), lay_over(self._architecture, tune), where=where)
@@ -80,6 +88,16 @@ class StageMaker:
                 f"In {where}: it would make another model, which the weights do not fit: {error}"
             ) from error
         return model
+
+    @torch.no_grad()
+    def check(self, number: int) -> None:
+        """Raise `SettingsError` if stage `number` asks for another model, or for what the model has not."""
+        model = self.model(number, None).eval()
+        objective, size = self._stages[number].objective, self._parts.preprocess.size
+        if objective == "contrastive":
+            model.embed_images(model.stem(torch.zeros(1, size, size, 3, dtype=torch.uint8)))
+        elif objective == "language_model":
+            model.read_text(torch.tensor([[self._parts.tokenizer.eos_id]]))
 
     def steps(self, settings: TrainSettings) -> int:
         """Optimiser steps of a stage."""
@@ -110,7 +128,7 @@ class StageMaker:
                 settings.self_critical,
                 tokenizer,
                 cider or train_frequencies(self._shards, place),
-                max_new_tokens=settings.decoding.max_new_tokens,
+                max_new_tokens=self._parts.decoding.max_new_tokens,
             )
         if settings.objective == "language_model":
             return LanguageModel(

@@ -17,6 +17,7 @@ def make_optimizer(
 
     What learns beside the model, `extra`, has the rate of what starts random.
     """
+    fused = model.device.type == "cuda"
     groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
     for part in (model, extra) if extra is not None else (model,):
         embeddings = {id(module.weight) for module in part.modules() if isinstance(module, torch.nn.Embedding)}
@@ -36,7 +37,9 @@ def make_optimizer(
             for (rate, decayed), parameters in sorted(groups.items(), key=lambda group: group[0])
         ],
         betas=(0.9, 0.98),
-        foreach=True,
+        # One kernel a step on a GPU, one call for many tensors elsewhere.
+        fused=fused,
+        foreach=not fused,
     )
 
 

@@ -14,6 +14,7 @@ from captioning.run.fingerprint import difference
 from captioning.storage import Location
 from captioning.training.loop import SUMMARY
 from captioning.training.settings import TrainSettings
+from captioning.training.state import is_leftover
 
 RUN = "train.json"
 _TOKENIZER = "tokenizer"
@@ -40,7 +41,7 @@ def check(output: Location, settings: TrainSettings, shards: ShardSet) -> None:
                 "it, or choose another OUTPUT; to train on from its best checkpoint: --set init=OUTPUT/best."
             )
         return
-    if output.names():
+    if not all(map(is_leftover, output.names())):
         raise RunConflictError(f"{output} is not empty and holds no training run. Choose another OUTPUT.")
     try:
         output.check_writable()
@@ -85,8 +86,11 @@ def _keep_tokenizer(output: Location, tokenizer: Tokenizer) -> None:
 
 def _identity(settings: TrainSettings, shards: ShardSet) -> dict[str, Any]:
     values = {key: value for key, value in to_dict(settings).items() if key not in _FREE}
-    # Where features are kept changes nothing; that they are kept, as so many views, does.
-    values["feature_cache"] = settings.feature_cache is not None
+    values["stages"] = [{key: value for key, value in stage.items() if key not in _FREE} for stage in values["stages"]]
+    for part in (values, *values["stages"]):
+        # Where features are kept changes nothing; that they are kept, as so many views, does.
+        if "feature_cache" in part:
+            part["feature_cache"] = part["feature_cache"] is not None
     data: dict[str, Any] = {"identity": shards.identity, "images": shards.counts}
     if settings.text is not None:
         try:

@@ -1,19 +1,28 @@
-"""What a training run begins with: a model, its words and its preprocessing, new or from a checkpoint."""
+"""What a training run begins with: a model, its words, preprocessing and decoding, new or from a checkpoint."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
+from captioning.captioner import override_decoding
 from captioning.data.preprocess import PreprocessSettings
 from captioning.data.shards import ShardSet
 from captioning.data.tokenizers import BpeTokenizer, Tokenizer, WordTokenizer, load_tokenizer
+from captioning.decoding.settings import DecodingSettings
 from captioning.models.base import CaptionModel, Vocabulary
 from captioning.models.checkpoint import load_model, read_config
 from captioning.models.hub import local_folder
 from captioning.models.registry import build_model
 from captioning.refs import resolve
+from captioning.training.init_decoding import fit_decoding
+from captioning.training.new_words import take_in
 from captioning.training.settings import TrainSettings
-from captioning.training.sources import train_captions
+from captioning.training.sources import captions_of, train_captions
+
+#: So many captions say whether a decoding suits them.
+_SAMPLE = 2000
 
 
 @dataclass(frozen=True)
@@ -23,16 +32,27 @@ class Parts:
     model: CaptionModel
     tokenizer: Tokenizer
     preprocess: PreprocessSettings
+    decoding: DecodingSettings = DecodingSettings()
 
 
-def make_tokenizer(settings: TrainSettings, shards: ShardSet) -> Tokenizer:
+def make_tokenizer(
+    settings: TrainSettings, shards: ShardSet, tell: Callable[[str], None] = lambda _: None
+) -> Tokenizer:
     """The tokenizer of `settings.init`, or one made from the captions of `settings.text` or the train split.
 
+    To the words of `init` those of the captions are added, if the settings say so; `tell` hears which.
     Every worker must have the same one: make it once and hand it round.
     """
-    if settings.init is not None:
-        return load_tokenizer(resolve(settings.init)[1])
     words = settings.tokenizer
+    if settings.init is not None:
+        known = load_tokenizer(resolve(settings.init)[1])
+        if not isinstance(known, WordTokenizer):
+            return known
+        captions = train_captions(shards, settings.text)
+        found = take_in(known, captions, min_count=words.min_count, extend=words.extend, name=settings.init)
+        for line in found.lines:
+            tell(line)
+        return found.tokenizer
     if words.source is not None and words.kind == "bpe":
         return BpeTokenizer.from_pretrained_folder(local_folder(words.source, key="tokenizer.source"))
     captions = train_captions(shards, settings.text)
@@ -41,13 +61,33 @@ def make_tokenizer(settings: TrainSettings, shards: ShardSet) -> Tokenizer:
     return BpeTokenizer.train(captions, vocab_size=words.vocab_size, lowercase=words.lowercase)
 
 
-def make_parts(settings: TrainSettings, tokenizer: Tokenizer) -> Parts:
-    """The model that training begins with. Weights drawn at random depend on `settings.seed` alone."""
+def make_parts(
+    settings: TrainSettings,
+    tokenizer: Tokenizer,
+    shards: ShardSet | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Parts:
+    """The model that training begins with. Weights drawn at random depend on `settings.seed` alone.
+
+    Given the `shards`, the decoding of `init` gives up the rules that their captions break (unless the
+    settings ask for them); `tell` hears of it.
+    """
     if settings.init is not None:
         folder = resolve(settings.init)[1]
         config = read_config(folder)
-        return Parts(load_model(folder, config, tokenizer), tokenizer, config.preprocess)
+        decoding = override_decoding(config.decoding, settings.decoding)
+        model = load_model(folder, config, load_tokenizer(folder))
+        if tokenizer.vocab_size > model.vocab_size:
+            model.grow_vocabulary(tokenizer.vocab_size)
+        if shards is not None:
+            captions = [tokenizer.encode(caption) for caption in islice(captions_of(shards), _SAMPLE)]
+            longest = min(settings.max_tokens, model.max_positions() or settings.max_tokens)
+            decoding, lines = fit_decoding(decoding, captions, longest=longest, keep=settings.decoding)
+            for line in lines:
+                tell(line)
+        return Parts(model, tokenizer, config.preprocess, decoding)
     vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
     torch.manual_seed(settings.seed)
     model = build_model(settings.model, vocabulary, settings.preprocess)
-    return Parts(model, tokenizer, settings.preprocess)
+    decoding = override_decoding(DecodingSettings(), settings.decoding)
+    return Parts(model, tokenizer, settings.preprocess, decoding)

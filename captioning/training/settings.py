@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt, Interval
 from captioning.config import build, lay_over, settings, to_dict
 from captioning.data.preprocess import PreprocessSettings
 from captioning.decoding.settings import DecodingSettings
+from captioning.models.base import EncoderShare
 from captioning.models.cnn_lstm import CnnLstmSettings
 from captioning.models.registry import ModelSettings
 from captioning.storage import StorageSettings
@@ -35,6 +36,10 @@ class TokenizerSettings:
 
     lowercase: bool = False
     """A `bpe` tokenizer that is trained reads captions in lower case, without the full stop at their end."""
+
+    extend: bool = True
+    """With `init`, whose vocabulary is kept: words that it lacks and that are seen `min_count` times are added to it.
+    (A `bpe` tokenizer lacks none.)"""
 
     source: str | None = None
     """A hub id or a folder in the hub's layout (GPT-2's, say) that has the `bpe` tokenizer; null: train one."""
@@ -105,17 +110,21 @@ class TrainSettings:
     """How `data` and the output are reached, where they are in object storage."""
 
     init: str | None = None
-    """A checkpoint to start from (its model, words and preprocessing) instead of a new `model`."""
+    """A checkpoint to start from, instead of a new `model`: its model, words, preprocessing and decoding."""
 
     model: ModelSettings = CnnLstmSettings()
+    encoder: EncoderShare | None = None
+    """How much of the image encoder learns, of any model: nothing (`frozen`), the parts that make its last and coarsest
+    grid (`late`; a transformer: all of it), or `all`; the decoder learns. Null: what the model's settings say."""
+
     tune: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Laid over the model's settings, those of `init` as well: what of it learns, and how. `encoder.tune_from`,
     `dropout`, `train`, `lora`, whatever leaves the shape of the weights as it is."""
 
     tokenizer: TokenizerSettings = TokenizerSettings()
     preprocess: PreprocessSettings = PreprocessSettings()
-    decoding: DecodingSettings = DecodingSettings()
-    """The checkpoint's default decoding."""
+    decoding: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """The checkpoint's default decoding (`beam_size`, `max_new_tokens`, …); with `init` laid over that of `init`."""
 
     search: SearchSettings | None = None
     """Search, at the end and on the validation split, for the decoding to keep; null: `decoding` as it stands."""
@@ -130,8 +139,8 @@ class TrainSettings:
     validation: ValidationSettings = ValidationSettings()
 
     stages: tuple[dict[str, Any], ...] = ()
-    """One after the other, each laid over the settings here (`name`, `objective`, `tune`, `optim`, `epochs`, …). A stage
-    begins with the best weights of the one before. None: one stage, as the settings say."""
+    """One after the other, each laid over the settings here (`name`, `objective`, `tune`, `optim`, `epochs`, …). A
+    stage begins with the best weights of the one before. None: one stage, as the settings say."""
 
     name: str = "train"
     """What a stage is called in the history."""
@@ -186,10 +195,11 @@ class TrainSettings:
     """One GPU a worker; null: when the cluster has as many."""
 
     fsdp: bool = False
-    """Spread weights, gradients and optimiser over the workers (FSDP), for captioners that do not fit one of them."""
+    """Spread weights, gradients and optimiser over the workers (FSDP), for captioners that do not fit one of them with
+    all that training needs. While captions are written the weights are whole in each."""
 
     compile: bool = False
-    """Run the model through torch.compile: quicker steps on a GPU, for some minutes at the start."""
+    """Run the model through torch.compile: quicker steps on a GPU, for some minutes at the start. Not with `fsdp`."""
 
     def __post_init__(self) -> None:
         if self.images_per_step % self.workers:
@@ -197,6 +207,10 @@ class TrainSettings:
                 f"images_per_step {self.images_per_step} must be a multiple of workers {self.workers}, "
                 "so that every worker takes an equal share"
             )
+        if self.init is None:  # otherwise it is laid over what only the checkpoint knows
+            build(DecodingSettings, self.decoding, where="the setting decoding")
+        if self.fsdp and self.compile:
+            raise ValueError("compile and fsdp do not go together: set one of them to false")
         if self.text is not None and not self.text:
             raise ValueError("text is empty: name a file of captions, or leave it out")
         for number, stage in enumerate(self.stages, start=1):

@@ -100,9 +100,11 @@ def train_captions(shards: ShardSet, text: str | None) -> list[str]:
         if not captions:
             raise InputError(f"text: there is no caption in {text}.")
         return captions
-    return [
-        caption
-        for shard in shards.split("train")
-        for sample in iterate_shard(shards.location, shard.name)
-        for caption in sample.captions
-    ]
+    return list(captions_of(shards))
+
+
+def captions_of(shards: ShardSet) -> Iterator[str]:
+    """The captions of the train split, in the order of the shards."""
+    for shard in shards.split("train"):
+        for sample in iterate_shard(shards.location, shard.name):
+            yield from sample.captions

@@ -5,19 +5,23 @@ spread over workers and passes. Knows nothing of files or of other stages.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from captioning.errors import CaptioningError
 from captioning.models.base import CaptionModel
 from captioning.training.batches import Batch, BatchMaker, grouped, read_ahead
+from captioning.training.compiled import compile_model
 from captioning.training.figures import StepFacts
-from captioning.training.objectives.base import Objective
+from captioning.training.objectives.base import Loss, Objective
 from captioning.training.optim import WeightAverage, make_optimizer, schedule_factor
 from captioning.training.settings import TrainSettings
+from captioning.training.sharded import Spread, clip_spread_gradients, gather_tensors, spread_optimizer, spread_tensors
 from captioning.training.sources import Source
 from captioning.training.state import State, Tensors, flatten_optimizer, unflatten_optimizer
 from captioning.training.workers import Workers
@@ -42,6 +46,8 @@ class Stage:
     ) -> None:
         self.number = number
         self.settings = settings
+        # A model that is spread moves to its device part by part: as a whole it may not fit.
+        self.spread = Spread(model, workers) if settings.fsdp and workers.world > 1 else None
         self.model = model.to(workers.device)
         self.objective = objective
         self.source = source
@@ -51,24 +57,29 @@ class Stage:
             objective.extra.to(workers.device)
         self.optimizer = make_optimizer(model, settings.optim, objective.extra)
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        if self.spread is not None and objective.extra is not None:
+            # One call for many tensors takes spread ones or others, not both.
+            for group in self.optimizer.param_groups:
+                group["foreach"] = False
         decay = settings.optim.ema_decay
         self.average = None if decay is None else WeightAverage(model, decay)
         self.per_worker = settings.images_per_step // workers.world
         self.steps_per_epoch = source.steps(source.size, self.per_worker, workers.world)
         self.total_steps = self.steps_per_epoch * settings.epochs
         if settings.compile:
-            model.compile(dynamic=True)
+            compile_model(model)
 
     def epoch(self, epoch: int, *, start: int) -> Iterator[list[Batch]]:
         """For each step of `epoch` after the first `start`, this worker's passes; as many steps in every worker."""
-        settings = self.settings
+        settings, on_gpu = self.settings, self.workers.device.type == "cuda"
 
         def make() -> Iterator[list[Batch]]:
             samples = self.source.epoch(epoch, self.workers, start=start * self.per_worker)
             made = start
             for group in grouped(samples, self.per_worker):
                 parts = grouped(group, settings.images_per_pass)
-                yield [self.source.batch(self.batches, part, epoch) for part in parts]
+                passes = [self.source.batch(self.batches, part, epoch) for part in parts]
+                yield [batch.pinned() for batch in passes] if on_gpu else passes
                 made += 1
             for _ in range(made, self.steps_per_epoch):
                 yield []
@@ -82,11 +93,11 @@ class Stage:
             group["lr"] = group["peak_lr"] * factor
         self.objective.done = step / self.total_steps
         facts = self.gradient(passes, step)
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.settings.optim.clip_norm)
+        norm = self._clip(self.settings.optim.clip_norm)
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.model, step)
-        return StepFacts(facts.means, facts.units, facts.tokens, facts.images, float(norm))
+        return StepFacts(facts.means, facts.units, facts.tokens, facts.images, norm)
 
     def gradient(self, passes: Sequence[Batch], step: int = 0) -> StepFacts:
         """Fill the gradients with those of the mean loss over the units of all passes of all workers."""
@@ -99,18 +110,14 @@ class Stage:
         ]
         units, tokens, images = self.workers.sums(counts)
         facts: Counter[str] = Counter()
-        # An objective that compares what all workers have needs all of them in every pass.
-        count = int(max(self.workers.gather(len(passes)))) if self.objective.joint else len(passes)
-        for number in range(count):
+        for number, batch in enumerate(self._in_step(passes)):
             self._seed(step, number)
             with self.autocast():
-                if number < len(passes):
-                    loss = self.objective.loss(self.model, passes[number].to(self.workers.device))
-                else:
-                    loss = self.objective.absent(self.model)
+                loss = self._loss(batch, present=number < len(passes))
             (loss.total / units).backward()  # type: ignore[no-untyped-call]
             facts.update(loss.facts)
-        self.workers.sum_gradients(self.trained)
+        # Those that are spread have been summed on the way.
+        self.workers.sum_gradients(parameter for parameter in self.trained if not isinstance(parameter, DTensor))
         means = {name: total / max(units, 1) for name, total in self.workers.sum_facts(facts).items()}
         if not abs(means["loss"]) < float("inf"):
             raise DivergedError(
@@ -120,20 +127,25 @@ class Stage:
         return StepFacts(means, int(units), int(tokens), int(images))
 
     def tensors(self) -> Tensors:
-        """All that a saved state must hold."""
+        """All that a saved state must hold; asked for by all workers, given to rank 0 (see `gather_tensors`)."""
         tensors = {"model": self.model.state_dict(), "optimizer": flatten_optimizer(self.optimizer)}
         if self.average is not None:
             tensors["average"] = self.average.weights
         if self.objective.extra is not None:
             tensors["extra"] = self.objective.extra.state_dict()
-        return tensors
+        return {name: gather_tensors(part, self.workers) for name, part in tensors.items()}
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The model's weights as they stand; asked for by all workers, given to rank 0 (see `gather_tensors`)."""
+        return gather_tensors(self.model.state_dict(), self.workers)
 
     def restore(self, state: State) -> None:
         """Go on from a saved state of this stage."""
-        self.model.load_state_dict(state.tensors("model"))
+        self.model.load_state_dict(spread_tensors(state.tensors("model"), self.model.state_dict()))
         unflatten_optimizer(self.optimizer, state.tensors("optimizer"))
+        spread_optimizer(self.optimizer)
         if self.average is not None:
-            self.average.load(state.tensors("average"))
+            self.average.load(spread_tensors(state.tensors("average"), self.average.weights))
         if self.objective.extra is not None:
             self.objective.extra.load_state_dict(state.tensors("extra"))
 
@@ -141,7 +153,48 @@ class Stage:
         """The precision that the settings ask for."""
         if self.settings.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.workers.device.type, dtype=torch.bfloat16)
+        # Weights that are spread are not kept as they were cast either: they shall be here for a moment only.
+        return torch.autocast(self.workers.device.type, dtype=torch.bfloat16, cache_enabled=self.spread is None)
+
+    def _in_step(self, passes: Sequence[Batch]) -> list[Batch | None]:
+        """This worker's passes, and one for each that only other workers have.
+
+        FSDP wants all workers in every pass, with some batch to run the model on; so does an
+        objective that compares what all have, which runs on None.
+        """
+        if not self.objective.joint and self.spread is None:
+            return list(passes)
+        counts = self.workers.gather(len(passes))
+        missing: list[Batch | None] = [None] * (max(counts) - len(passes))
+        if self.spread is not None and min(counts) < max(counts):
+            first = next(batch for batches in self.workers.gather(list(passes[:1])) for batch in batches)
+            missing = [first for _ in missing]
+        return [*passes, *missing]
+
+    def _loss(self, batch: Batch | None, *, present: bool) -> Loss:
+        """The loss of a pass, or nothing for one in which the others' batches alone count."""
+        if batch is None:
+            return self.objective.absent(self.model)
+        batch = batch.to(self.workers.device)
+        if self.spread is None:
+            return self.objective.loss(self.model, batch)
+
+        def work() -> tuple[Tensor, dict[str, float]]:
+            if present:
+                loss = self.objective.loss(self.model, batch)
+                return loss.total, loss.facts
+            if self.objective.joint:
+                ran = self.model.embed_images(batch.stem_of(self.model)).sum()
+                return self.objective.absent(self.model).total + 0 * ran, {}
+            return 0 * self.objective.loss(self.model, batch).total, {}
+
+        return Loss(*self.spread.run(work))
+
+    def _clip(self, norm: float) -> float:
+        """Cut the gradient to this norm; the norm it had."""
+        if self.spread is None:
+            return float(torch.nn.utils.clip_grad_norm_(self.trained, norm))
+        return clip_spread_gradients(self.trained, norm, self.workers)
 
     def _seed(self, step: int, number: int) -> None:
         # Dropout depends on (seed, stage, step, rank, pass) alone: a resumed run draws what it would have drawn.

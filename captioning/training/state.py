@@ -1,8 +1,9 @@
 """Where a training run stands, on disk: weights, optimiser, averages, place in the data, history.
 
 A state is a folder below `OUTPUT/state`. Its `state.json` is written last and names its files with
-their sizes: a folder without one, or with a file of another size, does not count. Random numbers
-need no saving: every step seeds its own. States are written by a thread while training goes on.
+their sizes: a folder without one, or with a file of another size, does not count. No state is
+written over another that may be needed. Random numbers need no saving: every step seeds its own.
+States are written by a thread while training goes on.
 """
 
 import json
@@ -92,6 +93,19 @@ def newest_state(output: Location) -> State | None:
     return None
 
 
+def is_leftover(name: str) -> bool:
+    """Whether a file of this name is a temporary one of `Location.write_bytes`, which a kill has left behind."""
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def remove_leftovers(output: Location) -> None:
+    """Delete the temporary files that a killed run may have left among the states; no run may be under way."""
+    root = output / _FOLDER
+    for name in root.names():
+        if is_leftover(name):
+            (root / name).delete()
+
+
 def unusable(folder: Location, error: Exception) -> UsageError:
     """The error for a state that is complete and cannot be used all the same."""
     return UsageError(f"The saved state {folder} cannot be used ({error}). Delete it to go on from the one before.")
@@ -128,8 +142,8 @@ class StateWriter:
 
     def _write(self, progress: dict[str, Any], tensors: Tensors) -> None:
         try:
-            folder = self._output / _FOLDER / f"step-{progress['step']:08d}-{progress['stage']:02d}"
-            # A state of this name may be there, complete: it must not count while its files change.
+            folder = self._output / _FOLDER / _name(progress)
+            # One of this name is there only if it could not be used: it must not count while its files change.
             (folder / _MARKER).delete()
             sizes = {}
             for name, part in tensors.items():
@@ -137,15 +151,17 @@ class StateWriter:
                 (folder / f"{name}.safetensors").write_bytes(data)
                 sizes[f"{name}.safetensors"] = len(data)
             (folder / _MARKER).write_text(json.dumps({"files": sizes, "progress": progress}))
-            self._drop_old()
+            self._drop_others(folder.name)
         except BaseException as error:
             self._error = error
 
-    def _drop_old(self) -> None:
-        kept = {folder.name for folder in _folders(self._output)[-self._keep :]}
+    def _drop_others(self, newest: str) -> None:
+        """Delete old states, half-written ones, and those later than `newest`, which could not be used."""
+        states = [folder.name for folder in _folders(self._output) if folder.name <= newest]
+        kept = set(states[-self._keep :])
         root = self._output / _FOLDER
         for name in root.names():
-            if name.startswith("step-") and name not in kept:  # half-written ones too
+            if name.startswith("step-") and name not in kept:
                 _delete(root / name)
 
 
@@ -180,6 +196,12 @@ def unflatten_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, 
         number, _, key = name.partition(".")
         state.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _name(progress: Mapping[str, Any]) -> str:
+    """A state's name, later than those of the states before it. A step's state after validation has one of its own."""
+    judged = "-validated" if progress["validated_step"] == progress["step"] else ""
+    return f"step-{progress['step']:08d}-{progress['stage']:02d}{judged}"
 
 
 def _copy(value: Tensor) -> Tensor:

@@ -2,14 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 
 from captioning.captioner import Caption, Captioner
 from captioning.data.shards import Sample, ShardSet
-from captioning.decoding.search import Hypothesis, decode
 from captioning.decoding.settings import DecodingSettings
 from captioning.metrics.score import Scores, score_captions
 from captioning.training.batches import decode_sample, grouped, read_ahead
@@ -24,10 +21,6 @@ class Described:
     key: str
     references: tuple[str, ...]
     caption: Caption
-    ended: bool = True
-    """Whether the caption came to its end token; if not, it was cut at `max_new_tokens`."""
-    unknown: bool = False
-    """Whether the caption holds a token that stands for no word."""
 
 
 def describe(
@@ -70,9 +63,10 @@ def describe_each(
     done = 0
     for samples in read_ahead(lambda: grouped(_share(shards, split, workers, images), batch_size)):
         pixels = np.stack([decode_sample(sample, captioner.preprocess) for sample in samples])
-        features = _encode(captioner, pixels)
+        features = captioner.encode(pixels)
         for described, settings in zip(own, decodings, strict=True):
-            described += _say(captioner, samples, features, settings)
+            captions = captioner.caption_features(features, settings)
+            described += [Described(s.key, s.captions, caption) for s, caption in zip(samples, captions, strict=True)]
             done += len(samples)
             if tell:
                 tell(done)
@@ -86,40 +80,9 @@ def score(described: Sequence[Described], *, meteor: bool = False) -> Scores:
         {d.key: d.caption.text for d in described},
         {d.key: d.references for d in described},
         meteor=meteor,
-        unended={d.key for d in described if not d.ended},
-        unknown={d.key for d in described if d.unknown},
+        unended={d.key for d in described if not d.caption.ended},
+        unknown={d.key for d in described if d.caption.unknown},
     )
-
-
-@torch.inference_mode()
-def _encode(captioner: Captioner, pixels: np.ndarray[Any, Any]) -> Any:
-    with _autocast(captioner):
-        return captioner.model.encode(torch.from_numpy(pixels).to(captioner.model.device))
-
-
-@torch.inference_mode()
-def _say(captioner: Captioner, samples: Sequence[Sample], features: Any, settings: DecodingSettings) -> list[Described]:
-    """What the captioner says of the images of `features`, and how it came to its end."""
-    model, tokenizer = captioner.model, captioner.tokenizer
-    prompt = tokenizer.encode(settings.prompt) if settings.prompt else []
-    with _autocast(captioner):
-        stepper = model.stepper(features, prompt)
-        found = decode(stepper, settings, eos_id=tokenizer.eos_id, banned=tokenizer.banned_ids)
-    banned = frozenset(tokenizer.banned_ids)
-
-    def described(sample: Sample, hypotheses: list[Hypothesis]) -> Described:
-        best = hypotheses[0]
-        texts = tuple((tokenizer.decode([*prompt, *each.tokens]), each.score) for each in hypotheses)
-        caption = Caption(texts[0][0], best.score, best.num_tokens, texts)
-        # The end token is counted, and is not among the tokens.
-        ended = len(best.tokens) < best.num_tokens
-        return Described(sample.key, sample.captions, caption, ended, not banned.isdisjoint(best.tokens))
-
-    return [described(*pair) for pair in zip(samples, found, strict=True)]
-
-
-def _autocast(captioner: Captioner) -> torch.autocast:
-    return torch.autocast(captioner.model.device.type, dtype=torch.bfloat16, enabled=captioner.precision == "bf16")
 
 
 def _share(shards: ShardSet, split: str, workers: Workers, images: int | None) -> Iterator[Sample]:

@@ -1,12 +1,14 @@
 """The training processes as one: sums, broadcasts and gathers over torch.distributed, or nothing for one."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from captioning.errors import CaptioningError
 
 T = TypeVar("T")
 #: Gradients are summed in pieces of about this many numbers: few calls, little extra memory.
@@ -75,6 +77,19 @@ class Workers:
         box: list[Any] = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]  # type: ignore[no-any-return]
+
+    def once(self, make: Callable[[], T]) -> T:
+        """What `make` gives in rank 0, in every process; its `CaptioningError` is raised in all of them."""
+        made: tuple[T | None, CaptioningError | None] = (None, None)
+        if self.rank == 0:
+            try:
+                made = (make(), None)
+            except CaptioningError as error:
+                made = (None, error)
+        value, failure = self.broadcast(made)
+        if failure is not None:
+            raise failure
+        return value  # type: ignore[return-value]
 
     def gather(self, value: T) -> list[T]:
         """Every worker's `value`, by rank, in every process."""

@@ -80,7 +80,7 @@ def test_wrong_usage_ends_before_anything_is_written(recipe: Path, tmp_path: Pat
         (["--data", shards, "--set", "images_per_step=3"], "multiple of workers"),
         (["--data", shards, "--set", "validation.split=dev"], "dev"),
     ]:
-        write_tiny_shards(shards, {"train": 2, "val": 1})
+        write_tiny_shards(shards, {"train": 2, "val": 2})
         code, said = run("train", "--config", recipe, *arguments, "-o", output)
         assert code == 2, said
         assert expected in said
@@ -98,7 +98,7 @@ def test_wrong_usage_ends_before_anything_is_written(recipe: Path, tmp_path: Pat
 def test_what_only_the_workers_can_know_leaves_output_free(
     ray_local: None, recipe: Path, tmp_path: Path, wrong: str, said: str
 ) -> None:
-    write_tiny_shards(tmp_path / "shards", {"train": 2, "val": 1})
+    write_tiny_shards(tmp_path / "shards", {"train": 2, "val": 2})
     command = ["train", "--config", recipe, "--data", tmp_path / "shards", "-o", tmp_path / "run"]
     code, output = run(*command, "--set", wrong)
     assert code == 2
@@ -107,7 +107,7 @@ def test_what_only_the_workers_can_know_leaves_output_free(
 
 
 def test_a_folder_of_something_else_is_not_taken(recipe: Path, tmp_path: Path) -> None:
-    write_tiny_shards(tmp_path / "shards", {"train": 2, "val": 1})
+    write_tiny_shards(tmp_path / "shards", {"train": 2, "val": 2})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").write_text("dear diary")
     code, said = run("train", "--config", recipe, "--data", tmp_path / "shards", "-o", tmp_path / "mine")

@@ -22,10 +22,11 @@ from captioning.models.base import PAD_TARGET, CaptionModel, TeacherForced
 from captioning.training.batches import Batch
 from captioning.training.objectives.base import Loss, Objective
 from captioning.training.objectives.reward import CiderReward, Reward, train_frequencies
+from captioning.training.sharded import whole
 
 __all__ = ["SelfCritical", "SelfCriticalSettings", "train_frequencies"]
 
-#: Groups by length that samples are scored in.
+#: Groups by length that samples are scored in, as many whatever the number of images.
 _GROUPS = 4
 
 
@@ -115,7 +116,7 @@ class SelfCritical(Objective):
         # Captions of like length together: half of all places are pads where few captions are long.
         order = lengths.argsort(stable=True)
         found = []
-        for rows in order.chunk(_GROUPS):
+        for rows in order.tensor_split(min(_GROUPS, self.settings.samples)):
             group = captions[rows, : int(lengths[rows[-1]])]
             found.append(per_caption(self._token_log_probs(model(features, group, images[rows]), group), group))
         return torch.cat(found)[order.argsort()]
@@ -130,7 +131,7 @@ class SelfCritical(Objective):
         return -functional.cross_entropy(logits, captions[captions != PAD_TARGET], reduction="none")
 
     def _sample(self, model: CaptionModel, features: object) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), whole(model):
             sampled = sample(
                 model.stepper(features),
                 count=self.settings.samples,
@@ -140,7 +141,7 @@ class SelfCritical(Objective):
                 temperature=self.settings.temperature,
                 pad=PAD_TARGET,
             )
-        # Autocast keeps the weights that it has cast, these without a way back to their gradients.
+        # Before 2026 PyTorch's autocast kept these weights as it had cast them, without a way to their gradients.
         torch.clear_autocast_cache()
         return sampled
 

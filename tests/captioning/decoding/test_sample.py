@@ -94,6 +94,7 @@ def test_the_same_seed_gives_the_same_captions() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_logits_that_are_no_numbers_are_refused(value: float) -> None:
     stepper = TableStepper.random(3, 5, seed=5)
+    stepper.first[:, 0] = -50
     stepper.table[1, :, :, 3] = value
     with pytest.raises(LogitsError, match="image 1 "):
         draw(stepper, 4, max_new_tokens=3)
