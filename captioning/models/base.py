@@ -91,9 +91,9 @@ class CaptionModel(nn.Module, ABC):
         `said` (N, T), in the place of `captions`, is what is read before each target.
         """
 
-    def read_text(self, captions: Tensor) -> TeacherForced:  # noqa: ARG002
-        """Score captions (N, T) without any image, the decoder being a language model. Raises `SettingsError`."""
-        raise SettingsError(f"model.kind {self.settings.kind} has no language model of its own to train on text.")
+    @abstractmethod
+    def read_text(self, captions: Tensor) -> TeacherForced:
+        """Score captions (N, T) without any image, the decoder being a language model."""
 
     def embed_images(self, stem: Tensor) -> Tensor:  # noqa: ARG002
         """The images' embeddings (B, D), which contrastive training compares with text. Raises `SettingsError`."""

@@ -115,11 +115,8 @@ class CnnLstm(CaptionModel):
     ) -> TeacherForced:
         """Score `captions` (N, T) of the `images` (N,) by teacher forcing, `said` (N, T) being read in their place."""
         asked = captions != PAD_TARGET
-        read = captions if said is None else said
-        # The one place where inputs and targets part by one token.
-        start = captions.new_full((len(captions), 1), self.bos_id)
-        inputs = torch.cat([start, read[:, :-1]], dim=1)[asked]
-        states = self._recur(self.dropout(self.embed(inputs)), features.pooled, images, asked)
+        words = self.dropout(self.embed(self._inputs(captions if said is None else said)[asked]))
+        states = self._recur(words, features.pooled, images, asked)
         looked, penalty = None, None
         if self.attend is not None:
             queries = self.attend.ask(states)
@@ -131,6 +128,14 @@ class CnnLstm(CaptionModel):
             if self.settings.attention_penalty:
                 penalty = self._coverage_penalty(weights, asked)
         return TeacherForced(self._logits(self._speak(states, looked)), penalty)
+
+    def read_text(self, captions: Tensor) -> TeacherForced:
+        """Score `captions` (N, T) without images: the LSTM attends to nothing, and sees a vector of zeros."""
+        asked = captions != PAD_TARGET
+        words = self.dropout(self.embed(self._inputs(captions)[asked]))
+        nothing = self.bias.new_zeros(1, self.settings.hidden_size)
+        states = self._recur(words, nothing, captions.new_zeros(len(captions)), asked)
+        return TeacherForced(self._logits(self._speak(states, None)))
 
     def stepper(self, features: Features, prompt: list[int] | None = None) -> "LstmStepper":
         """Decode the images of `features`, each caption going on from `prompt`."""
@@ -154,6 +159,10 @@ class CnnLstm(CaptionModel):
         self.embed.num_embeddings = size
         self.bias = nn.Parameter(torch.cat([self.bias, self.bias.mean().expand(more)]))
         self.vocab_size = size
+
+    def _inputs(self, read: Tensor) -> Tensor:
+        # The one place where inputs and targets part by one token.
+        return torch.cat([read.new_full((len(read), 1), self.bos_id), read[:, :-1]], dim=1)
 
     def _recur(self, words: Tensor, pooled: Tensor, images: Tensor, asked: Tensor) -> Tensor:
         """The LSTM's states (K, H) at `words` (K, E), the tokens read caption by caption where `asked` (N, T)."""

@@ -56,7 +56,6 @@ class Packing:
     answers: Tensor
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def pack(
     lengths: Sequence[int],
     heads: Sequence[int],

@@ -24,7 +24,8 @@ def draw_curves(history: Sequence[Mapping[str, Any]]) -> bytes | None:
         scores.plot([r["step"] for r in validations], [r[name] for r in validations], marker="o", label=label)
     scores.set(title="validation", xlabel="step")
     if validations:
-        scores.legend()
+        # Scores rise; and the best place takes long to find among many.
+        scores.legend(loc="lower right")
     rate.plot([r["step"] for r in steps], [r["lr"] for r in steps], color="tab:green", linewidth=1)
     rate.set(title="learning rate", xlabel="step")
     for axes in (loss, scores, rate):

@@ -130,10 +130,13 @@ class History:
         self.records = records
         self._output = output
         self._report = report
-        self._board = _board(output, records) if tensorboard else None
+        self._tensorboard = tensorboard
+        self._board: Any = None
 
     def add(self, record: dict[str, Any]) -> None:
         """Take in a record and write all of them down."""
+        if self._tensorboard and self._board is None:
+            self._board = _board(self._output, self.records)
         self.records.append(record)
         self.write()
         if self._report is not None:

@@ -62,6 +62,7 @@ class TrainingRun:
         self.decoding = parts.decoding
         self.progress = Progress()
         self._report = report
+        self._history = self._new_history()
         self._notes = notes
         self._window = Window()
         self._make = StageMaker(settings, parts, shards, output, self.workers)
@@ -83,12 +84,7 @@ class TrainingRun:
         """
         state = self.workers.once(self._saved)
         self.progress = Progress() if state is None else state.progress
-        self._history = History(
-            self.output,
-            self.progress.history,
-            report=self._report,
-            tensorboard=self.settings.tensorboard and self.workers.rank == 0,
-        )
+        self._history = self._new_history()
         if state is not None and self.workers.rank == 0:
             # What was recorded behind the state will be done again.
             self._history.write()
@@ -127,6 +123,11 @@ class TrainingRun:
         self.model = stage.model
         self._window.rest()
         return stage
+
+    def _new_history(self) -> History:
+        """Where what happens from here on is recorded, behind what `progress` has of it."""
+        records, tensorboard = self.progress.history, self.settings.tensorboard
+        return History(self.output, records, report=self._report, tensorboard=tensorboard)
 
     def _saved(self) -> State | None:
         """The state to go on from, what a kill has left half done put right."""
@@ -187,7 +188,7 @@ class TrainingRun:
     def validate(self, stage: Stage) -> float:
         """Judge the model, keep the best weights, and say whether the stage is to end; the score."""
         settings, progress = stage.settings.validation, self.progress
-        with swapped(stage.model, stage.average.weights if stage.average else None):
+        with swapped(stage.model, stage.judged_weights()):
             figures, samples = self._judge(stage)
             mark = figures["cider_d"] if stage.objective.judged_by_captions else figures["score"]
             better = progress.stage_best_score is None or mark > progress.stage_best_score

@@ -93,11 +93,9 @@ class StageMaker:
     def check(self, number: int) -> None:
         """Raise `SettingsError` if stage `number` asks for another model, or for what the model has not."""
         model = self.model(number, None).eval()
-        objective, size = self._stages[number].objective, self._parts.preprocess.size
-        if objective == "contrastive":
+        size = self._parts.preprocess.size
+        if self._stages[number].objective == "contrastive":
             model.embed_images(model.stem(torch.zeros(1, size, size, 3, dtype=torch.uint8)))
-        elif objective == "language_model":
-            model.read_text(torch.tensor([[self._parts.tokenizer.eos_id]]))
 
     def steps(self, settings: TrainSettings) -> int:
         """Optimiser steps of a stage."""

@@ -62,14 +62,23 @@ def schedule_factor(settings: OptimSettings, step: int, total_steps: int) -> flo
     return 1.0
 
 
+def trained_weights(model: CaptionModel) -> dict[str, Tensor]:
+    """Copies of the weights that learn, by name."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def mixed(weights: Mapping[str, Tensor], others: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """The `weights` with a share of those `others` mixed in, by name."""
+    return {name: weight + share * (others[name] - weight) for name, weight in weights.items()}
+
+
 class WeightAverage:
     """Exponential moving average of the trained weights (Polyak & Juditsky 1992), short-sighted at first."""
 
     def __init__(self, model: CaptionModel, decay: float) -> None:
         self._decay = decay
-        self.weights = {
-            name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad
-        }
+        self.weights = trained_weights(model)
 
     @torch.no_grad()
     def update(self, model: CaptionModel, step: int) -> None:
@@ -88,9 +97,9 @@ class WeightAverage:
 class swapped:
     """Give the model other weights for a while."""
 
-    def __init__(self, model: CaptionModel, weights: Mapping[str, Tensor] | None) -> None:
+    def __init__(self, model: CaptionModel, weights: Mapping[str, Tensor]) -> None:
         self._model = model
-        self._weights = weights or {}
+        self._weights = weights
         self._own: dict[str, Tensor] = {}
 
     def __enter__(self) -> None:

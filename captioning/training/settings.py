@@ -73,6 +73,10 @@ class OptimSettings:
     ema_decay: _Share | None = 0.995
     """Decay of the moving average of the weights that is validated and saved; null: the weights themselves."""
 
+    start_share: _Share = 0.0
+    """How much of what is validated and saved is what the stage began with, the rest being what it has learned. The two
+    averaged know more than either where a stage learns from few images (WiSE-FT, Wortsman et al. 2022)."""
+
 
 @settings
 class ValidationSettings:

@@ -47,10 +47,11 @@ class Spread:
             for part in chain:
                 fully_shard(part, mesh=mesh)
         fully_shard(self._root, mesh=mesh, reshard_after_forward=False)
-        # A step's gradient is the sum of what the workers found.
-        _fsdp(self._root).set_gradient_divide_factor(1.0)
-        _fsdp(self._root).set_force_sum_reduction_for_comms(True)
         self._parts = [_fsdp(part) for chain in chains for part in chain]
+        for module in (_fsdp(self._root), *self._parts):
+            # A step's gradient is the sum of what the workers found, not their mean; each module goes by its own word.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
         for chain in chains:
             before: nn.Module = self._root
             for part in chain:

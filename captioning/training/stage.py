@@ -19,7 +19,7 @@ from captioning.training.batches import Batch, BatchMaker, grouped, read_ahead
 from captioning.training.compiled import compile_model
 from captioning.training.figures import StepFacts
 from captioning.training.objectives.base import Loss, Objective
-from captioning.training.optim import WeightAverage, make_optimizer, schedule_factor
+from captioning.training.optim import WeightAverage, make_optimizer, mixed, schedule_factor, trained_weights
 from captioning.training.settings import TrainSettings
 from captioning.training.sharded import Spread, clip_spread_gradients, gather_tensors, spread_optimizer, spread_tensors
 from captioning.training.sources import Source
@@ -63,6 +63,7 @@ class Stage:
                 group["foreach"] = False
         decay = settings.optim.ema_decay
         self.average = None if decay is None else WeightAverage(model, decay)
+        self._start = trained_weights(model) if settings.optim.start_share else {}
         self.per_worker = settings.images_per_step // workers.world
         self.steps_per_epoch = source.steps(source.size, self.per_worker, workers.world)
         self.total_steps = self.steps_per_epoch * settings.epochs
@@ -131,9 +132,18 @@ class Stage:
         tensors = {"model": self.model.state_dict(), "optimizer": flatten_optimizer(self.optimizer)}
         if self.average is not None:
             tensors["average"] = self.average.weights
+        if self._start:
+            tensors["start"] = self._start
         if self.objective.extra is not None:
             tensors["extra"] = self.objective.extra.state_dict()
         return {name: gather_tensors(part, self.workers) for name, part in tensors.items()}
+
+    def judged_weights(self) -> Mapping[str, Tensor]:
+        """Those of the weights that are other than the model's own when it is validated and saved."""
+        share = self.settings.optim.start_share
+        if not share:
+            return {} if self.average is None else self.average.weights
+        return mixed(trained_weights(self.model) if self.average is None else self.average.weights, self._start, share)
 
     def weights(self) -> Mapping[str, Tensor]:
         """The model's weights as they stand; asked for by all workers, given to rank 0 (see `gather_tensors`)."""
@@ -146,6 +156,8 @@ class Stage:
         spread_optimizer(self.optimizer)
         if self.average is not None:
             self.average.load(spread_tensors(state.tensors("average"), self.average.weights))
+        for name, value in spread_tensors(state.tensors("start"), self._start).items() if self._start else ():
+            self._start[name].copy_(value)
         if self.objective.extra is not None:
             self.objective.extra.load_state_dict(state.tensors("extra"))
 

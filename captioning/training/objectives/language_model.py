@@ -1,4 +1,4 @@
-"""GPT-2 as a language model: cross entropy of captions without their images."""
+"""The decoder as a language model: cross entropy of captions without their images."""
 
 import math
 

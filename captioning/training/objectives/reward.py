@@ -39,7 +39,12 @@ class Reward(Protocol):
 
 
 class CiderReward:
-    """CIDEr-D in 0..10, with a share of sentence BLEU-4 if asked for.
+    """CIDEr-D in 0..10, with a share of sentence BLEU-4 if asked for, less what fits another image as well.
+
+    With a `between_weight`, that many times the CIDEr-D with the captions of that other image of the
+    call which it fits best are taken off: what can be said of many photos pays less ("CIDErBtw", Wang
+    et al. 2020, "Compare and Reweight"; there the mean over images that a retrieval model finds
+    alike). By CIDEr-D alone training becomes vague.
 
     The end of a caption counts as a word, of the references too. Without it captions that stop in
     the midst ("a man in a blue shirt and a") score up to 4 points more than whole ones, and
@@ -51,9 +56,12 @@ class CiderReward:
     the first `kept_images` images met are kept: some 20 kB each.
     """
 
-    def __init__(self, scorer: CiderD, *, bleu_weight: float = 0.0, kept_images: int = 10_000) -> None:
+    def __init__(
+        self, scorer: CiderD, *, bleu_weight: float = 0.0, between_weight: float = 0.0, kept_images: int = 10_000
+    ) -> None:
         self._scorer = scorer
         self._bleu_weight = bleu_weight
+        self._between_weight = between_weight
         self._kept_images = kept_images
         self._kept: dict[str, _References] = {}
 
@@ -63,7 +71,10 @@ class CiderReward:
         """As `Reward` says."""
         images = [self._references(key, texts) for key, texts in zip(keys, references, strict=True)]
         return torch.tensor(
-            [[self._worth(text, image) for text in texts] for texts, image in zip(candidates, images, strict=True)]
+            [
+                [self._worth(text, image, images) for text in texts]
+                for texts, image in zip(candidates, images, strict=True)
+            ]
         )
 
     def _references(self, key: str, texts: Sequence[str]) -> "_References":
@@ -74,13 +85,18 @@ class CiderReward:
                 self._kept[key] = kept
         return kept
 
-    def _worth(self, text: str | None, image: "_References") -> float:
+    def _worth(self, text: str | None, image: "_References", images: Sequence["_References"]) -> float:
         if text is None:
             return 0.0
         words = _words(text)
         if stutters(words):
             return 0.0
-        worth = self._scorer.score_vector(self._scorer.vector(words), image.vectors)
+        vector = self._scorer.vector(words)
+        worth = self._scorer.score_vector(vector, image.vectors)
+        if self._between_weight:
+            others = (self._scorer.score_vector(vector, other.vectors) for other in images if other is not image)
+            # No less than nothing: nor may it pay to be cut off.
+            worth = max(worth - self._between_weight * max(others, default=0.0), 0.0)
         if image.bleu is not None:
             worth += self._bleu_weight * image.bleu.score(words)
         return worth

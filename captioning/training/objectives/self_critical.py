@@ -48,6 +48,10 @@ class SelfCriticalSettings:
     bleu_weight: Annotated[float, Ge(0)] = 0.0
     """Points of reward for a sentence BLEU-4 of 1, beside CIDEr-D in 0 to 10."""
 
+    between_weight: Annotated[float, Ge(0)] = 0.0
+    """How many times the CIDEr-D of a caption with that other image of its pass which it fits best is taken off its
+    reward, against captions that fit many photos. 0.3 to 1; needs `images_per_pass` of 8 or more."""
+
     cross_entropy_weight: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     """Share of the plain loss on people's captions that is kept in, against captions that drift from theirs."""
 
@@ -73,7 +77,9 @@ class SelfCritical(Objective):
     ) -> None:
         self.settings = settings
         self.max_new_tokens = settings.max_new_tokens or max_new_tokens
-        self.reward: Reward = CiderReward(scorer, bleu_weight=settings.bleu_weight)
+        self.reward: Reward = CiderReward(
+            scorer, bleu_weight=settings.bleu_weight, between_weight=settings.between_weight
+        )
         self._tokenizer = tokenizer
 
     def units(self, batch: Batch) -> int:

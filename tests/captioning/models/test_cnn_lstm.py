@@ -37,6 +37,20 @@ def test_the_stepper_gives_the_logits_of_teacher_forcing(attention: bool) -> Non
     torch.testing.assert_close(stepped, logits, rtol=1e-4, atol=1e-4)
 
 
+def test_text_is_read_without_an_image() -> None:
+    """As where nothing is seen: no attention, and an image's vector of zeros."""
+    model = tiny_model(tiny_settings(attention=False))
+    empty = model.encode(pixels(1))
+    blind = type(empty)(empty.keys, empty.values, torch.zeros_like(empty.pooled))
+    expected = model(blind, CAPTIONS, torch.zeros_like(IMAGES)).logits
+    torch.testing.assert_close(model.read_text(CAPTIONS).logits, expected)
+
+    attentive = tiny_model(tiny_settings(attention=True))
+    attentive.read_text(CAPTIONS).logits.sum().backward()
+    taught = {name.split(".")[0] for name, weight in attentive.named_parameters() if weight.grad is not None}
+    assert taught == {"embed", "initial", "lstm", "speak", "bias"}
+
+
 @torch.no_grad()
 def test_a_prompt_is_where_decoding_goes_on() -> None:
     model = tiny_model()

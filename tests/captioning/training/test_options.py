@@ -83,17 +83,24 @@ class TestLoss:
         functional.cross_entropy(scored.logits, targets, label_smoothing=0.2).backward()
         assert same(found, {n: p.grad for n, p in made.model.named_parameters() if p.grad is not None})
         # What is told is the plain loss.
-        assert facts.loss == pytest.approx(float(functional.cross_entropy(scored.logits, targets)), rel=1e-5)
+        assert facts.loss == pytest.approx(functional.cross_entropy(scored.logits, targets).item(), rel=1e-5)
         assert not same(found, gradients(stage(*EXACT, "model.attention_penalty=0"), passes))
 
     def test_attention_penalty(self, stage: Any) -> None:
-        plain, with_term = (stage(*EXACT, f"model.attention_penalty={weight}") for weight in (0, 0.7))
+        # Of 32 pixels there is one cell, at which all is looked at once.
+        cells = (*EXACT, "preprocess.size=64")
+        plain, with_term = (stage(*cells, f"model.attention_penalty={weight}") for weight in (0, 0.7))
+        for made in (plain, with_term):
+            with torch.no_grad():
+                # At random, all cells are looked at alike.
+                made.model.attend.query.weight.mul_(20)
+                made.model.attend.keys_values.weight.mul_(20)
         batch = first(plain)[0]
         losses = [made.objective.loss(made.model, batch) for made in (plain, with_term)]
         model = with_term.model
         term = model(batch.features(model), batch.captions, batch.images).penalty.sum()
-        assert float(term) > 1e-3
-        assert float(losses[1].total - losses[0].total) == pytest.approx(float(term), rel=1e-3)
+        assert term.item() > 0.1
+        assert (losses[1].total - losses[0].total).item() == pytest.approx(term.item(), rel=1e-3)
         assert losses[1].facts == pytest.approx(losses[0].facts)
         assert not same(gradients(plain, [batch]), gradients(with_term, [batch]))
 
@@ -140,12 +147,13 @@ class TestScheduledSampling:
             made.model.bias[strange] = 1e4
         passes = first(made)
         words = sum(batch.num_targets for batch in passes)
-        for step, share in ((0, 0.0), (100, 0.15), (200, 0.3), (400, 0.6)):
-            assert made.total_steps == 400
+        assert made.total_steps == 400
+        # Twelve steps, of which each draws anew, from the first or the last of them on.
+        for step, share in ((0, 0.0), (100, 0.15), (200, 0.3), (388, 0.6)):
             replaced = 0
             for again in range(12):
                 read.clear()
-                made.step(passes, min(step + again, 399))
+                made.step(passes, step + again)
                 for batch, said in zip(passes, [given for given in read if given is not None], strict=False):
                     replaced += int((said == strange).sum())
                     kept = said != strange
@@ -167,9 +175,9 @@ class TestScheduledSampling:
         assert torch.equal(said == PAD_TARGET, batch.captions == PAD_TARGET)
         scored = made.model(features, batch.captions, batch.images, said)
         expected, plain = cross_entropy_sum(scored, batch.captions, label_smoothing=0.0)
-        assert float(found.total) == pytest.approx(float(expected), rel=1e-5)
-        assert found.facts["loss"] == pytest.approx(float(plain), rel=1e-5)
-        assert float(found.total) != pytest.approx(float(CrossEntropy().loss(made.model, batch).total), rel=1e-5)
+        assert found.total.item() == pytest.approx(expected.item(), rel=1e-5)
+        assert found.facts["loss"] == pytest.approx(plain.item(), rel=1e-5)
+        assert found.total.item() != pytest.approx(CrossEntropy().loss(made.model, batch).total.item(), rel=1e-5)
 
     def test_guesses_are_drawn_from_what_the_model_would_say(self, stage: Any) -> None:
         model = stage(*EXACT).model.eval()
@@ -209,21 +217,21 @@ class TestOptimiser:
         made = stage("optim={lr: 0.01, encoder_lr: 1.0e-30, weight_decay: 0, warmup_steps: 0}")
         before = copied(made.model.state_dict())
         made.step(first(made), 3)
-        changed = {name for name, value in made.model.state_dict().items() if not value.equal(before[name])}
-        assert "embed.weight" in changed
-        assert not any(name.startswith("encoder.") for name in changed)
+        changes = {name: (value - before[name]).abs().max().item() for name, value in made.model.state_dict().items()}
+        assert changes["embed.weight"] > 1e-3
+        assert max(change for name, change in changes.items() if name.startswith("encoder.")) < 1e-25
 
     @pytest.mark.parametrize(
         ("schedule", "expected"),
         [
             ("cosine", [0.2, 0.4, 0.6, 0.8, 1, 0.75, 0.5, 0.25]),
-            ("linear", [0.2, 0.4, 0.6, 0.8, 1, 2 / 3, 1 / 3]),
-            ("constant", [0.2, 0.4, 0.6, 0.8, 1, 1, 1]),
+            ("linear", [0.2, 0.4, 0.6, 0.8, 1, 0.75, 0.5, 0.25]),
+            ("constant", [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1]),
         ],
     )
     def test_warm_up_and_schedule(self, schedule: Any, expected: list[float]) -> None:
         settings = OptimSettings(warmup_steps=4, schedule=schedule)
-        total = 7 if schedule != "cosine" else 10
+        total = 8 if schedule != "cosine" else 10
         found = [schedule_factor(settings, step, total) for step in range(total)]
         if schedule == "cosine":
             # At a third, a half and two thirds of what comes after the warm-up.
@@ -422,7 +430,7 @@ class TestViews:
 
         def told(*args: Any, **more: Any) -> Any:
             for sample in epoch_samples(*args, **more):
-                yield Sample(sample.key, sample.image, ("a square on the left", *sample.captions))
+                yield Sample(sample.key, sample.image, ("a square on the left", *sample.captions), sample.split)
 
         monkeypatch.setattr(sources, "epoch_samples", told)
         plain = self.plain(shards)

@@ -281,6 +281,23 @@ def test_bleu_adds_to_the_reward() -> None:
     assert 0 <= more[1] - plain[1] < 0.7
 
 
+def test_what_fits_another_image_earns_less() -> None:
+    references = (*REFERENCES, ("a red kite at the top",))
+    texts = [["a red square at the top", "the square"], ["two dogs run", "a red kite"], ["a red kite", None]]
+    plain = CiderReward(SQUARES)(["x", "y", "z"], texts, references)
+    less = CiderReward(SQUARES, between_weight=0.5)(["x", "y", "z"], texts, references)
+
+    def words(text: str) -> list[str]:
+        return [*text.split(), END]
+
+    kite = SQUARES.score(words("a red square at the top"), [words(references[2][0])])
+    assert kite > 0.1
+    assert less[0, 0] == pytest.approx(float(plain[0, 0]) - 0.5 * kite)
+    # Of the two dogs nobody else speaks; never less than a caption that was cut.
+    assert less[1].tolist() == [plain[1, 0], 0]
+    assert less[2, 1] == 0
+
+
 def test_the_references_of_few_images_are_kept_and_rewards_do_not_depend_on_it() -> None:
     texts = [["a red square", "two dogs sit"], ["a red square", "two dogs"]]
     bounded, whole = CiderReward(SQUARES, kept_images=1), CiderReward(SQUARES)

@@ -135,14 +135,11 @@ def test_tune_makes_no_other_model(shards: ShardSet, tmp_path: Path, tune: str) 
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("objective", "said"), [("contrastive", "no image embedding"), ("language_model", "no language model")]
-)
 def test_an_objective_that_the_model_cannot_have_is_refused_before_the_first_stage(
-    shards: ShardSet, tmp_path: Path, objective: str, said: str
+    shards: ShardSet, tmp_path: Path
 ) -> None:
-    with pytest.raises(SettingsError, match=said):
-        start(recipe(f"stages=[{{epochs: 1}}, {{objective: {objective}}}]"), shards, tmp_path)
+    with pytest.raises(SettingsError, match="no image embedding"):
+        start(recipe("stages=[{epochs: 1}, {objective: contrastive}]"), shards, tmp_path)
 
 
 class TestBeforeThereAreCaptions:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from captioning import captioner as captioner_module
 from captioning.captioner import Captioner, load_captioner
 from captioning.data.shards import ShardSet, iterate_shard
 from captioning.decoding.search import decode
-from captioning.training import validation
 from captioning.training.validation import Described, describe, describe_each, score
 from captioning.training.workers import Workers
 from tests.tiny import save_tiny_captioner, write_tiny_shards
@@ -106,10 +106,10 @@ def test_a_caption_that_is_cut_is_known_and_counted(captioner: Captioner, shards
     without = dataclasses.replace(with_end, min_new_tokens=3)
     captioner.model.bias.data[captioner.tokenizer.eos_id] += 1000
     captioner.decoding = with_end
-    assert all(each.ended and each.caption.num_tokens == 1 for each in describe(captioner, shards, "val"))
+    assert all(each.caption.ended and each.caption.num_tokens == 1 for each in describe(captioner, shards, "val"))
     captioner.decoding = without
     cut = describe(captioner, shards, "val")
-    assert all(not each.ended and each.caption.num_tokens == 3 for each in cut)
+    assert all(not each.caption.ended and each.caption.num_tokens == 3 for each in cut)
     assert score(cut).truncated == 11
 
 
@@ -118,20 +118,25 @@ def test_an_unknown_word_is_known_and_counted(
 ) -> None:
     tokenizer: Any = captioner.tokenizer
     captioner.model.bias.data[tokenizer.unk_id] += 1000
-    assert not any(each.unknown for each in describe(captioner, shards, "val"))
+    assert not any(each.caption.unknown for each in describe(captioner, shards, "val"))
 
     def decode_all(stepper: Any, settings: Any, *, eos_id: int, banned: Any) -> Any:
         return decode(stepper, settings, eos_id=eos_id, banned=())
 
-    monkeypatch.setattr(validation, "decode", decode_all)
+    monkeypatch.setattr(captioner_module, "decode", decode_all)
     said = describe(captioner, shards, "val")
-    assert all(each.unknown for each in said)
+    assert all(each.caption.unknown for each in said)
     assert score(said).unknown == 11
 
 
 def test_score_takes_flaws_from_what_was_described(captioner: Captioner, shards: ShardSet) -> None:
     described = describe(captioner, shards, "val")
-    plain = [dataclasses.replace(each, ended=True) for each in described]
-    flawed: list[Described] = [dataclasses.replace(plain[0], unknown=True), *plain[1:]]
-    assert score(plain).unknown == 0
-    assert score(flawed).unknown == 1
+    plain = [with_flaws(each, ended=True, unknown=False) for each in described]
+    flawed = [with_flaws(plain[0], ended=False, unknown=False), with_flaws(plain[1], ended=True, unknown=True)]
+    assert (score(plain).truncated, score(plain).unknown) == (0, 0)
+    assert (score([*flawed, *plain[2:]]).truncated, score([*flawed, *plain[2:]]).unknown) == (1, 1)
+
+
+def with_flaws(described: Described, *, ended: bool, unknown: bool) -> Described:
+    caption = dataclasses.replace(described.caption, ended=ended, unknown=unknown)
+    return dataclasses.replace(described, caption=caption)

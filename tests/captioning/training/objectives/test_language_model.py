@@ -1,4 +1,4 @@
-"""Training GPT-2 on captions alone: its loss, and the perplexity that it is judged by."""
+"""Training a decoder on captions alone: its loss, and the perplexity that it is judged by."""
 
 import math
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from captioning.errors import SettingsError
 from captioning.models.base import Vocabulary
 from captioning.models.clip_gpt2 import ClipGpt2
 from captioning.training.batches import Batch
@@ -14,7 +13,7 @@ from captioning.training.objectives.language_model import LanguageModel
 from captioning.training.objectives.token_rows import token_rows
 from captioning.training.workers import Workers
 from tests.captioning.models.clips import tiny
-from tests.tiny import CAPTIONS, PREPROCESS, tiny_model, tiny_tokenizer, write_tiny_shards
+from tests.tiny import CAPTIONS, PREPROCESS, tiny_tokenizer, write_tiny_shards
 
 TOKENIZER = tiny_tokenizer()
 
@@ -77,8 +76,3 @@ def test_training_makes_the_captions_likely(tmp_path: Path) -> None:
     assert before > 10
     # A colour of four and a place of two in seven words and an end: 8 ** (1 / 8) = 1.3 at best.
     assert 1.25 < after < 1.5
-
-
-def test_a_model_without_a_language_model_is_refused() -> None:
-    with pytest.raises(SettingsError, match="cnn_lstm has no language model"):
-        LanguageModel(TOKENIZER, split="val", max_tokens=12).loss(tiny_model(), text(CAPTIONS))
