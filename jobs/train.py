@@ -33,7 +33,7 @@ def train(
     from captioning.data.shards import ShardSet
     from captioning.errors import UsageError
     from captioning.storage import Location
-    from captioning.training.output import check, is_finished
+    from captioning.training.output import alone, check, is_finished
     from captioning.training.settings import TrainSettings
 
     text, where = read_config(config)
@@ -48,7 +48,8 @@ def train(
     if is_finished(place):
         print(f"This run is finished: its captioner is {place / 'best'}. Nothing to do.")
         return
-    _run(settings, place, shards)
+    with alone(place):
+        _run(settings, place, shards)
 
 
 def _check_splits(shards: Any, validation: str) -> None:

@@ -1,8 +1,12 @@
 """A training run's OUTPUT: whose it is, whether it is done, and the tokenizer that all its parts share."""
 
+import fcntl
 import hashlib
 import json
+import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +64,24 @@ def claim(output: Location, settings: TrainSettings, shards: ShardSet, tokenizer
         (output / RUN).write_text(json.dumps(_identity(settings, shards), indent=2, ensure_ascii=False) + "\n")
     if kept_tokenizer(output) is None:
         _keep_tokenizer(output, tokenizer)
+
+
+@contextmanager
+def alone(output: Location) -> Iterator[None]:
+    """Keep other trainings of this machine and user out of `output`. Raises `RunConflictError` if there is one.
+
+    Two would write each other's states. The lock goes with the process that holds it, however that ends.
+    """
+    name = hashlib.sha256(str(output).encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"captioning-train-{os.getuid()}-{name}.lock"
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunConflictError(
+                f"A training is under way in {output}. Wait for it, stop it, or choose another OUTPUT."
+            ) from error
+        yield
 
 
 def is_finished(output: Location) -> bool:
