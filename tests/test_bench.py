@@ -1,6 +1,7 @@
 """What the benchmark makes of its timings. The programs that it times are not run here."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,16 @@ from rich.console import Console
 
 from captioning.errors import InputError
 from tests.benchmarks.photos import collect_photos
-from tests.benchmarks.results import conditions, make_table, ratios, steady_rate, summarise
+from tests.benchmarks.results import (
+    conditions,
+    make_table,
+    make_training_table,
+    ratios,
+    steady_rate,
+    summarise,
+    training_costs,
+)
+from tests.benchmarks.training import make_shards, measure_worker
 
 
 def run(number: int, seconds: float, steady: float | None, same: int = 100) -> dict[str, Any]:
@@ -35,6 +45,18 @@ CEILINGS = [
 DECODING = [
     {"round": 0, "beams": beams, "images": 32, "ours_seconds": ours, "generate_seconds": 6.0, "same_tokens": 32}
     for beams, ours in ((1, 3.0), (5, 4.0))
+]
+
+
+def turn(case: str, workers: int, seconds: float, memory: float, cpu: float = 12.0) -> dict[str, Any]:
+    ways = {"seconds": seconds, "memory_seconds": memory, "cpu_seconds": cpu, "cpu_memory_seconds": 10.0}
+    return {"case": case, "workers": workers, "images": 100, **ways}
+
+
+TRAINING = [
+    *(turn("cached", 1, 10.0 * slow, 8.0 * slow) for slow in (1, 2, 3)),
+    *(turn("cached", 2, seconds, 4.0) for seconds in (4.0, 4.4, 9.0)),
+    turn("streaming", 2, 4.12, 4.0, cpu=10.3),
 ]
 
 
@@ -70,6 +92,40 @@ def test_the_table_has_a_line_for_everything() -> None:
     text = file.getvalue()
     for words in ("jobs caption", "Ray Data", "DataLoader", "ceiling", "beam 1", "beam 5", "99 of 100", "32 of 32"):
         assert words in text
+
+
+def test_the_cost_of_input_is_told_by_workers_and_the_greatest_counts() -> None:
+    found = training_costs(TRAINING)
+    assert found["train_cached_vs_memory_workers_1"] == pytest.approx(1.25)
+    assert found["train_cached_vs_memory_workers_2"] == pytest.approx(1.1)
+    assert found["train_cached_vs_memory"] == pytest.approx(1.25)
+    assert found["train_streaming_vs_memory"] == pytest.approx(1.03)
+    assert found["train_cached_vs_memory_cpu_workers_2"] == pytest.approx(1.2)
+    assert "train_streaming_vs_memory_workers_1" not in found
+
+
+def test_a_slow_hour_of_the_machine_is_no_cost() -> None:
+    turns = [turn("cached", 1, 10.0, 10.0), turn("cached", 1, 30.0, 30.0), turn("cached", 1, 11.0, 10.0)]
+    assert training_costs(turns)["train_cached_vs_memory"] == pytest.approx(1.0)
+
+
+def test_the_table_of_training_has_a_line_for_each_case() -> None:
+    file = io.StringIO()
+    Console(file=file, width=140).print(make_training_table(TRAINING))
+    lines = [line for line in file.getvalue().splitlines() if "kept features" in line or "streamed images" in line]
+    assert [line.split("│")[2].strip() for line in lines] == ["1", "2", "2"]
+    assert all(words in lines[1] for words in ("22.7", "25.0", "1.100", "1.10"))
+    assert all(words in lines[2] for words in ("1.030", "1.05"))
+
+
+@pytest.mark.slow
+def test_training_is_timed_on_made_shards_in_both_ways(tmp_path: Path) -> None:
+    shards = make_shards(None, tmp_path, 4)
+    assert shards.counts["train"] == 4
+    measure_worker(0, 1, 0, str(tmp_path), 1)
+    turns = json.loads((tmp_path / "turns-1.json").read_text())
+    assert [(turn["case"], turn["images"]) for turn in turns] == [("cached", 4), ("streaming", 4)]
+    assert len(training_costs(turns)) == 6
 
 
 def test_conditions_name_the_machine() -> None:

@@ -1,4 +1,4 @@
-"""`make bench`: the caption job beside other ways to do the same, and beside what the machine allows.
+"""`make bench`: the caption job beside other ways to do the same and what the machine allows, and training's input.
 
 Every program runs as a process of its own, on the same photos, with the same captioner and the
 same decoding, in turn within each round and in another order each round. Knows how the programs
@@ -20,7 +20,16 @@ from rich.console import Console
 from captioning.errors import CaptioningError, UnfinishedError
 from tests.benchmarks.measure import measure
 from tests.benchmarks.photos import collect_photos
-from tests.benchmarks.results import PROGRAMS, conditions, make_table, ratios, steady_rate, summarise
+from tests.benchmarks.results import (
+    PROGRAMS,
+    conditions,
+    make_table,
+    make_training_table,
+    ratios,
+    steady_rate,
+    summarise,
+    training_costs,
+)
 
 #: The same for all: no network, no cluster, one thread a process unless the program decides otherwise.
 _ENVIRONMENT = {
@@ -32,8 +41,8 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 _TABLE_WIDTH = 120
-#: Decoding takes seconds, so it can be repeated more often.
-_DECODING_ROUNDS = 5
+#: Decoding and an epoch take seconds, so they can be repeated more often.
+_SHORT_ROUNDS = 5
 
 
 class Bench:
@@ -88,6 +97,14 @@ class Bench:
         turns: list[dict[str, Any]] = json.loads(result.read_text())
         return turns
 
+    def run_training(self, shards: str | None, rounds: int) -> list[dict[str, Any]]:
+        """Epochs of training on data as it comes, and in memory, in turn."""
+        result = self.folder / "training.json"
+        given = ["--shards", shards] if shards else []
+        self._python(["tests.benchmarks.training", str(result), "--rounds", str(rounds), *given], "training")
+        turns: list[dict[str, Any]] = json.loads(result.read_text())
+        return turns
+
     def _python(self, command: list[str], log: str, *, with_model: bool = False) -> Any:
         model = ["--model", self.model] if with_model and self.model else []
         return measure(
@@ -106,6 +123,12 @@ def parse_arguments() -> argparse.Namespace:
         type=Path,
         default=Path(given) if given else None,
         help="folder of photos (default: CAPTIONING_BENCH_PHOTOS, else variations of photos that packages bring)",
+    )
+    parser.add_argument(
+        "--shards",
+        metavar="URI",
+        default=os.environ.get("CAPTIONING_BENCH_SHARDS"),
+        help="training shards (default: CAPTIONING_BENCH_SHARDS, else made ones)",
     )
     parser.add_argument("--count", type=int, default=256, help="photos to caption (default: 256)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of every program (default: 3)")
@@ -138,14 +161,22 @@ def run_benchmark(args: argparse.Namespace) -> dict[str, Any]:
             runs[name].append(run)
             print(f"round {number + 1}: {PROGRAMS[name]}: {run['seconds']:,.1f} s", flush=True)
         ceilings.append(bench.run_ceiling(number))
-    decoding = bench.run_decoding(max(args.rounds, _DECODING_ROUNDS))
+    decoding = bench.run_decoding(max(args.rounds, _SHORT_ROUNDS))
+    training = bench.run_training(args.shards, max(args.rounds, _SHORT_ROUNDS))
     summary = summarise(runs, ceilings, cores)
     return {
         "conditions": before,
-        "settings": {"photos": images, "bytes": size, "rounds": args.rounds, "model": args.model or "bundled"},
+        "settings": {
+            "photos": images,
+            "bytes": size,
+            "rounds": args.rounds,
+            "model": args.model or "bundled",
+            "shards": args.shards or "made",
+        },
         **ratios(summary, decoding),
+        **training_costs(training),
         "summary": summary,
-        "raw": {"runs": runs, "ceiling": ceilings, "decoding": decoding},
+        "raw": {"runs": runs, "ceiling": ceilings, "decoding": decoding, "training": training},
     }
 
 
@@ -158,10 +189,11 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     args.output.write_text(json.dumps(results, indent=2) + "\n")
-    table = make_table(results["summary"], results, results["raw"]["decoding"])
-    Console(width=max(Console().width, _TABLE_WIDTH)).print(table)
+    raw = results["raw"]
+    tables = (make_table(results["summary"], results, raw["decoding"]), make_training_table(raw["training"]))
+    Console(width=max(Console().width, _TABLE_WIDTH)).print(*tables)
     with args.output.with_suffix(".txt").open("w") as file:
-        Console(file=file, width=_TABLE_WIDTH).print(table)
+        Console(file=file, width=_TABLE_WIDTH).print(*tables)
     print(f"Raw timings and conditions: {args.output}")
     return 0
 

@@ -19,7 +19,8 @@ from captioning.data.preprocess import PreprocessSettings
 from captioning.decoding.search import decode
 from captioning.decoding.settings import DecodingSettings
 from captioning.models.base import Vocabulary
-from captioning.models.clip_gpt2 import CLIP_MEAN, CLIP_STD, ClipGpt2, ClipGpt2Settings
+from captioning.models.clip_fit import CLIP_MEAN, CLIP_STD
+from captioning.models.clip_gpt2 import ClipGpt2, ClipGpt2Settings
 from captioning.models.towers import ClipTower, Gpt2Tower
 
 LAYERS, WIDTH, HEADS, VOCAB, EOS = 4, 256, 4, 50257, 50256

@@ -2,12 +2,14 @@
 
 Knows no programs, only their timings. A raw run of a program is a mapping with `round`, `images`,
 `seconds`, `steady_images_per_second` or None, `peak_bytes` or None and `same_captions` (of images).
+A raw turn of training has `case`, `workers`, `images`, and `seconds` and `cpu_seconds` (of all workers)
+of an epoch, and `memory_seconds` and `cpu_memory_seconds` of the same steps on data in memory.
 """
 
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -21,6 +23,9 @@ PROGRAMS = {
     "ray_tuned": "plain Ray Data script",
     "dataloader": "PyTorch DataLoader loop",
 }
+#: Ways in which data comes to a training step: what each is called in the table, and what an epoch may cost at most, as
+#: a multiple of the same steps on data in memory.
+TRAINING = {"cached": ("kept features", 1.1), "streaming": ("streamed images", 1.05)}
 _PACKAGES = ("torch", "ray", "transformers", "pillow", "pyarrow", "numpy")
 
 Raw = Mapping[str, Any]
@@ -82,6 +87,42 @@ def ratios(summary: Mapping[str, Mapping[str, Any]], decoding: Sequence[Raw]) ->
     return found
 
 
+def training_costs(turns: Sequence[Raw]) -> dict[str, float]:
+    """What an epoch costs as a multiple of the same steps on data in memory: below 1.1 the input costs less than 10%.
+
+    By number of workers, in seconds and in CPU-seconds; `train_{case}_vs_memory` is the greatest of a case's in
+    seconds. The medians of the rounds' own multiples: what slows a machine for minutes slows both ways of a round.
+    """
+    found: dict[str, float] = {}
+    for case, workers, each in _training_cases(turns):
+        name = f"train_{case}_vs_memory"
+        cost = median(turn["seconds"] / turn["memory_seconds"] for turn in each)
+        found[name] = max(cost, found.get(name, cost))
+        found[f"{name}_workers_{workers}"] = cost
+        found[f"{name}_cpu_workers_{workers}"] = median(t["cpu_seconds"] / t["cpu_memory_seconds"] for t in each)
+    return found
+
+
+def make_training_table(turns: Sequence[Raw]) -> Table:
+    """The published table of training: a line for each way in which data comes and number of workers."""
+    table, found = Table(pad_edge=False), training_costs(turns)
+    table.add_column("training on", no_wrap=True)
+    for heading in ("workers", "images/s", "in memory", "it ÷ in memory", "at most", "CPU-seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for case, workers, each in _training_cases(turns):
+        title, limit = TRAINING[case]
+        name = f"train_{case}_vs_memory"
+        table.add_row(
+            title,
+            str(workers),
+            *(_number(median(turn["images"] / turn[way] for turn in each)) for way in ("seconds", "memory_seconds")),
+            _number(found[f"{name}_workers_{workers}"], 3),
+            _number(limit, 2),
+            _number(found[f"{name}_cpu_workers_{workers}"], 3),
+        )
+    return table
+
+
 def make_table(
     summary: Mapping[str, Mapping[str, Any]], found: Mapping[str, float | None], decoding: Sequence[Raw]
 ) -> Table:
@@ -136,6 +177,14 @@ def conditions(cores: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in _PACKAGES},
     }
+
+
+def _training_cases(turns: Sequence[Raw]) -> Iterator[tuple[str, int, list[Raw]]]:
+    for case in TRAINING:
+        for workers in sorted({turn["workers"] for turn in turns}):
+            each = [turn for turn in turns if (turn["case"], turn["workers"]) == (case, workers)]
+            if each:
+                yield case, workers, each
 
 
 def _stages(ceilings: Sequence[Raw]) -> list[str]:

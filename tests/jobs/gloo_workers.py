@@ -1,6 +1,7 @@
 """Two training workers without Ray, for tests that kill them: `train_worker` in forks of a process that has loaded all.
 
-They write down where they are, so that a kill can be aimed and told of.
+They write down where they are, so that a kill can be aimed and told of, and take their time with what
+is over in a blink, so that one can hit.
 """
 
 import multiprocessing
@@ -12,23 +13,37 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+# What timm brings along takes longer to load than the training of a few steps: once, for all forks.
+import timm  # noqa: F401
 import torch
 import torch.distributed as dist
 
+from captioning import local_files
 from captioning.config import read_settings
 from captioning.storage import Location
+from captioning.training import figures
+from captioning.training.best import BestWriter
 from captioning.training.loop import TrainingRun
 from captioning.training.settings import TrainSettings
+from captioning.training.state import StateWriter
 from jobs.train import train_worker
 
 WORLD = 2
+
+#: Seconds between a file's being written and its getting its name, in states and best checkpoints; and those that a
+#: phase has at least.
+PAUSE = 0.03
+PHASE = 0.1
 
 
 def work(rank: int, recipe: str, output: str, place: str) -> None:
     """One worker of an attempt; `place` is a folder of the attempt's own."""
     torch.set_num_threads(1)
+    # Drawing takes longer than all the rest.
+    figures.draw_curves = lambda history: f"a picture of {len(history)} records".encode()  # type: ignore[attr-defined]
     if rank == 0:
         _tell_phases(Path(place))
+        _take_time()
     dist.init_process_group("gloo", init_method=f"file://{place}/rendezvous", rank=rank, world_size=WORLD)
     settings = read_settings(TrainSettings, recipe)
     train_worker({"settings": settings, "output": Location.parse(output), "gpu": False})
@@ -36,32 +51,61 @@ def work(rank: int, recipe: str, output: str, place: str) -> None:
 
 
 def _tell_phases(place: Path) -> None:
-    """Write to `place` what the run is at, and from which step it went on."""
+    """Write to `place` what the run is at, from which step it went on, and all moments that it has come to."""
     file = os.open(place / "phase", os.O_CREAT | os.O_WRONLY)
+    moments = os.open(place / "moments", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+
+    def note(step: int, kind: str) -> None:
+        os.write(moments, f"{step} {kind}\n".encode())
 
     def say(run: TrainingRun, phase: str) -> None:
         os.pwrite(file, f"{run.progress.step:>8} {phase:<16}".encode(), 0)
 
-    def told(name: str, phase: str) -> None:
-        then: Callable[..., Any] = getattr(TrainingRun, name)
+    def first(owner: type, name: str, do: Callable[..., None], last: Callable[..., None] = lambda _: None) -> None:
+        then: Callable[..., Any] = getattr(owner, name)
 
-        def method(run: TrainingRun, *args: Any, **more: Any) -> Any:
-            say(run, phase)
-            if name == "enter" and not (place / "begun").exists():
-                (place / "begun").write_text(str(run.progress.step))
-            result = then(run, *args, **more)
-            say(run, "step")
+        def method(self: Any, *args: Any, **more: Any) -> Any:
+            do(self, *args)
+            result = then(self, *args, **more)
+            last(self)
             return result
 
-        setattr(TrainingRun, name, method)
+        setattr(owner, name, method)
 
-    for name, phase in (
-        ("enter", "entering"),
-        ("validate", "validation"),
-        ("_after_step", "step"),
-        ("_search", "search"),
-    ):
-        told(name, phase)
+    def phase(name: str, phase: str) -> None:
+        def begin(run: TrainingRun, *_: Any) -> None:
+            if phase == "entering" and not (place / "begun").exists():
+                (place / "begun").write_text(str(run.progress.step))
+            say(run, phase)
+            note(run.progress.step, phase)
+            time.sleep(PHASE if phase != "step" else 0)
+
+        first(TrainingRun, name, begin, lambda run: say(run, "step"))
+
+    phase("enter", "entering")
+    phase("validate", "validation")
+    phase("_after_step", "step")
+    phase("_search", "search")
+    first(StateWriter, "_write", lambda _, progress, *__: note(progress["step"], "state"))
+    first(BestWriter, "write", lambda _, stage, weights, progress, *__: note(progress.step, "best"))
+
+
+def _take_time() -> None:
+    """Let files of states and best checkpoints, and the renaming of the latter, take long enough to be hit."""
+    write, rename = local_files._write_temp, os.rename
+
+    def write_temp(path: str, *args: Any) -> str:
+        written = write(path, *args)
+        if "/state/step-" in path or "/.best-new/" in path:
+            time.sleep(PAUSE)
+        return written
+
+    def renamed(*args: Any) -> None:
+        rename(*args)
+        time.sleep(PAUSE)
+
+    local_files._write_temp = write_temp
+    os.rename = renamed  # type: ignore[assignment]
 
 
 class Attempt:
@@ -85,8 +129,8 @@ class Attempt:
         try:
             step, _, phase = (self._place / "phase").read_text().strip().partition(" ")
         except FileNotFoundError:
-            return 0, "starting"
-        return int(step or 0), phase or "starting"
+            return 0, "start"
+        return int(step or 0), phase or "start"
 
     @property
     def begun(self) -> int | None:
@@ -94,6 +138,12 @@ class Attempt:
         file = self._place / "begun"
         text = file.read_text() if file.exists() else ""
         return int(text) if text else None
+
+    @property
+    def moments(self) -> list[tuple[int, str]]:
+        """What it has come to so far, in order: a step, and what began after it."""
+        lines = (self._place / "moments").read_text().splitlines()
+        return [(int(step), kind) for step, kind in map(str.split, lines)]
 
     def strike(self, when: Callable[[], bool]) -> bool:
         """SIGKILL both as soon as `when` holds; False if they end before."""
@@ -106,10 +156,10 @@ class Attempt:
                     self.wait()
                     return True
                 self._signal(signal.SIGCONT)
-            time.sleep(0.0005)
+            time.sleep(0.002)
         return False
 
-    def wait(self, seconds: float = 300) -> list[int | None]:
+    def wait(self, seconds: float = 1800) -> list[int | None]:
         """Exit codes of both, once they have ended."""
         for process in self._processes:
             process.join(seconds)

@@ -3,7 +3,9 @@
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -42,11 +44,39 @@ stages:
 """
 STEPS = 48
 
-#: What the kills aim at. `random` ones strike wherever the run is after a step and a while; `start` ones soon after it.
-AIMS = (
-    ["state"] * 6 + ["best"] * 3 + ["validation"] * 2 + ["entering"] * 2 + ["start"] * 2 + ["random"] * 4 + ["search"]
-)
+#: How many kills aim at what, and how many must hit it. `step` is wherever the run is a while after a step.
+KILLS = {"state": 7, "best": 4, "validation": 2, "entering": 2, "start": 2, "step": 2, "search": 1}
+LEAST = {"state": 6, "best": 3, "validation": 1, "entering": 1, "start": 1, "search": 1}
+#: So many steps after the one that it aims at, a kill strikes wherever the run is.
+PATIENCE = 8
 SEED = 7
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A kill at the first moment of its kind at `step` or after it, when `files` are written and `wait` (s) is over."""
+
+    kind: str
+    step: int
+    files: int
+    wait: float
+
+
+def aims(moments: Sequence[tuple[int, str]], chance: random.Random) -> list[Aim]:
+    """Kills at moments that a run comes to, spread over all of it. In their order: none is aimed at what is over."""
+    places = {kind: [at for at, (step, what) in enumerate(moments) if what == kind and step] for kind in KILLS}
+    # Soon after a start a kill strikes whatever may come later; behind the last two states comes no other.
+    places["start"] = list(range(len(moments)))
+    del places["state"][-2:]
+    chosen: list[tuple[int, str]] = []
+    for kind, count in KILLS.items():
+        for number in range(count):
+            first, last = (len(places[kind]) * share // count for share in (number, number + 1))
+            chosen.append((places[kind][chance.randrange(first, max(last, first + 1))], kind))
+    return [
+        Aim(kind, moments[at][0], chance.randint(0, 3), chance.uniform(0, 0.3 if kind == "start" else 0.08))
+        for at, kind in sorted(chosen)
+    ]
 
 
 def half_written(output: Path, since: int = 0) -> list[Path]:
@@ -78,40 +108,51 @@ def newest_whole(output: Path) -> int:
     return max(steps)
 
 
-def aimed(aim: str, attempt: Attempt, output: Path, step: int, chance: random.Random) -> Callable[[], bool]:
-    """When to strike: at the aim's next moment after `step`."""
-    if aim == "start":
-        at = time.monotonic() + chance.uniform(0, 1.2)
-        return lambda: time.monotonic() >= at
-    wait = chance.uniform(0, 0.15)
-    reached: list[float] = []
+def aimed(aim: Aim, attempt: Attempt, output: Path) -> Callable[[], bool]:
+    """When to strike."""
+    since: list[float] = []
+
+    def waited() -> bool:
+        since.append(time.monotonic())
+        return time.monotonic() >= since[0] + aim.wait
 
     def now() -> bool:
         at, phase = attempt.phase
-        if at < step and aim != "search":
+        if aim.kind == "start":
+            return waited()
+        if at < aim.step:
             return False
-        reached.append(time.monotonic())
-        if aim == "state":
-            return bool(half_written(output, attempt.started))
-        if aim == "best":
-            return replacing_best(output, attempt.started)
-        if aim == "random":
-            return time.monotonic() >= reached[0] + wait
-        return phase == aim
+        if at > aim.step + PATIENCE:
+            return True
+        if aim.kind == "state":
+            return any(
+                len(list(half.glob("*.safetensors"))) >= aim.files for half in half_written(output, attempt.started)
+            )
+        if aim.kind == "best":
+            # With all of its files there, the one before makes place.
+            old, new = output / ".best-old", output / ".best-new"
+            late = aim.files == 3 and (output / "best").exists()
+            return touched(old if late else new, attempt.started) and (late or len(list(new.glob("*"))) >= aim.files)
+        return (phase == aim.kind or aim.kind == "step") and waited()
 
     return now
 
 
-def struck(attempt: Attempt, output: Path) -> str:
-    """Where a kill has struck, from what is on disk."""
-    step, phase = attempt.phase
-    halves = half_written(output, attempt.started)
-    if halves:
-        there = ", ".join(sorted(path.name for path in halves[-1].iterdir())) or "nothing yet"
-        return f"step {step:2}, writing state {halves[-1].name} ({there})"
+def struck(attempt: Attempt, output: Path) -> list[str]:
+    """Where a kill has struck, from what is on disk: what the run was at, and what was being written."""
+    found = [attempt.phase[1]]
+    if half_written(output, attempt.started):
+        found.append("state")
     if replacing_best(output, attempt.started):
-        return f"step {step:2}, writing best"
-    return f"step {step:2}, {phase}"
+        found.append("best")
+    return found
+
+
+def files_there(output: Path, attempt: Attempt) -> str:
+    """The files of what was being written when a kill struck."""
+    folders = half_written(output, attempt.started)
+    folders += [output / name for name in (".best-new", ".best-old") if touched(output / name, attempt.started)]
+    return "; ".join(f"{folder.name}: {', '.join(sorted(p.name for p in folder.iterdir()))}" for folder in folders)
 
 
 @pytest.fixture
@@ -133,33 +174,35 @@ def test_twenty_kills_change_nothing(tmp_path: Path, attempts: list[Attempt]) ->
         return attempts[-1]
 
     begun = time.monotonic()
-    assert begin("alone", 0).wait() == [0, 0]
+    undisturbed = begin("alone", 0)
+    assert undisturbed.wait() == [0, 0]
     alone, output = tmp_path / "alone" / "run", tmp_path / "killed" / "run"
     print(f"\nundisturbed: {STEPS} steps in {time.monotonic() - begun:.1f} s")
 
-    chance = random.Random(SEED)
-    aims = AIMS[:-1]
-    chance.shuffle(aims)
-    told = []
-    for number, aim in enumerate([*aims, AIMS[-1]]):
+    told: Counter[str] = Counter()
+    plan = aims(undisturbed.moments, random.Random(SEED))
+    for number, aim in enumerate(plan):
         whole = newest_whole(output)
         attempt = begin("killed", number)
-        assert attempt.strike(aimed(aim, attempt, output, number * STEPS // 21, chance)), f"{aim}: it ended before"
-        where = struck(attempt, output)
+        assert attempt.strike(aimed(aim, attempt, output)), f"{aim}: it ended before"
         if attempt.begun is not None:
             # It went on from the newest state that is whole, never from half of one.
             assert attempt.begun == whole
-        told.append(where)
-        print(f"kill {number + 1:2}, aimed at {aim:10} went on from step {whole:2}, struck at {where}")
-    attempt = begin("killed", len(AIMS))
+        where = struck(attempt, output)
+        told.update(where)
+        print(
+            f"kill {number + 1:2}, aimed at {aim.kind:10} from step {aim.step:2} on: went on from step {whole:2}, "
+            f"struck at step {attempt.phase[0]:2}, {' and '.join(where)}. {files_there(output, attempt)}"
+        )
+    attempt = begin("killed", len(plan))
     whole = newest_whole(output)
     assert attempt.wait() == [0, 0]
     assert attempt.begun == whole
     print(f"went on from step {whole} to the end; {time.monotonic() - begun:.0f} s in all")
 
-    assert len(told) == 20
-    assert sum("writing state" in where for where in told) >= 6
-    assert sum("writing best" in where for where in told) >= 3
+    assert len(plan) == 20
+    print("struck in the midst of " + ", ".join(f"{kind}: {count}" for kind, count in sorted(told.items())))
+    assert all(told[kind] >= count for kind, count in LEAST.items()), told
     worst = max(compare(path, output / path.relative_to(alone)) for path in weights_of(alone))
     assert weights_of(output, relative=True) == weights_of(alone, relative=True)
     print(

@@ -53,6 +53,12 @@ def test_within_the_margin_fewer_beams_are_chosen() -> None:
     assert choose(near, PRESENT, SearchSettings(margin=0.0)).decoding.beam_size == 5
 
 
+def test_within_the_margin_the_present_one_stays() -> None:
+    present, other = tried(3, 50), tried(3, 50.2, length_penalty=0.5)
+    assert choose([other, present], PRESENT) is present
+    assert choose([other, present], PRESENT, SearchSettings(margin=0.1)) is other
+
+
 @pytest.mark.parametrize("flaw", ["repetitions", "truncated", "unknown"])
 def test_more_flaws_than_at_present_are_never_chosen(flaw: str) -> None:
     flawed = tried(5, 90, **{flaw: 2})

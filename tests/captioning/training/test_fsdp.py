@@ -102,7 +102,13 @@ def test_a_model_that_is_spread_learns_as_one_in_a_piece(runs: Path) -> None:
         assert tensors.keys() == last[part].keys()
         for key, value in tensors.items():
             error = float((value - last[part][key]).abs().max() / (1 + last[part][key].abs().max()))
-            assert error < 1e-5, (part, key, error)
+            assert error < tolerance(key), (part, key, error)
+
+
+def tolerance(key: str) -> float:
+    """Of an attention's keys the bias moves all scores of a query alike: its gradient is rounding, of which Adam makes
+    steps as of any other."""
+    return 1e-3 if key.endswith(("k_proj.bias", "queries_keys_values.bias", "c_attn.bias")) else 1e-5
 
 
 def test_each_worker_holds_half(runs: Path) -> None:
@@ -117,7 +123,7 @@ def test_the_best_checkpoint_is_a_whole_captioner(runs: Path) -> None:
     own, expected = (load_captioner(str(runs / name / "best")).model.state_dict() for name in ("spread", "whole"))
     assert own.keys() == expected.keys()
     for key, value in own.items():
-        torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=tolerance(key))
 
 
 def test_one_worker_has_all_of_the_model_and_says_so(tmp_path: Path) -> None:
