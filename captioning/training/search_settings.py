@@ -26,4 +26,4 @@ class SearchSettings:
     """The metric that decides."""
 
     margin: Annotated[float, Ge(0)] = 0.3
-    """A decoding with fewer beams or flaws, or the present one, is preferred when it scores less by no more than this."""
+    """One with fewer beams or flaws, or else the present one, is preferred when it scores less by no more than this."""
