@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captioning.data.augment import Augment, View
+from captioning.data.augment import PLAIN, Augment, View
 from captioning.data.preprocess import Preprocess
 from captioning.data.shards import Sample
 from captioning.data.tokenizers import Tokenizer
 from captioning.errors import ImageError, InputError
 from captioning.models.base import PAD_TARGET, CaptionModel
+from captioning.training.crops import quick_crop
 from captioning.training.feature_cache import CachedSample
 
 T = TypeVar("T")
@@ -113,6 +114,8 @@ class BatchMaker:
 def decode_sample(sample: Sample, preprocess: Preprocess, view: View | None = None) -> np.ndarray[Any, Any]:
     """The pixels (S, S, 3) of a sample, or of a view of it. Raises `InputError` that names it."""
     try:
+        if view is not None and view.box != PLAIN.box:
+            return quick_crop(sample.image, preprocess.settings, view)
         return preprocess.from_bytes(sample.image, view).pixels
     except ImageError as error:
         raise InputError(f"The training image {sample.key!r} cannot be decoded: {error.message}") from error

@@ -18,45 +18,17 @@ from captioning.errors import SettingsError
 from captioning.storage import Location
 from captioning.training.batches import Batch
 from captioning.training.loop import TrainingRun
-from captioning.training.parts import Parts, make_parts, make_tokenizer
+from captioning.training.parts import Parts
 from captioning.training.settings import TrainSettings
 from captioning.training.stage import DivergedError
 from captioning.training.workers import Workers
+from tests.captioning.training.runs import recipe, start
 from tests.tiny import PREPROCESS, tiny_model, tiny_settings, tiny_tokenizer, write_tiny_shards
-
-RECIPE = """
-model:
-  kind: cnn_lstm
-  encoder: {name: timm/test_efficientnet, weights: random, tune_from: all}
-  embedding_size: 16
-  hidden_size: 16
-  heads: 2
-  dropout: 0.1
-  attention_penalty: 0.5
-tokenizer: {min_count: 1}
-preprocess: {size: 32, mode: squash, mean: [127, 127, 127], std: [64, 64, 64]}
-decoding: {beam_size: 1, max_new_tokens: 8}
-optim: {lr: 0.01, pretrained_lr: 0.001, warmup_steps: 3}
-epochs: 3
-images_per_step: 4
-images_per_pass: 3
-log_every_steps: 2
-save_every_steps: 3
-"""
-
-
-def recipe(*overrides: str) -> TrainSettings:
-    return read_settings(TrainSettings, RECIPE, overrides)
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return write_tiny_shards(tmp_path_factory.mktemp("shards"), {"train": 18, "val": 5})
-
-
-def start(settings: TrainSettings, shards: ShardSet, folder: Path, report: Any = None) -> TrainingRun:
-    parts = make_parts(settings, make_tokenizer(settings, shards))
-    return TrainingRun(settings, parts, shards, Location.parse(str(folder)), report=report)
 
 
 def weights(run: TrainingRun) -> dict[str, torch.Tensor]:
