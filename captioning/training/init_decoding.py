@@ -9,9 +9,9 @@ from collections.abc import Collection, Sequence
 
 from captioning.decoding.settings import DecodingSettings
 
-#: The share of captions that may break a rule against runs of so many tokens coming twice; a single caption always may.
-#: (Of people's captions of Flickr30k 4.1%, 0.7% and 0.3% hold the same two, three and four words twice, and captioners of
-#: such photos are better off without.) A rule that too many break gives way to the next, behind the last is none.
+#: The share of captions that may break a rule against runs of so many tokens coming twice; a single one always may.
+#: (Of people's captions of Flickr30k 4.1%, 0.7% and 0.3% hold the same two, three and four words twice, and captioners
+#: of such photos are better off without.) A rule that too many break gives way to the next, behind the last is none.
 _BREAK = {1: 0.05, 2: 0.05, 3: 0.015, 4: 0.01}
 #: The share of captions that may be longer than `max_new_tokens`.
 _LONGER = 0.05
