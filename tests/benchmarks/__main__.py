@@ -41,8 +41,8 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 _TABLE_WIDTH = 120
-#: Decoding and an epoch take seconds, so they can be repeated more often.
-_SHORT_ROUNDS = 5
+#: Decoding takes seconds, so it can be repeated more often.
+_DECODING_ROUNDS = 5
 
 
 class Bench:
@@ -161,8 +161,8 @@ def run_benchmark(args: argparse.Namespace) -> dict[str, Any]:
             runs[name].append(run)
             print(f"round {number + 1}: {PROGRAMS[name]}: {run['seconds']:,.1f} s", flush=True)
         ceilings.append(bench.run_ceiling(number))
-    decoding = bench.run_decoding(max(args.rounds, _SHORT_ROUNDS))
-    training = bench.run_training(args.shards, max(args.rounds, _SHORT_ROUNDS))
+    decoding = bench.run_decoding(max(args.rounds, _DECODING_ROUNDS))
+    training = bench.run_training(args.shards, args.rounds)
     summary = summarise(runs, ceilings, cores)
     return {
         "conditions": before,

@@ -52,7 +52,7 @@ crop: 0.6
 views: 2
 precision: bf16
 """
-#: What the stages `decoder` and `encoder` of the recipe set beside; the second without a cache, so that images stream.
+#: A frozen encoder, whose features are kept; and one whose last blocks learn while images stream.
 CASES = {
     "cached": ("tune={encoder: {tune_from: null}}", "feature_cache=auto"),
     "streaming": ("tune={encoder: {tune_from: blocks.5}}", "scheduled_sampling=0.2", "feature_cache=null"),
@@ -151,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("result", type=Path)
     parser.add_argument("--shards", metavar="URI", help="training shards (default: made photos and captions)")
-    parser.add_argument("--images", type=int, default=256, help="images of an epoch (default: 256)")
+    parser.add_argument("--images", type=int, default=512, help="images of an epoch (default: 512)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     args = parser.parse_args()

@@ -29,7 +29,7 @@ model:
   kind: clip_gpt2
   clip: {{hidden_size: 64, projection_dim: 64, layers: 2, heads: 4, image_size: 48, patch_size: 8}}
   gpt2: {{n_embd: 64, n_layer: 2, n_head: 4, n_positions: 32}}
-  mapper: {{kind: mlp, prefix_length: 4}}
+  mapper: {{kind: transformer, source: patches, prefix_length: 4, layers: 1, heads: 4}}
   train: all
   dropout: 0.0
 optim: {{lr: 0.0015, warmup_steps: 100, clip_norm: 1.0, ema_decay: 0.99}}
