@@ -58,6 +58,8 @@ class CaptionModel(nn.Module, ABC):
     pretrained_parts: tuple[str, ...] = ()
     #: The same of the image encoder.
     encoder_parts: tuple[str, ...] = ()
+    #: Names of the methods that are worth compiling: tensors in, tensors out, no look at their values on the way.
+    networks: tuple[str, ...] = ()
     #: Every part must run equally often, whatever the batch: other processes run theirs at the same time (FSDP).
     in_step: bool = False
 

@@ -80,6 +80,8 @@ class ClipGpt2(CaptionModel):
             self.register_buffer("lora_scale", scale_of(settings.lora))
         if settings.gradient_checkpointing:
             self.gpt2.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        seeing = ("clip.encoder.stem", "clip.encoder.rest") if isinstance(clip, CnnTower) else ("clip.forward",)
+        self.networks = (*seeing, "mapper.forward", "_transform")
         self._name_parts(settings, pretrained)
         self._freeze()
         if gpt2.tie_word_embeddings:
@@ -225,15 +227,18 @@ class ClipGpt2(CaptionModel):
         """GPT-2's states (K, E) that predict the targets."""
         embeddings = torch.cat([heads.flatten(0, 1), words.to(heads.dtype)])
         states = [
-            self.gpt2.transformer(
-                inputs_embeds=functional.embedding(group.source, embeddings),
-                position_ids=group.positions,
-                attention_mask=group.mask(heads.dtype),
-                use_cache=False,
-            ).last_hidden_state.flatten(0, 1)
+            self._transform(functional.embedding(group.source, embeddings), group.positions, group.mask(heads.dtype))
             for group in packing.groups
         ]
         return torch.cat(states)[packing.answers]
+
+    def _transform(self, inputs: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """GPT-2's states (R · S, E) of R rows of S places."""
+        out = self.gpt2.transformer(
+            inputs_embeds=inputs, position_ids=positions, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        states: Tensor = out.flatten(0, 1)
+        return states
 
     def _seen(self, stem: Tensor) -> Any:
         """What a CLIP that learns sees in what `stem` gave."""

@@ -66,6 +66,8 @@ class CnnLstm(CaptionModel):
 
     pretrained_parts = ("encoder.",)
     encoder_parts = ("encoder.",)
+    # The recurrence is one call of cuDNN's, and what surrounds it depends on the captions' lengths.
+    networks = ("encoder.stem", "encoder.rest")
 
     def __init__(
         self, settings: CnnLstmSettings, vocabulary: Vocabulary, preprocess: PreprocessSettings, *, pretrained: bool

@@ -1,15 +1,18 @@
-"""A model through torch.compile. Knows which of its methods training calls, and nothing of what is in them."""
+"""A model's networks through torch.compile. What they are the model says; that it goes on without is seen to here."""
 
 import torch
 
 from captioning.models.base import CaptionModel
 
-#: What is run besides `forward`. Decoding is not: its shapes change with every token.
-_METHODS = ("stem", "finish", "read_text", "embed_images")
-
 
 def compile_model(model: CaptionModel) -> None:
-    """Compile the model in place, at its first use and for batches of any size. The names of its weights stay."""
-    model.compile(dynamic=True)
-    for name in _METHODS:
-        setattr(model, name, torch.compile(getattr(model, name), dynamic=True))
+    """Compile the model's `networks` in place, at their first use. The names of its weights stay.
+
+    Sizes that change from batch to batch are found to do so, and compiled for any; those of an
+    image are not. What the compiler cannot do runs as it is, with a warning.
+    """
+    torch._dynamo.config.suppress_errors = True
+    for name in model.networks:
+        owner, _, method = name.rpartition(".")
+        module = model.get_submodule(owner)
+        setattr(module, method, torch.compile(getattr(module, method)))

@@ -1,5 +1,6 @@
 """The bundled captioners, fine-tuned by the recipe for one's own photos, learn a world that they have never seen."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -20,17 +21,25 @@ RECIPE = Path(__file__).parents[3] / "configs" / "train" / "fine-tune.yaml"
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", ["flickr-lstm", "flickr-clip-gpt2"])
-def test_a_bundled_captioner_learns_the_toy_world(name: str, tmp_path: Path) -> None:
-    if name not in bundled_names():
-        pytest.skip(f"{name} is not bundled")
+@pytest.mark.parametrize("name", bundled_names())
+def test_a_bundled_captioner_learns_the_toy_world(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shards = write_world(tmp_path / "world", {"train": 600, "val": 40, "test": 200})
-    assert exact_share(load_captioner(name, device="cpu"), shards) <= 0.01
+    before = exact_share(load_captioner(name, device="cpu"), shards)
     settings = read_settings(TrainSettings, RECIPE.read_text(), [f"init={name}"])
+    began, of_cpu = time.perf_counter(), time.process_time()
     parts = make_parts(settings, make_tokenizer(settings, shards), shards)
-    TrainingRun(settings, parts, shards, Location.parse(str(tmp_path / "run"))).run()
-    best = load_captioner(str(tmp_path / "run" / "best"), device="cpu")
-    assert exact_share(best, shards) >= 0.9
+    progress = TrainingRun(settings, parts, shards, Location.parse(str(tmp_path / "run"))).run()
+    seconds, of_cpu = time.perf_counter() - began, time.process_time() - of_cpu
+    after = exact_share(load_captioner(str(tmp_path / "run" / "best"), device="cpu"), shards)
+    with capsys.disabled():
+        print(
+            f"\n{name}: {before:.1%} of unseen pictures exact before, {after:.1%} after {progress.step:,} steps "
+            f"(best: {progress.best_step:,}) in {seconds:.0f} s, {of_cpu:.0f} s of a core"
+        )
+    assert before <= 0.01
+    assert after >= 0.9
 
 
 def exact_share(captioner: Captioner, shards: ShardSet) -> float:
