@@ -46,8 +46,9 @@ class UnfinishedError(CaptioningError):
 class StorageError(CaptioningError):
     """A file or an object that could not be read or written.
 
-    `error_class` is one of `missing`, `forbidden`, `throttled`, `timeout`, `network`, `no_space`,
-    `storage`; `passing` says whether trying again can help.
+    `error_class` is one of `missing`, `forbidden`, `credentials` (keys that the store does not take),
+    `region` (the bucket lies in another one), `throttled`, `timeout`, `network`, `no_space`, `storage`;
+    `passing` says whether trying again can help.
     """
 
     def __init__(self, error_class: str, message: str, *, passing: bool = False) -> None:

@@ -28,12 +28,12 @@ class FileInfo:
 class LocalFiles:
     """The operations of `storage.Location` on local paths."""
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, seconds: float | None = None) -> bytes:  # noqa: ARG002 - nothing can end a local read
         """The whole file."""
         with open(path, "rb") as file:
             return file.read()
 
-    def read_range(self, path: str, offset: int, length: int) -> bytes:
+    def read_range(self, path: str, offset: int, length: int, seconds: float | None = None) -> bytes:  # noqa: ARG002
         """`length` bytes from `offset`, fewer at the end of the file."""
         with open(path, "rb") as file:
             file.seek(offset)

@@ -1,17 +1,27 @@
 """Objects of any store that fsspec knows (S3, GCS, Azure, HTTP, memory …), without stale listings.
 
-A file system object is made when it is first needed, in the process that needs it: nothing here
-crosses a process border. This module raises the clients' own errors; `storage` words them.
+There is one file system object a process and store, whatever the thread: its connections are
+used again (fsspec's own registry keeps one a thread, and every new one connects anew). Nothing
+here crosses a process border. This module raises the clients' own errors; `storage` words them
+and tries again.
 """
 
+import os
+import threading
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
+from urllib.parse import urlsplit
 
 import fsspec
+import fsspec.asyn
 
 from captioning.config import settings
 from captioning.errors import UsageError
 from captioning.local_files import FileInfo
+from captioning.retry import HURRIED, current_patience
+
+#: Connections that are kept open to one store, at most.
+MAX_CONNECTIONS = 64
 
 _PACKAGES = {
     "s3": "s3fs",
@@ -38,6 +48,11 @@ class StorageSettings:
     requester_pays: bool = False
     """Agree to pay for reading buckets that ask for it."""
 
+    def __post_init__(self) -> None:
+        if self.endpoint and "@" in urlsplit(self.endpoint).netloc:
+            # It would be written to run.json and shown in messages.
+            raise ValueError("endpoint must not hold a user or a password: give keys by the environment or a profile")
+
 
 class RemoteFiles:
     """The operations of `storage.Location` on one fsspec protocol."""
@@ -46,15 +61,15 @@ class RemoteFiles:
         self.protocol = protocol
         self._fs = _filesystem(protocol, storage)
 
-    def read(self, uri: str) -> bytes:
-        """The whole object."""
-        return bytes(self._fs.cat_file(self._path(uri)))
+    def read(self, uri: str, seconds: float | None = None) -> bytes:
+        """The whole object; after `seconds` a `TimeoutError`."""
+        return self._cat(uri, None, None, seconds)
 
-    def read_range(self, uri: str, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset`, fewer at the end of the object."""
+    def read_range(self, uri: str, offset: int, length: int, seconds: float | None = None) -> bytes:
+        """`length` bytes from `offset`, fewer at the end of the object; after `seconds` a `TimeoutError`."""
         if length == 0:
             return b""
-        return bytes(self._fs.cat_file(self._path(uri), start=offset, end=offset + length))
+        return self._cat(uri, offset, offset + length, seconds)
 
     def open_read(self, uri: str) -> BinaryIO:
         """A seekable binary file that reads ahead."""
@@ -137,13 +152,36 @@ class RemoteFiles:
         self.write(probe, b"", None)
         self.delete(probe)
 
+    def _cat(self, uri: str, start: int | None, end: int | None, seconds: float | None) -> bytes:
+        path = self._path(uri)
+        if seconds is not None and isinstance(self._fs, fsspec.asyn.AsyncFileSystem):
+            # Not `cat_file`, which knows no time limit: the request is cancelled, its connection closed.
+            return bytes(
+                fsspec.asyn.sync(self._fs.loop, self._fs._cat_file, path, start=start, end=end, timeout=seconds)
+            )
+        return bytes(self._fs.cat_file(path, start=start, end=end))
+
     def _path(self, uri: str) -> str:
         return str(self._fs._strip_protocol(uri))
 
 
+_filesystems: dict[tuple[int, str, StorageSettings, bool], Any] = {}
+_making = threading.Lock()
+
+
 def _filesystem(protocol: str, storage: StorageSettings) -> Any:
+    hurried = current_patience() == HURRIED
+    # A forked process must not use its parent's connections.
+    key = (os.getpid(), protocol, storage, hurried)
+    with _making:
+        if key not in _filesystems:
+            _filesystems[key] = _make_filesystem(protocol, storage, hurried)
+        return _filesystems[key]
+
+
+def _make_filesystem(protocol: str, storage: StorageSettings, hurried: bool) -> Any:
     try:
-        filesystem = fsspec.filesystem(protocol, **_options(protocol, storage))
+        filesystem = fsspec.filesystem(protocol, **_options(protocol, storage, hurried))
     except ImportError as error:
         package = _PACKAGES.get(protocol, "the package that brings it")
         extra = ' (pip install "captioning[s3]")' if package == "s3fs" else ""
@@ -151,19 +189,22 @@ def _filesystem(protocol: str, storage: StorageSettings) -> Any:
     except ValueError as error:
         raise UsageError(f"{protocol}:// is no kind of storage that is known here: {error}") from error
     if protocol in ("s3", "s3a"):
-        # botocore and `Location` try again already: a third layer makes a dead endpoint take minutes.
+        # botocore tries each request again and `Location` each operation: a third layer makes a dead
+        # endpoint take minutes.
         filesystem.retries = 1
     return filesystem
 
 
-def _options(protocol: str, storage: StorageSettings) -> dict[str, Any]:
+def _options(protocol: str, storage: StorageSettings, hurried: bool) -> dict[str, Any]:
     # A cached listing would hide the files that other processes have written since.
     options: dict[str, Any] = {"use_listings_cache": False}
     if protocol in ("s3", "s3a"):
         options["config_kwargs"] = {
-            "retries": {"mode": "standard", "max_attempts": 3},
-            "connect_timeout": 20,
-            "read_timeout": 60,
+            "retries": {"mode": "standard", "total_max_attempts": 2 if hurried else 3},
+            "connect_timeout": 5,
+            # Between two pieces of an answer: a connection that stalls is given up, a slow one is not.
+            "read_timeout": 5 if hurried else 20,
+            "max_pool_connections": MAX_CONNECTIONS,
         }
         if storage.endpoint:
             options["endpoint_url"] = storage.endpoint

@@ -9,15 +9,16 @@ and failures that can pass are tried again. This module knows nothing of images 
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar, cast
 
 from captioning.errors import StorageError, UsageError
 from captioning.local_files import FileInfo, LocalFiles
+from captioning.patient_file import PatientFile
 from captioning.remote_files import RemoteFiles, StorageSettings
+from captioning.retry import Patience, retrying
 from captioning.storage_errors import storage_errors
 
 __all__ = ["FileInfo", "Location", "StorageSettings", "escape_name", "unescape_name"]
@@ -27,9 +28,6 @@ T = TypeVar("T")
 _PROTOCOL = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://")
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 _LOOKS_ESCAPED = re.compile(rb"\\(?=x[0-9a-f]{2})")
-
-#: Seconds to wait before each further attempt at an operation whose failure may pass.
-_PAUSES: tuple[float, ...] = (0.5, 2.0, 5.0)
 
 
 def escape_name(name: str) -> str:
@@ -110,21 +108,24 @@ class Location:
         slash = "" if self.path.endswith("/") else "/"
         return Location(f"{self.path}{slash}{name}", self.settings)
 
-    def read_bytes(self) -> bytes:
-        """The whole file. Raises `StorageError`."""
-        return self._try(lambda files: files.read(self.path), "read")
+    def read_bytes(self, *, patience: Patience | None = None) -> bytes:
+        """The whole file. Raises `StorageError`, also when it takes longer than `patience` allows."""
+        return self._try_within(lambda files, seconds: files.read(self.path, seconds), "read", patience)
 
     def read_text(self) -> str:
         """The whole file as UTF-8; bytes that are not are kept as surrogate escapes."""
         return self.read_bytes().decode("utf-8", "surrogateescape")
 
-    def read_range(self, offset: int, length: int) -> bytes:
+    def read_range(self, offset: int, length: int, *, patience: Patience | None = None) -> bytes:
         """`length` bytes from `offset`, fewer at the end of the file."""
-        return self._try(lambda files: files.read_range(self.path, offset, length), "read")
+        return self._try_within(
+            lambda files, seconds: files.read_range(self.path, offset, length, seconds), "read", patience
+        )
 
     def open_read(self) -> BinaryIO:
         """A seekable binary file, to be closed by the caller."""
-        return self._try(lambda files: files.open_read(self.path), "read")
+        file = self._try(lambda files: files.open_read(self.path), "read")
+        return file if self.is_local else cast(BinaryIO, PatientFile(file, self.uri))
 
     def write_bytes(self, data: bytes, *, temp: "Location | None" = None) -> None:
         """Write the whole file in one atomic step, making its folders.
@@ -142,13 +143,24 @@ class Location:
     def create_bytes(self, data: bytes, *, temp: "Location | None" = None) -> bool:
         """`write_bytes` only if there is no file yet; False, and nothing changed, when there is one."""
         temp_folder = temp.path if temp is not None else None
-        with storage_errors(self.uri, "write"):
-            return self._files().create(self.path, data, temp_folder)
+        attempts = 0
+
+        def create(files: LocalFiles | RemoteFiles) -> bool:
+            nonlocal attempts
+            attempts += 1
+            # An earlier attempt may have written it, only its answer was lost.
+            return files.create(self.path, data, temp_folder) or (attempts > 1 and files.read(self.path) == data)
+
+        return self._try(create, "write")
 
     def append_bytes(self, data: bytes) -> None:
         """Add `data` at the end: one system call locally, the object written again remotely."""
-        with storage_errors(self.uri, "write"):
-            self._files().append(self.path, data)
+        if self.is_local:
+            self._try(lambda files: files.append(self.path, data), "write")
+        else:
+            # Read and written each with attempts of their own: no attempt adds the data twice.
+            before = self.read_bytes() if self.info() is not None else b""
+            self.write_bytes(before + data)
 
     def info(self) -> FileInfo | None:
         """Size and version of the file (`path` is its name); None when it is a folder or missing."""
@@ -168,8 +180,24 @@ class Location:
 
     def walk(self, max_depth: int | None = None) -> Iterator[FileInfo]:
         """Every file below this folder, sorted by relative path; `max_depth` 1 means its own files only."""
-        with storage_errors(self.uri, "list"):
-            yield from self._files().walk(self.path, max_depth)
+        last: str | None = None
+        walk: Iterator[FileInfo] | None = None
+
+        def following(files: LocalFiles | RemoteFiles) -> FileInfo | None:
+            nonlocal walk
+            try:
+                if walk is None:
+                    listing = files.walk(self.path, max_depth)
+                    # A listing that broke off is begun again, and goes on after what was given out.
+                    walk = listing if last is None else (file for file in listing if file.path > last)
+                return next(walk, None)
+            except BaseException:
+                walk = None
+                raise
+
+        while (file := self._try(following, "list")) is not None:
+            last = file.path
+            yield file
 
     def delete(self, *, missing_ok: bool = True) -> None:
         """Remove the file."""
@@ -196,8 +224,7 @@ class Location:
 
     def check_writable(self) -> None:
         """Raise `StorageError` unless files can be written below this folder; leaves nothing behind."""
-        with storage_errors(self.uri, "write to"):
-            self._files().check_writable(self.path)
+        self._try(lambda files: files.check_writable(self.path), "write to")
 
     def _files(self) -> LocalFiles | RemoteFiles:
         match = _PROTOCOL.match(self.path)
@@ -206,16 +233,19 @@ class Location:
         return RemoteFiles(match[1], self.settings)
 
     def _try(self, operation: Callable[[LocalFiles | RemoteFiles], T], action: str) -> T:
-        for pause in _PAUSES:
-            try:
-                with storage_errors(self.uri, action):
-                    return operation(self._files())
-            except StorageError as error:
-                if not error.passing:
-                    raise
-            time.sleep(pause)
-        with storage_errors(self.uri, action):
-            return operation(self._files())
+        return self._try_within(lambda files, _: operation(files), action, None)
+
+    def _try_within(
+        self,
+        operation: Callable[[LocalFiles | RemoteFiles, float | None], T],
+        action: str,
+        patience: Patience | None,
+    ) -> T:
+        def attempt(seconds: float | None) -> T:
+            with storage_errors(self.uri, action):
+                return operation(self._files(), seconds)
+
+        return retrying(attempt, patience)
 
 
 def _absolute(path: str) -> str:

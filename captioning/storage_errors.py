@@ -6,6 +6,8 @@ module turns all of them into `StorageError`. It does not know how files are rea
 
 import asyncio
 import errno
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,33 +27,74 @@ _THROTTLED_CODES = {
     "SlowDown",
     "Throttling",
     "ThrottlingException",
+    "ThrottledException",
+    "RequestThrottled",
+    "RequestThrottledException",
     "RequestLimitExceeded",
+    "BandwidthLimitExceeded",
     "TooManyRequests",
+    "TooManyRequestsException",
     "429",
     "503",
 }
-_FORBIDDEN_CODES = {
-    "AccessDenied",
-    "Forbidden",
+_FORBIDDEN_CODES = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "Forbidden", "InvalidObjectState", "403"}
+_CREDENTIAL_CODES = {
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
     "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidToken",
+    "InvalidClientTokenId",
+    "TokenRefreshRequired",
+    "UnrecognizedClientException",
+    "RequestTimeTooSkewed",
+    "RequestExpired",
+    "NotSignedUp",
     "401",
-    "403",
 }
-_MISSING_CODES = {"NoSuchKey", "NoSuchBucket", "NotFound", "404"}
-_SERVER_CODES = {"InternalError", "ServiceUnavailable", "500", "502", "504"}
-_TIMEOUT_CODES = {"RequestTimeout", "RequestTimeoutException"}
+_REGION_CODES = {
+    "PermanentRedirect",
+    "TemporaryRedirect",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "301",
+    "307",
+}
+_MISSING_CODES = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "NotFound", "404", "410"}
+_SERVER_CODES = {"InternalError", "InternalFailure", "InternalServerError", "ServiceUnavailable"}
+_SERVER_CODES |= {"BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"}
+_TIMEOUT_CODES = {"RequestTimeout", "RequestTimeoutException", "408"}
 
 _ADVICE = {
     "missing": "Check the spelling and that it still exists.",
-    "forbidden": "Check the permissions or credentials (storage.profile, storage.anonymous).",
+    "forbidden": "Check the permissions, and whether these are the credentials you mean (storage.profile, "
+    "storage.anonymous).",
+    "credentials": "The store does not take these credentials: check the keys in the environment, storage.profile, "
+    "whether they have expired, and this machine's clock.",
+    "region": "The bucket lies in another region than the one asked: set AWS_DEFAULT_REGION, or region in the profile.",
     "throttled": "The store asks for fewer requests; run again, or with fewer parallel tasks.",
     "timeout": "The store did not answer in time; run again.",
     "network": "Check the network and storage.endpoint, then run again.",
     "no_space": "Free some space, or choose another place.",
     "storage": "See the reason above.",
 }
+
+#: What must not be shown of a URL or a client's own words: keys, signatures, passwords.
+_SECRETS = re.compile(
+    r"(?i)((?:X-Amz-(?:Signature|Credential|Security-Token)|AWSAccessKeyId|Signature|sig|token|password)=)[^&\s\"']+"
+    r"|(?<=://)[^/\s@]+(?=@)"
+)
+_SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
+
+
+def without_secrets(text: str) -> str:
+    """`text` without signatures, passwords and the credentials of the environment."""
+    for name in _SECRET_VARIABLES:
+        value = os.environ.get(name, "")
+        # A short one would be found in ordinary words.
+        if len(value) >= 12:
+            text = text.replace(value, "***")
+    return _SECRETS.sub(lambda match: f"{match[1] or ''}***", text)
 
 
 @contextmanager
@@ -80,11 +123,13 @@ def classify(error: BaseException) -> tuple[str | None, bool]:
     name = type(error).__name__
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return "missing", False
-    if isinstance(error, PermissionError) or "Credential" in name or name == "ProfileNotFound":
+    if "Credential" in name or name in ("ProfileNotFound", "TokenRetrievalError", "SSOTokenLoadError"):
+        return "credentials", False
+    if isinstance(error, PermissionError):
         return "forbidden", False
     if isinstance(error, TimeoutError | asyncio.TimeoutError) or "Timeout" in name:
         return "timeout", True
-    if isinstance(error, ConnectionError) or name in _NETWORK_NAMES:
+    if isinstance(error, ConnectionError) or any(kind.__name__ in _NETWORK_NAMES for kind in type(error).__mro__):
         return "network", True
     if isinstance(error, OSError):
         if error.errno in _NO_SPACE:
@@ -114,8 +159,12 @@ _NETWORK_NAMES = {
     "ClientPayloadError",
     "ServerDisconnectedError",
     "ResponseParserError",
+    "ResponseStreamingError",
     "IncompleteReadError",
-    "FSTimeoutError",
+    "IncompleteRead",
+    "ProtocolError",
+    "SSLError",
+    "gaierror",
 }
 
 
@@ -127,7 +176,9 @@ def _service_code(error: BaseException) -> str | None:
             return None
         response = getattr(at, "response", None)
         if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
+            code = str(response.get("Error", {}).get("Code", ""))
+            http = str(response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+            return code if _classify_code(code)[0] != "storage" or not http else http
         status = getattr(at, "status", None)
         if isinstance(status, int) and status >= 400:
             return str(status)
@@ -140,11 +191,15 @@ def _classify_code(code: str) -> tuple[str, bool]:
         return "missing", False
     if code in _FORBIDDEN_CODES:
         return "forbidden", False
+    if code in _CREDENTIAL_CODES:
+        return "credentials", False
+    if code in _REGION_CODES:
+        return "region", False
     if code in _THROTTLED_CODES:
         return "throttled", True
     if code in _TIMEOUT_CODES:
         return "timeout", True
-    if code in _SERVER_CODES:
+    if code in _SERVER_CODES or (len(code) == 3 and code.startswith("5")):
         return "network", True
     return "storage", False
 
@@ -154,4 +209,5 @@ def _message(where: str, action: str, error_class: str, error: BaseException) ->
     inner = getattr(error, "filename", None)
     if isinstance(inner, str) and inner not in reason and inner.startswith(where.rstrip("/") + "/"):
         reason += f" ({inner.encode('utf-8', 'backslashreplace').decode()})"
-    return f"Could not {action} {where}: {reason}. {_ADVICE[error_class]}".replace("..", ".")
+    text = f"Could not {action} {where}: {reason}. {_ADVICE[error_class]}".replace("..", ".")
+    return without_secrets(text)

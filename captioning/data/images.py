@@ -9,6 +9,7 @@ than none. The error classes are
     unsupported   a format or colour mode that is recognised and cannot be read
     truncated     an image whose end is missing
     too_large     more pixels than the bound; told by the header, before any is decoded
+    memory        an image whose decoding needs more memory than there is
     decode        an image that is damaged in another way
 """
 
@@ -194,10 +195,10 @@ def _damaged(error: Exception, data: bytes) -> ImageError:
     reason = str(error) or type(error).__name__
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return ImageError("too_large", f"The image is over what can be decoded safely: {reason}.")
+    if isinstance(error, MemoryError) or "out of memory" in reason.lower():
+        return ImageError("memory", "There is not enough memory to decode the image.")
     if isinstance(error, EOFError) or "truncated" in reason.lower() or (data and is_cut_short(data)):
         return ImageError("truncated", f"{_cut_text(data)} The decoder says: {reason}.")
-    if isinstance(error, MemoryError):
-        return ImageError("decode", "There is not enough memory to decode the image.")
     if isinstance(error, NotImplementedError):
         return ImageError("unsupported", f"The image uses a feature of its format that cannot be read: {reason}.")
     return ImageError("decode", f"The image is damaged. The decoder says: {reason}.")

@@ -1,6 +1,16 @@
-"""The bytes of one image: a file, an object, or a piece of a tar. Knows nothing of what is in them."""
+"""The bytes of one image: a file, an object, or a piece of a tar. Knows nothing of what is in them.
 
-from captioning.errors import ImageError
+A failure that can pass (throttling, a reset, a 5xx, a time-out) is tried again within the image's
+own time; what cannot (missing, forbidden) is its reason at once.
+"""
+
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le
+
+from captioning.config import settings
+from captioning.errors import ImageError, StorageError
+from captioning.retry import Patience
 from captioning.run.sources import Entry
 from captioning.storage import Location, StorageSettings
 
@@ -8,15 +18,65 @@ from captioning.storage import Location, StorageSettings
 MAX_BYTES = 1 << 30
 
 
-def fetch(entry: Entry, storage: StorageSettings | None = None, *, max_bytes: int = MAX_BYTES) -> bytes:
+@settings
+class FetchSettings:
+    """How images are read from where they are. None of it changes a caption."""
+
+    attempts: Annotated[int, Ge(1), Le(100)] = 6
+    """How often an image's read is tried while its failure is one that can pass."""
+
+    timeout_s: Annotated[float, Gt(0)] = 120.0
+    """Seconds that an image may take to be read, all attempts together; then its error is `timeout`."""
+
+    parallel: Annotated[int, Ge(1), Le(256)] = 16
+    """Reads under way at once in a decoding task, where the images are in an object store."""
+
+    max_mb: Annotated[int, Ge(1)] = MAX_BYTES >> 20
+    """A file of more MiB than this is not read (class `too_large`)."""
+
+    @property
+    def max_bytes(self) -> int:
+        """`max_mb` in bytes."""
+        return self.max_mb << 20
+
+    @property
+    def patience(self) -> Patience:
+        """The limits of one image. An attempt has half of its time, so that one that hangs leaves time for another."""
+        return Patience(attempts=self.attempts, seconds=self.timeout_s, attempt_seconds=self.timeout_s / 2)
+
+
+def fetch(entry: Entry, storage: StorageSettings | None = None, settings: FetchSettings = FetchSettings()) -> bytes:
     """The image's bytes. Raises `StorageError`, or `ImageError` for one that is too large or cut short."""
-    if entry.size_bytes is not None and entry.size_bytes > max_bytes:
-        raise ImageError("too_large", f"The file has {entry.size_bytes:,} bytes; at most {max_bytes:,} are read.")
+    limit = settings.max_bytes
+    if entry.size_bytes is not None and entry.size_bytes > limit:
+        raise _too_large(f"{entry.size_bytes:,}", limit)
     if entry.tar is None:
-        return Location.from_uri(entry.uri, storage).read_bytes()
+        location = Location.from_uri(entry.uri, storage)
+        if entry.size_bytes is not None:
+            return location.read_bytes(patience=settings.patience)
+        # Nobody has said how large it is: no more is read than may be.
+        data = _read_start(location, limit + 1, settings.patience)
+        if len(data) > limit:
+            raise _too_large(f"more than {limit:,}", limit)
+        return data
     assert entry.offset is not None, "an image in a tar has a place"
     assert entry.size_bytes is not None, "an image in a tar has a size"
-    data = Location.from_uri(entry.tar, storage).read_range(entry.offset, entry.size_bytes)
+    location = Location.from_uri(entry.tar, storage)
+    data = location.read_range(entry.offset, entry.size_bytes, patience=settings.patience)
     if len(data) < entry.size_bytes:
         raise ImageError("truncated", f"The tar ends after {len(data):,} of the image's {entry.size_bytes:,} bytes.")
     return data
+
+
+def _too_large(size: str, limit: int) -> ImageError:
+    return ImageError("too_large", f"The file has {size} bytes; at most {limit:,} are read (fetch.max_mb).")
+
+
+def _read_start(location: Location, length: int, patience: Patience) -> bytes:
+    try:
+        return location.read_range(0, length, patience=patience)
+    except StorageError as error:
+        info = location.info() if error.error_class == "storage" else None
+        if info is not None and info.size == 0:
+            return b""  # a store has no range of an empty object
+        raise

@@ -1,15 +1,17 @@
 import errno
 import os
 import pickle
+import socket
 import threading
+from contextvars import ContextVar
 from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
-from captioning import storage
 from captioning.errors import StorageError, UsageError
 from captioning.local_files import LocalFiles
+from captioning.retry import Patience
 from captioning.storage import Location, StorageSettings, escape_name, unescape_name
 from captioning.storage_errors import classify, storage_errors
 
@@ -223,7 +225,15 @@ def test_failures_have_a_class_and_say_where(root: Location, tmp_path: Path) -> 
         (ClientError({"Error": {"Code": "SlowDown"}}, "GetObject"), "throttled", True),
         (ClientError({"Error": {"Code": "InternalError"}}, "GetObject"), "network", True),
         (EndpointConnectionError(endpoint_url="http://localhost:1"), "network", True),
-        (NoCredentialsError(), "forbidden", False),
+        (NoCredentialsError(), "credentials", False),
+        (ClientError({"Error": {"Code": "ExpiredToken"}}, "GetObject"), "credentials", False),
+        (ClientError({"Error": {"Code": "PermanentRedirect"}}, "GetObject"), "region", False),
+        (
+            ClientError({"Error": {"Code": "Strange"}, "ResponseMetadata": {"HTTPStatusCode": 507}}, "GetObject"),
+            "network",
+            True,
+        ),
+        (socket.gaierror(-2, "Name or service not known"), "network", True),
     ],
 )
 def test_errors_are_classified(error: Exception, error_class: str | None, passing: bool) -> None:
@@ -250,7 +260,7 @@ class _Flaky(LocalFiles):
     def __init__(self, failures: int, error: Exception) -> None:
         self.left, self.error = failures, error
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, seconds: float | None = None) -> bytes:
         self.left -= 1
         if self.left >= 0:
             raise self.error
@@ -258,7 +268,9 @@ class _Flaky(LocalFiles):
 
 
 def test_failures_that_pass_are_tried_again(root: Location, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_PAUSES", (0.0, 0.0))
+    current: ContextVar[Patience] = ContextVar("patience", default=Patience(attempts=3))  # noqa: B039 - it is frozen
+    monkeypatch.setattr("captioning.retry._current", current)
+    monkeypatch.setattr("captioning.retry._FIRST_PAUSE", 0.0)
     (root / "x").write_bytes(b"1")
     flaky = _Flaky(2, ConnectionResetError("reset"))
     monkeypatch.setattr(Location, "_files", lambda self: flaky)

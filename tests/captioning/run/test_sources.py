@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from captioning.errors import ImageError, InputError
-from captioning.run.fetch import fetch
+from captioning.run.fetch import FetchSettings, fetch
 from captioning.run.index import Index, write_segment
 from captioning.run.sources import Entry, open_sources
 from tests.captioning.run.runs import layout_of, make_archive, make_tar, photos
@@ -197,11 +197,14 @@ def test_one_empty_input_among_full_ones_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_too_large_is_not_read(tmp_path: Path) -> None:
-    make_archive(tmp_path, ["x.jpg"])
+    (tmp_path / "x.jpg").write_bytes(bytes((1 << 20) + 1))
+    (tmp_path / "list.txt").write_text("x.jpg\n")
     entry = next(open_sources([str(tmp_path)])[0].entries())
-    with pytest.raises(ImageError) as caught:
-        fetch(entry, max_bytes=3)
-    assert caught.value.error_class == "too_large"
+    listed = next(open_sources([str(tmp_path / "list.txt")])[0].entries())
+    for one in (entry, listed):
+        with pytest.raises(ImageError) as caught:
+            fetch(one, settings=FetchSettings(max_mb=1))
+        assert caught.value.error_class == "too_large"
 
 
 def test_entries_come_back_from_the_index_as_they_were(tmp_path: Path) -> None:
