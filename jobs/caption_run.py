@@ -246,7 +246,16 @@ class _CaptionRun:
             storage=self.settings.storage,
             threads=pools.threads,
         )
-        work = Work(index, self.info.preprocess, self.settings.storage, load, runtime.max_retries)
+        work = Work(
+            index,
+            self.info.preprocess,
+            self.settings.storage,
+            load,
+            runtime.max_retries,
+            fetching=self.settings.fetch,
+            decoding=self.settings.decode,
+            hang_s=runtime.hang_s,
+        )
         images = sum(shard.rows for shard in pending)
         ranges = _OpenRanges(index, pending)
         self.note("start", model=self.info.name, pending=images, shards=len(pending), pools=str(pools))

@@ -10,8 +10,10 @@ from annotated_types import Ge, Le
 from captioning.config import build, read_values, settings
 from captioning.decoding.settings import DecodingSettings
 from captioning.errors import SettingsError
+from captioning.run.fetch import FetchSettings
 from captioning.storage import StorageSettings
 from jobs.cli import read_config
+from jobs.decode_process import DecodeSettings
 
 
 @settings
@@ -46,7 +48,12 @@ class RuntimeSettings:
     """Shards that are fetched and decoded at the same time, at most."""
 
     max_retries: Annotated[int, Ge(0)] = 3
-    """How often a task whose process died is tried again before the run gives up."""
+    """How often a decoding task whose process died is tried again before the run gives up. (An image cannot
+    end it: see `decode`. A captioner's process is replaced as often as it takes, and a shard at which two have
+    died is captioned in isolation.)"""
+
+    hang_s: Annotated[float, Ge(0)] = 900.0
+    """Seconds that a captioner may take over one micro-batch; one that is still at it then is ended (0: never)."""
 
 
 @settings
@@ -64,6 +71,8 @@ class CaptionSettings:
     output: OutputSettings = field(default_factory=OutputSettings)
     decoding: DecodingSettings = field(default_factory=DecodingSettings)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+    fetch: FetchSettings = field(default_factory=FetchSettings)
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
     storage: StorageSettings = field(default_factory=StorageSettings)
     errors: ErrorSettings = field(default_factory=ErrorSettings)
 

@@ -9,17 +9,23 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from captioning.errors import CaptioningError, UnfinishedError
+from captioning.errors import CaptioningError, ImageError, UnfinishedError
 from captioning.run.index import Index
 from captioning.run.sources import Entry
 from captioning.run.table import Row, write_staged
 from captioning.storage import StorageSettings
+from jobs.attempts import Attempts
 from jobs.decode_shard import pixels_of
+from jobs.isolate import Isolation
+from jobs.micro_batches import CaptionerLike, CaptionLike, MicroBatches
+
+#: Deaths at a shard from which on it is captioned in isolation; while loading; and at most.
+_SUSPECT_DEATHS, _LOAD_DEATHS, _MOST_DEATHS = 2, 4, 20
 
 #: What a finished shard tells the driver: counts, and busy seconds by stage.
 SHARD_RESULT = pa.schema(
@@ -33,30 +39,6 @@ SHARD_RESULT = pa.schema(
         ("write", pa.float64()),
     ]
 )
-
-
-class CaptionLike(Protocol):
-    """What is read of a caption: see `captioning.captioner.Caption`."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def score(self) -> float: ...
-    @property
-    def num_tokens(self) -> int: ...
-    @property
-    def alternatives(self) -> tuple[tuple[str, float], ...]: ...
-
-
-class CaptionerLike(Protocol):
-    """What is asked of a captioner here: see `captioning.captioner.Captioner`."""
-
-    @property
-    def name(self) -> str: ...
-
-    def caption_pixels(self, pixels: np.ndarray[Any, Any], *, batch_size: int) -> Sequence[CaptionLike]:
-        """A caption for each of the pixels (B, S, S, 3) uint8."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -94,33 +76,57 @@ class LoadCaptioner:
 
 
 class CaptionShard:
-    """A Ray Data actor: a decoded shard in, its staged part written, its counts out."""
+    """A Ray Data actor: a decoded shard in, its staged part written, its counts out.
 
-    def __init__(self, load: Callable[[], CaptionerLike], index: Index, batch_size: int) -> None:
+    A shard at which processes died before is captioned in isolation. How often that was, `attempts`
+    knows; without it nobody counts. `hang_s` is what a micro-batch may take (0: anything).
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], CaptionerLike],
+        index: Index,
+        batch_size: int,
+        attempts: Attempts | None = None,
+        hang_s: float = 0.0,
+    ) -> None:
         self.index = index
+        self.load = load
+        self.attempts = attempts
+        self.hang_s = hang_s
         self.batch_size = batch_size
-        self.captioner: CaptionerLike | Exception
+        self.batches: MicroBatches | Exception
         try:
-            self.captioner = load()
+            self.batches = MicroBatches(self._load(), batch_size, hang_s)
         except Exception as error:
             # What an actor's constructor raises comes to the driver as text only. A call's error comes whole.
-            self.captioner = error
+            self.batches = error
+
+    @property
+    def captioner(self) -> CaptionerLike | Exception:
+        """The captioner, or why there is none."""
+        return self.batches.captioner if isinstance(self.batches, MicroBatches) else self.batches
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
         """Caption and write the one shard that `decoded` holds whole; returns one `SHARD_RESULT` row."""
         numbers = set(decoded.column("shard").to_pylist())
         assert len(numbers) == 1, f"a batch must be one shard, not {sorted(numbers)}"
         [number] = numbers
-        if isinstance(self.captioner, CaptioningError):
-            raise self.captioner
-        if isinstance(self.captioner, Exception):
+        if isinstance(self.batches, CaptioningError):
+            raise self.batches
+        if isinstance(self.batches, Exception):
             raise UnfinishedError(
-                f"The captioner could not be loaded: {type(self.captioner).__name__}: {self.captioner}"
-            ) from self.captioner
+                f"The captioner could not be loaded: {type(self.batches).__name__}: {self.batches}"
+            ) from self.batches
         start = time.perf_counter()
-        rows = caption_rows(self.captioner, decoded, batch_size=self.batch_size)
+        deaths = self._begin(f"shard-{number}")
+        caption = self.batches.caption
+        if deaths >= _SUSPECT_DEATHS:
+            caption = Isolation(self.load, self.batch_size, self.hang_s).caption
+        rows = caption_rows(caption, decoded, model=self.batches.captioner.name)
         captioned = time.perf_counter()
         write_staged(self.index.layout, self.index.shard(number), rows)
+        self._end(f"shard-{number}")
         written = time.perf_counter()
         result = {
             "shard": number,
@@ -133,64 +139,61 @@ class CaptionShard:
         }
         return pa.Table.from_pylist([result], schema=SHARD_RESULT)
 
+    def _load(self) -> CaptionerLike:
+        deaths = self._begin("load")
+        if deaths >= _LOAD_DEATHS:
+            raise UnfinishedError(
+                f"The captioner's process ended {deaths} times while it was loaded. If memory ran out, a smaller "
+                "runtime.actors helps. Finished shards are kept; give the same command again to go on."
+            )
+        captioner = self.load()
+        self._end("load")
+        return captioner
 
-def caption_rows(captioner: CaptionerLike, decoded: pa.Table, *, batch_size: int) -> list[Row]:
+    def _begin(self, key: str) -> int:
+        deaths = self.attempts.begin(key) if self.attempts else 0
+        if deaths >= _MOST_DEATHS:
+            raise UnfinishedError(
+                f"Worker processes were lost {deaths} times over at one piece of work. Finished shards are kept; give "
+                "the same command again to go on. If memory ran out, a smaller runtime.actors helps."
+            )
+        return deaths
+
+    def _end(self, key: str) -> None:
+        if self.attempts:
+            self.attempts.end(key)
+
+
+def caption_rows(
+    caption: Callable[[np.ndarray[Any, Any]], Sequence[CaptionLike | ImageError]], decoded: pa.Table, *, model: str
+) -> list[Row]:
     """Rows of the caption table for the images of a `DECODED` table, in its order.
 
-    Raises `UnfinishedError` when the captioner itself does not work.
+    `caption` gives a caption, or the reason why not, for each of the pixels (B, S, S, 3).
     """
-    captions = iter(_captions(captioner, pixels_of(decoded), batch_size))
+    pixels = pixels_of(decoded)
+    captions = iter(caption(pixels) if len(pixels) else [])
     rows = []
     for fact in decoded.drop_columns(["pixels"]).to_pylist():
         entry = Entry(fact["image_id"], fact["uri"])
         size = {key: fact[key] for key in ("width", "height", "size_bytes")}
         if fact["error_class"] is not None:
-            rows.append(Row.failed(entry, fact["error_class"], fact["error_message"], model=captioner.name, **size))
+            rows.append(Row.failed(entry, fact["error_class"], fact["error_message"], model=model, **size))
             continue
-        caption = next(captions)
-        if isinstance(caption, Exception):
-            why = f"The captioner failed on this image: {type(caption).__name__}: {caption}"
-            rows.append(Row.failed(entry, "model", why, model=captioner.name, **size))
+        found = next(captions)
+        if isinstance(found, ImageError):
+            rows.append(Row.failed(entry, found.error_class, found.message, model=model, **size))
             continue
         rows.append(
             Row(
                 image_id=entry.image_id,
                 uri=entry.uri,
-                caption=caption.text,
-                score=caption.score,
-                num_tokens=caption.num_tokens,
-                alternatives=caption.alternatives,
-                model=captioner.name,
+                caption=found.text,
+                score=found.score,
+                num_tokens=found.num_tokens,
+                alternatives=found.alternatives,
+                model=model,
                 **size,
             )
         )
     return rows
-
-
-def _captions(
-    captioner: CaptionerLike, pixels: np.ndarray[Any, Any], batch_size: int
-) -> Sequence[CaptionLike | Exception]:
-    """A caption, or the reason why not, for each of the pixels (B, S, S, 3)."""
-    if not len(pixels):
-        return []
-    try:
-        return captioner.caption_pixels(pixels, batch_size=batch_size)
-    except Exception as error:
-        # Either one image is at fault, which costs that image, or the captioner, which ends the run:
-        # a grey picture tells which.
-        try:
-            captioner.caption_pixels(np.full_like(pixels[:1], 128), batch_size=1)
-        except Exception:
-            raise UnfinishedError(
-                f"The captioner {captioner.name} fails on every image: {type(error).__name__}: {error}. "
-                "Finished shards are kept; give the same command again once this is mended "
-                "(a smaller runtime.batch_size needs less memory)."
-            ) from error
-        return [_caption_alone(captioner, pixels[i : i + 1]) for i in range(len(pixels))]
-
-
-def _caption_alone(captioner: CaptionerLike, pixels: np.ndarray[Any, Any]) -> CaptionLike | Exception:
-    try:
-        return captioner.caption_pixels(pixels, batch_size=1)[0]
-    except Exception as error:
-        return error

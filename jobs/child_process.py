@@ -75,7 +75,8 @@ class ChildProcess:
             _widen(pipe.fileno())
             os.set_blocking(pipe.fileno(), False)
         self.pid = self._process.pid
-        self.ask(start, seconds=_START_SECONDS)
+        #: What it answered when it was ready.
+        self.ready = self.ask(start, seconds=_START_SECONDS)
 
     def ask(self, request: Sequence[bytes], *, seconds: float) -> list[bytearray]:
         """The answer's parts, within `seconds`."""

@@ -2,11 +2,13 @@
 
     shard numbers ─▶ decode (CPU tasks) ─▶ caption and write (actor pool) ─▶ counts to the driver
 
-One block is one shard all the way. No image, pixel or caption comes to the driver.
+One block is one shard all the way. No image, pixel or caption comes to the driver. What an image does
+to the process that handles it stays below this: `decode_process` and `isolate`.
 """
 
 import json
 import logging
+import secrets
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +16,16 @@ from typing import Any
 
 from captioning.data.preprocess import PreprocessSettings
 from captioning.errors import UnfinishedError
+from captioning.run.fetch import FetchSettings
 from captioning.run.index import Index
 from captioning.run.layout import Shard
 from captioning.storage import StorageSettings
-from jobs.caption_shard import CaptionerLike, CaptionShard
+from jobs.attempts import Attempts
+from jobs.caption_shard import CaptionShard
 from jobs.cli import find_user_error
+from jobs.decode_process import DecodeSettings
 from jobs.decode_shard import DecodeShard
+from jobs.micro_batches import CaptionerLike
 from jobs.pools import Node, Pools
 
 #: Shards in one execution of the pipeline: Ray Data's books grow by the shard.
@@ -63,6 +69,9 @@ class Work:
     storage: StorageSettings
     load: Callable[[], CaptionerLike]
     max_retries: int
+    fetching: FetchSettings = FetchSettings()
+    decoding: DecodeSettings = DecodeSettings()
+    hang_s: float = 0.0
 
 
 def cluster_nodes() -> list[Node]:
@@ -83,9 +92,10 @@ def caption_shards(work: Work, pools: Pools, shards: Sequence[Shard]) -> Iterato
     """
     from ray.exceptions import RayError, RayTaskError
 
+    attempts = Attempts(secrets.token_hex(8))
     for start in range(0, len(shards), WINDOW):
         try:
-            yield from _window(work, pools, shards[start : start + WINDOW])
+            yield from _window(work, pools, shards[start : start + WINDOW], attempts)
         except Exception as error:
             known = find_user_error(error)
             if known is not None:
@@ -99,7 +109,7 @@ def caption_shards(work: Work, pools: Pools, shards: Sequence[Shard]) -> Iterato
             ) from error
 
 
-def _window(work: Work, pools: Pools, shards: Sequence[Shard]) -> Iterator[ShardResult]:
+def _window(work: Work, pools: Pools, shards: Sequence[Shard], attempts: Attempts) -> Iterator[ShardResult]:
     import pyarrow as pa
     import ray.data
     from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
@@ -119,7 +129,7 @@ def _window(work: Work, pools: Pools, shards: Sequence[Shard]) -> Iterator[Shard
         blocks = [pa.table({"shard": pa.array([shard.number], pa.int64())}) for shard in shards]
         dataset = ray.data.from_arrow(blocks)
         dataset = dataset.map_batches(
-            DecodeShard(work.index, work.preprocess, work.storage),
+            DecodeShard(work.index, work.preprocess, work.storage, work.fetching, work.decoding),
             batch_size=None,
             batch_format="pyarrow",
             compute=TaskPoolStrategy(size=pools.decode_tasks),
@@ -128,14 +138,14 @@ def _window(work: Work, pools: Pools, shards: Sequence[Shard]) -> Iterator[Shard
         )
         dataset = dataset.map_batches(
             CaptionShard,
-            fn_constructor_args=(work.load, work.index, pools.batch_size),
+            fn_constructor_args=(work.load, work.index, pools.batch_size, attempts, work.hang_s),
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=pools.actors, max_tasks_in_flight_per_actor=2),
             num_cpus=pools.cpus_per_actor,
             num_gpus=pools.gpus_per_actor or None,
-            max_restarts=work.max_retries,
-            max_task_retries=work.max_retries,
+            max_restarts=-1,  # `attempts` bounds them, by the piece of work
+            max_task_retries=-1,
         )
         for row in dataset.iter_rows():
             yield ShardResult.from_row(row)

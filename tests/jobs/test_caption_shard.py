@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from captioning.data.preprocess import Preprocess, PreprocessSettings
@@ -12,10 +13,11 @@ from captioning.errors import CheckpointError, UnfinishedError
 from captioning.run.index import Index, write_segment
 from captioning.run.layout import RunLayout
 from captioning.run.sources import open_sources
-from captioning.run.table import staged_shards
+from captioning.run.table import Row, staged_shards
 from captioning.storage import Location, StorageSettings
 from jobs.caption_shard import CaptionShard, caption_rows
 from jobs.decode_shard import decode_entries, pixels_of
+from jobs.micro_batches import MicroBatches
 from tests.jobs.archive import write_odd_files, write_photos
 
 SETTINGS = PreprocessSettings(size=16)
@@ -50,6 +52,10 @@ def load_broken() -> FakeCaptioner:
     raise CheckpointError("the weights are damaged")
 
 
+def caption_all(captioner: FakeCaptioner, decoded: pa.Table) -> list[Row]:
+    return caption_rows(MicroBatches(captioner, 4).caption, decoded, model=captioner.name)
+
+
 def indexed(folder: Path, output: Path, shard_size: int | None = None) -> Index:
     layout = RunLayout(Location.parse(str(output)))
     return write_segment(layout, open_sources([str(folder)]), shard_size=shard_size).commit()
@@ -59,7 +65,7 @@ def test_good_and_bad_images_keep_their_order_and_get_a_row_each(tmp_path: Path)
     sizes, classes = write_odd_files(tmp_path / "odd")
     index = indexed(tmp_path / "odd", tmp_path / "out", 9)
     decoded = decode_entries(0, index.rows(index.shard(0)), SETTINGS, StorageSettings())
-    rows = caption_rows(FakeCaptioner(), decoded, batch_size=4)
+    rows = caption_all(FakeCaptioner(), decoded)
     assert [row.image_id for row in rows] == sorted([*sizes, *classes])
     for row in rows:
         if row.image_id in sizes:
@@ -77,7 +83,7 @@ def test_a_file_that_is_gone_is_a_row_with_a_reason(tmp_path: Path) -> None:
     (photos / "0" / "0002.jpg").unlink()
     decoded = decode_entries(0, index.rows(index.shard(0)), SETTINGS, StorageSettings())
     assert len(pixels_of(decoded)) == 3
-    rows = {row.image_id: row for row in caption_rows(FakeCaptioner(), decoded, batch_size=4)}
+    rows = {row.image_id: row for row in caption_all(FakeCaptioner(), decoded)}
     assert rows["0/0002.jpg"].error_class == "missing"
     assert sum(row.status == "ok" for row in rows.values()) == 3
 
@@ -86,7 +92,7 @@ def test_an_image_that_the_model_fails_on_costs_that_image_alone(tmp_path: Path)
     index = indexed(write_photos(tmp_path / "photos", 4), tmp_path / "out", 4)
     decoded = decode_entries(0, index.rows(index.shard(0)), SETTINGS, StorageSettings())
     captioner = FakeCaptioner(fails_on=[pixels_of(decoded)[1].tobytes()])
-    rows = caption_rows(captioner, decoded, batch_size=4)
+    rows = caption_all(captioner, decoded)
     assert [row.status for row in rows] == ["ok", "error", "ok", "ok"]
     assert rows[1].error_class == "model"
     assert "not this one" in str(rows[1].error_message)
@@ -96,7 +102,7 @@ def test_a_captioner_that_fails_on_everything_ends_the_run(tmp_path: Path) -> No
     index = indexed(write_photos(tmp_path / "photos", 2), tmp_path / "out", 2)
     decoded = decode_entries(0, index.rows(index.shard(0)), SETTINGS, StorageSettings())
     with pytest.raises(UnfinishedError, match="fails on every image: RuntimeError: not this one"):
-        caption_rows(FakeCaptioner(broken=True), decoded, batch_size=4)
+        caption_all(FakeCaptioner(broken=True), decoded)
 
 
 def test_a_shard_is_captioned_whole_and_staged_under_its_number(tmp_path: Path) -> None:
@@ -106,7 +112,7 @@ def test_a_shard_is_captioned_whole_and_staged_under_its_number(tmp_path: Path) 
         decoded = decode_entries(shard.number, index.rows(shard), SETTINGS, StorageSettings())
         [result] = actor(decoded).to_pylist()
         assert (result["shard"], result["images"], result["error_classes"]) == (shard.number, shard.rows, "{}")
-    assert actor.captioner.batches == [3, 2]
+    assert actor.captioner.batches == [2, 1, 2]
     assert staged_shards(index.layout) == {0, 1}
 
 
@@ -123,5 +129,5 @@ def test_no_image_decoded_is_no_call_of_the_model(tmp_path: Path) -> None:
     index = indexed(tmp_path / "bad", tmp_path / "out", 2)
     captioner = FakeCaptioner()
     decoded = decode_entries(0, index.rows(index.shard(0)), SETTINGS, StorageSettings())
-    assert [row.error_class for row in caption_rows(captioner, decoded, batch_size=2)] == ["empty"]
+    assert [row.error_class for row in caption_all(captioner, decoded)] == ["empty"]
     assert captioner.batches == []
