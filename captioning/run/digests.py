@@ -25,9 +25,13 @@ def digests(texts: Sequence[str]) -> Digests:
 
 def find(ordered: Digests, wanted: Digests) -> NDArray[np.int64]:
     """The position of each `wanted` digest (N,) in `ordered`, sorted by `high`; -1 where it is not in it."""
-    left = np.searchsorted(ordered["high"], wanted["high"], side="left")
-    right = np.searchsorted(ordered["high"], wanted["high"], side="right")
     found = np.full(len(wanted), -1, dtype=np.int64)
+    # In their order: a search then finds in the cache what the one before it has read.
+    order = np.argsort(wanted["high"])
+    high = wanted["high"][order]
+    left, right = np.empty_like(found), np.empty_like(found)
+    left[order] = np.searchsorted(ordered["high"], high, side="left")
+    right[order] = np.searchsorted(ordered["high"], high, side="right")
     for step in range(int((right - left).max(initial=0))):
         at = left + step
         inside = np.flatnonzero(at < right)

@@ -6,16 +6,21 @@ when every shard of the index is done. Knows nothing of captions.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from captioning.run.digests import DIGEST, Digests, digests, find
-from captioning.run.index import Index, PendingSegment, checked_entries, write_entries
-from captioning.run.sources import Entry, Source
+from captioning.run.digests import DIGEST, Digests, find
+from captioning.run.hashing import Words, text_digests
+from captioning.run.index import Index, PendingSegment, write_tables
+from captioning.run.listing import Listing
+from captioning.run.selection import EVERYTHING, Selection
+from captioning.run.sources import Source
 
-_BATCH = 4096
 _EXAMPLES = 5
+#: Columns of the index that say whether an image is still the one it was.
+_VERSION = ("size_bytes", "version", "offset")
 
 
 @dataclass(frozen=True)
@@ -43,48 +48,50 @@ class Growth:
 
 @dataclass
 class _Known:
-    """The images of the index, sorted by the digest of their id."""
+    """The images of the index, sorted by the digest of their id: some forty bytes each."""
 
     ids: Digests
-    versions: Digests
+    versions: Words
     seen: np.ndarray[tuple[int], np.dtype[np.bool_]]
     changed: int = 0
     changed_examples: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, index: Index) -> "_Known":
-        ids, versions = [np.empty(0, DIGEST)], [np.empty(0, DIGEST)]
-        for batch in index.batches():
-            ids.append(digests([entry.image_id for entry in batch]))
-            versions.append(digests([_version(entry) for entry in batch]))
-        all_ids = np.concatenate(ids)
-        order = np.argsort(all_ids["high"], kind="stable")
-        return cls(all_ids[order], np.concatenate(versions)[order], np.zeros(len(order), np.bool_))
+        ids, versions = np.empty(index.rows_total, DIGEST), np.empty(index.rows_total, np.uint64)
+        at = 0
+        for table in index.tables(["image_id", *_VERSION]):
+            ids[at : at + table.num_rows] = text_digests(table["image_id"])
+            versions[at : at + table.num_rows] = _versions(table)
+            at += table.num_rows
+        assert at == len(ids), "the files hold what the markers say"
+        order = np.argsort(ids["high"], kind="stable")
+        return cls(ids[order], versions[order], np.zeros(len(order), np.bool_))
 
-    def new(self, entries: Iterable[Entry]) -> Iterator[Entry]:
-        """Those of `entries` that the index does not have; the others are compared with it."""
-        stream = iter(entries)
-        while batch := list(islice(stream, _BATCH)):
-            at = find(self.ids, digests([entry.image_id for entry in batch]))
-            same = self.versions[at] == digests([_version(entry) for entry in batch])
-            self.seen[at[at >= 0]] = True
-            for entry, place, unchanged in zip(batch, at, same, strict=True):
-                if place < 0:
-                    yield entry
-                elif not unchanged:
-                    self.changed += 1
-                    if len(self.changed_examples) < _EXAMPLES:
-                        self.changed_examples.append(entry.image_id)
+    def new(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Those rows that the index does not have; the others are compared with it."""
+        for table in tables:
+            at = find(self.ids, text_digests(table["image_id"]))
+            known = at >= 0
+            self.seen[at[known]] = True
+            changed = known & (self.versions[at] != _versions(table)) if len(self.versions) else known
+            self.changed += int(changed.sum())
+            wanted = _EXAMPLES - len(self.changed_examples)
+            self.changed_examples += table["image_id"].take(np.flatnonzero(changed)[:wanted]).to_pylist()
+            yield table.filter(pa.array(~known))
 
 
-def grow(index: Index, sources: Sequence[Source], *, shard_size: int) -> Growth:
+def grow(index: Index, sources: Sequence[Source], *, shard_size: int, selection: Selection = EVERYTHING) -> Growth:
     """List the archive again and write what is new as a further segment, not committed yet.
 
-    Raises `InputError` and `StorageError` as the first listing does, and leaves nothing behind.
+    Only images that the run's `selection` takes count. Raises `InputError` and `StorageError` as
+    the first listing does, and leaves nothing behind.
     """
     assert index.segments, "a run without an index begins with write_segment"
     known = _Known.of(index)
-    pending = write_entries(index, known.new(checked_entries(sources, may_be_empty=True)), sources, shard_size)
+    listing = Listing(sources, may_be_empty=True)
+    new = known.new(selection.of(listing.tables()))
+    pending = write_tables(index, new, sources, shard_size, check=listing.check_ids)
     vanished = int((~known.seen).sum())
     return Growth(
         pending=pending if pending.rows else None,
@@ -98,13 +105,16 @@ def grow(index: Index, sources: Sequence[Source], *, shard_size: int) -> Growth:
 
 def _vanished(index: Index, known: _Known) -> list[str]:
     names: list[str] = []
-    for batch in index.batches():
-        at = find(known.ids, digests([entry.image_id for entry in batch]))
-        names += [entry.image_id for entry, place in zip(batch, at, strict=True) if not known.seen[place]]
+    for table in index.tables(["image_id"]):
+        gone = ~known.seen[find(known.ids, text_digests(table["image_id"]))]
+        names += table["image_id"].take(np.flatnonzero(gone)[:_EXAMPLES]).to_pylist()
         if len(names) >= _EXAMPLES:
             break
     return names[:_EXAMPLES]
 
 
-def _version(entry: Entry) -> str:
-    return f"{entry.size_bytes} {entry.version} {entry.offset}"
+def _versions(table: pa.Table) -> Words:
+    """A number for each row that is another when the image is."""
+    texts = [pc.cast(table[name], pa.string()) for name in _VERSION]
+    joined = pc.binary_join_element_wise(*texts, " ", null_handling="replace", null_replacement="-")
+    return np.ascontiguousarray(text_digests(joined)["high"])

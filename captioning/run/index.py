@@ -11,22 +11,23 @@ nothing of what is done with the images.
 
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+
+import pyarrow as pa
 
 from captioning.errors import InputError, StorageError
-from captioning.run.digests import DigestSet, digests
 from captioning.run.layout import SHARDS_A_PART, PartRange, RunLayout, Shard
-from captioning.run.segment import Segment, marker, read_columns, read_group, write_file
-from captioning.run.sources import Entry, Source, first_holder, require_image
+from captioning.run.listing import Listing
+from captioning.run.segment import INDEX_SCHEMA, Segment, marker, read_columns, read_group, write_file
+from captioning.run.selection import EVERYTHING, Selection
+from captioning.run.sources import Entry, Source
 
 #: The most images in a shard, unless a setting says otherwise.
 MAX_SHARD_SIZE = 512
 
 #: A small archive is cut into about this many shards, so that every core has work.
 _WANTED_SHARDS = 64
-_BATCH = 4096
 
 
 def choose_shard_size(images: int) -> int:
@@ -82,18 +83,21 @@ class Index:
         name, group = self._segment(shard.number).file_of(shard.number)
         return read_group(self.layout, name, group, shard.rows)
 
-    def range_ids(self, part: PartRange) -> list[str]:
-        """The image ids of all shards of a part, in order."""
+    def range_ids(self, part: PartRange) -> pa.ChunkedArray:
+        """The image ids of all shards of a part, in order, as a column of strings."""
         name, _ = self._segment(part.first).file_of(part.first)
-        ids: list[str] = read_columns(self.layout, name, ["image_id"])["image_id"].to_pylist()
-        return ids
+        return read_columns(self.layout, name, ["image_id"])["image_id"]
 
-    def batches(self) -> Iterator[list[Entry]]:
-        """All entries, in order, a part's range at a time."""
-        columns = ["image_id", "uri", "size_bytes", "version", "tar", "offset"]
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """These columns (all of `INDEX_SCHEMA` unless given) of all rows, in order, a part's range at a time."""
         for segment in self.segments:
             for name in segment.files:
-                yield [Entry(**row) for row in read_columns(self.layout, name, columns).to_pylist()]
+                yield read_columns(self.layout, name, columns or INDEX_SCHEMA.names)
+
+    def batches(self) -> Iterator[list[Entry]]:
+        """All entries, in order, a part's range at a time: for few images only, `tables` is far faster."""
+        for table in self.tables():
+            yield [Entry(**row) for row in table.to_pylist()]
 
     def _segment(self, shard: int) -> Segment:
         for segment in self.segments:
@@ -138,61 +142,58 @@ class PendingSegment:
 
 
 def write_segment(
-    layout: RunLayout, sources: Sequence[Source], *, shard_size: int | None = None, index: Index | None = None
+    layout: RunLayout,
+    sources: Sequence[Source],
+    *,
+    shard_size: int | None = None,
+    index: Index | None = None,
+    selection: Selection = EVERYTHING,
 ) -> PendingSegment:
-    """List the archive and write it as the run's first segment, not committed yet.
+    """List the archive and write what is selected of it as the run's first segment, not committed yet.
 
     Without `shard_size` it is chosen from the number of images. Raises `InputError` for a source
-    without images and for an id that two sources share, `StorageError` when a listing fails; then
-    nothing is left behind.
+    without images, for an id that comes twice and for a selection of nothing, `StorageError` when
+    a listing fails; then nothing is left behind.
     """
     index = index or Index.load(layout)
     assert not index.segments, "a run that has an index grows (see growth)"
-    entries = checked_entries(sources)
-    return write_entries(index, entries, sources, shard_size)
+    listing = Listing(sources)
+    pending = write_tables(index, selection.of(listing.tables()), sources, shard_size, check=listing.check_ids)
+    if not pending.rows:
+        raise InputError(f"There are images, but none that is selected ({selection}). Select others.")
+    return pending
 
 
-def checked_entries(sources: Sequence[Source], *, may_be_empty: bool = False) -> Iterator[Entry]:
-    """The entries of all sources, in order, in which no id comes twice. Raises `InputError`."""
-    seen = DigestSet()
-    for source in sources:
-        found = False
-        listing = source.entries()
-        while batch := list(islice(listing, _BATCH)):
-            found = True
-            new = seen.add(digests([entry.image_id for entry in batch]))
-            if not new.all():
-                raise _shared(sources, source, batch[int(new.argmin())].image_id)
-            yield from batch
-        if not found and not may_be_empty:
-            raise require_image(source)
-
-
-def write_entries(
-    index: Index, entries: Iterable[Entry], sources: Sequence[Source], shard_size: int | None
+def write_tables(
+    index: Index,
+    tables: Iterable[pa.Table],
+    sources: Sequence[Source],
+    shard_size: int | None,
+    *,
+    check: Callable[[], None],
 ) -> PendingSegment:
-    """Write `entries` as the next segment of `index`, a part's range at a time; not committed yet."""
-    stream = iter(entries)
+    """Write rows of `INDEX_SCHEMA` as the next segment of `index`, a part's range at a time; not committed yet.
+
+    `check` is called when all has been listed; what it raises undoes all, as any other error does.
+    """
+    stream = _Rows(tables)
     number = len(index.segments)
     token = secrets.token_hex(4)
     first_shard, rows = index.shards_total, 0
     files: list[str] = []
     try:
         # So many images that the choice is the same for more of them.
-        ahead = list(islice(stream, MAX_SHARD_SIZE * _WANTED_SHARDS)) if shard_size is None else []
-        size = shard_size or choose_shard_size(len(ahead))
+        size = shard_size or choose_shard_size(stream.ahead(MAX_SHARD_SIZE * _WANTED_SHARDS))
         shard = first_shard
-        while True:
-            room = (SHARDS_A_PART - shard % SHARDS_A_PART) * size
-            batch, ahead = ahead[:room], ahead[room:]
-            batch += islice(stream, room - len(batch))
-            if not batch:
-                break
+        while (table := stream.take((SHARDS_A_PART - shard % SHARDS_A_PART) * size)).num_rows:
+            if stream.ended:
+                check()  # so that nothing at all is written of a small archive that is refused
             name = f"segment-{number:04d}-{token}-{len(files):05d}.parquet"
             files.append(name)
-            write_file(index.layout, name, batch, size)
-            rows += len(batch)
-            shard += -(-len(batch) // size)
+            write_file(index.layout, name, table, size)
+            rows += table.num_rows
+            shard += -(-table.num_rows // size)
+        check()
     except BaseException:
         for name in files:
             (index.layout.index_dir / name).delete()
@@ -214,6 +215,36 @@ def write_entries(
     return PendingSegment(index, segment)
 
 
+class _Rows:
+    """A stream of tables from which rows are taken by number."""
+
+    def __init__(self, tables: Iterable[pa.Table]) -> None:
+        self._tables = iter(tables)
+        self._held: list[pa.Table] = []
+        self._count = 0
+        self.ended = False
+        """Whether all rows there are were taken or are held."""
+
+    def ahead(self, rows: int) -> int:
+        """How many rows are to come, counted up to about `rows`."""
+        while self._count < rows and not self.ended:
+            table = next(self._tables, None)
+            if table is None:
+                self.ended = True
+            else:
+                self._held.append(table)
+                self._count += table.num_rows
+        return self._count
+
+    def take(self, rows: int) -> pa.Table:
+        """The next rows, fewer at the end."""
+        self.ahead(rows)
+        held = pa.concat_tables([INDEX_SCHEMA.empty_table(), *self._held])
+        rest = held.slice(rows)
+        self._held, self._count = [rest], rest.num_rows
+        return held.slice(0, rows)
+
+
 def _drop_leftovers(index: Index, number: int) -> None:
     """Delete files of committed segments that no marker names: what a killed or slower driver left.
 
@@ -223,12 +254,3 @@ def _drop_leftovers(index: Index, number: int) -> None:
     for name in index.layout.index_dir.names():
         if name.endswith(".parquet") and name not in named and name < f"segment-{number + 1:04d}":
             (index.layout.index_dir / name).delete()
-
-
-def _shared(sources: Sequence[Source], second: Source, image_id: str) -> InputError:
-    first = first_holder(sources, image_id)
-    where = f"INPUTs {first.given} and {second.given}" if first else f"INPUT {second.given} and one before it"
-    return InputError(
-        f"The image id {image_id!r} is in both {where}. Give each INPUT a name, which is put before its ids: "
-        f"a={second.location}. (Tars or images of one folder: quote the glob, so that they are one INPUT.)"
-    )

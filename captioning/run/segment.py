@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
@@ -102,12 +103,25 @@ def marker(layout: RunLayout, number: int) -> Location:
     return layout.index_dir / f"segment-{number:04d}.json"
 
 
-def write_file(layout: RunLayout, name: str, entries: Sequence[Entry], shard_size: int) -> None:
-    """Write one index file, a row group for each `shard_size` entries."""
-    columns = {field: [getattr(entry, field) for entry in entries] for field in INDEX_SCHEMA.names}
-    table = pa.Table.from_pydict(columns, schema=INDEX_SCHEMA)
+def entries_to_table(entries: Sequence[Entry]) -> pa.Table:
+    """The entries as rows of `INDEX_SCHEMA`, in their order."""
+    arrays = [pa.array(list(map(attrgetter(field.name), entries)), field.type) for field in INDEX_SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=INDEX_SCHEMA)
+
+
+def write_file(layout: RunLayout, name: str, table: pa.Table, shard_size: int) -> None:
+    """Write one index file, a row group for each `shard_size` rows."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=shard_size)
+    # Names differ from row to row, and nobody asks for their least and greatest: with dictionaries and
+    # statistics of every column the footer would be as large as a shard, and is read with each.
+    pq.write_table(
+        table,
+        buffer,
+        compression="zstd",
+        row_group_size=shard_size,
+        use_dictionary=["tar"],
+        write_statistics=False,
+    )
     (layout.index_dir / name).write_bytes(buffer.getvalue(), temp=layout.tmp_dir)
 
 

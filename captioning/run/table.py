@@ -46,6 +46,8 @@ SCHEMA = pa.schema(
 
 #: Files of an object store are read and deleted this many at a time.
 _PARALLEL = 8
+#: Rows of a part that are in memory at once, and bytes of each of its columns.
+_BATCH_ROWS, _READ_AHEAD = 8192, 1 << 20
 _LONGEST_MESSAGE = 1000
 
 #: The age of a temporary file, in nanoseconds, at which its writer is surely gone.
@@ -192,20 +194,34 @@ def fold(layout: RunLayout, index: Index) -> FoldResult:
 def read_table(layout: RunLayout, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The table's rows, a few thousand at a time, in the order of the parts. Raises `StorageError`."""
     for part in layout.parts():
-        table = read_part(layout, part)
-        yield from table.select(list(columns) if columns else SCHEMA.names).to_batches(max_chunksize=8192)
+        yield from part_batches(layout, part, columns)
+
+
+def part_batches(layout: RunLayout, part: PartRange, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """One part of the table, a few thousand rows at a time, which is all that is in memory of it.
+
+    Raises `StorageError`, also when the file is damaged or no part of this table.
+    """
+    location = layout.part(part)
+    # One GET that is tried again where it fails; a local file is read as it is needed.
+    file = location.open_read() if location.is_local else io.BytesIO(location.read_bytes())
+    with file:
+        try:
+            parquet = pq.ParquetFile(file, buffer_size=_READ_AHEAD, page_checksum_verification=True)
+            _check_columns(location, parquet.schema_arrow)
+            yield from parquet.iter_batches(_BATCH_ROWS, columns=list(columns or SCHEMA.names))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StorageError("storage", f"{location} is damaged: {error}") from error
 
 
 def read_part(layout: RunLayout, part: PartRange) -> pa.Table:
-    """One part of the table. Raises `StorageError`, also when the file is damaged or no part of this table."""
-    location = layout.part(part)
-    try:
-        table = _from_parquet(location.read_bytes())
-    except (pa.ArrowInvalid, OSError) as error:
-        raise StorageError("storage", f"{location} is damaged: {error}") from error
-    if table.schema.names != SCHEMA.names or table.schema.types != SCHEMA.types:
+    """The whole of one part of the table. Raises `StorageError` as `part_batches` does."""
+    return pa.Table.from_batches(part_batches(layout, part), SCHEMA)
+
+
+def _check_columns(location: Location, schema: pa.Schema) -> None:
+    if schema.names != SCHEMA.names or schema.types != SCHEMA.types:
         raise StorageError("storage", f"{location} has other columns than a caption table.")
-    return table
 
 
 def _read_staged(layout: RunLayout, shard: Shard) -> pa.Table | Literal[False] | None:
@@ -234,7 +250,7 @@ def _sweep_tmp(layout: RunLayout) -> None:
 
 def _to_parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=65536)
+    pq.write_table(table, buffer, compression="zstd", row_group_size=65536, write_page_checksum=True)
     return buffer.getvalue()
 
 

@@ -1,20 +1,23 @@
 """Proves a run's table against its index: one row an image, no id twice, nothing foreign.
 
-Works part by part in bounded memory, from the files alone. Knows nothing of models.
+Streams the table part by part in bounded memory, from the files alone; eight bytes an image are kept to
+find ids that come twice, beyond some millions in temporary files. Knows nothing of models.
 """
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from captioning.errors import InputError, StorageError
-from captioning.run.digests import DigestSet, digests
+from captioning.run.hashing import Words
 from captioning.run.index import Index
 from captioning.run.layout import PartRange, RunLayout
-from captioning.run.table import read_part
+from captioning.run.repeats import Repeats, are_among
+from captioning.run.table import part_batches
 
 _EXAMPLES = 3
 
@@ -54,23 +57,35 @@ def verify(layout: RunLayout) -> Verdict:
     ranges = index.ranges()
     present = set(layout.parts())
     _check_names(layout, ranges, found)
-    ids_seen = DigestSet()
+    repeats = Repeats()
     for part in ranges:
         try:
             ids = index.range_ids(part)
         except StorageError as error:
             found.problems.append(error.message)
             continue
-        rows = sum(index.shard(number).rows for number in part.numbers)
+        rows = index.shard(part.last).stop - index.shard(part.first).start
         if len(ids) != rows:
             found.problems.append(f"The index of {part.name} has {len(ids):,} rows where there should be {rows:,}.")
-        new = ids_seen.add(digests(ids))
-        found.add("index", "images listed twice", [name for name, fresh in zip(ids, new, strict=True) if not fresh])
+        repeats.add(ids)
         if part in present:
             _check_part(layout, part, ids, found)
         else:
             found.problems.append(f"{part.name} is not there: {len(ids):,} images have no row yet. Run again to go on.")
+    suspects = repeats.suspects()
+    if len(suspects):
+        _check_repeats(index, ranges, suspects, found)
     return Verdict(not found.problems, index.rows_total, found.rows, tuple(found.problems), dict(found.errors))
+
+
+def _check_repeats(index: Index, ranges: Sequence[PartRange], suspects: Words, found: _Findings) -> None:
+    """Look again at the ids that seem to be in the index more than once: now at the ids themselves."""
+    counts: Counter[str] = Counter()
+    for part in ranges:
+        with suppress(StorageError):  # which was found before
+            ids = index.range_ids(part)
+            counts.update(ids.filter(pa.array(are_among(ids, suspects))).to_pylist())
+    found.add("index", "images listed more than once", [name for name, count in counts.items() if count > 1])
 
 
 def _check_names(layout: RunLayout, ranges: Sequence[PartRange], found: _Findings) -> None:
@@ -80,33 +95,43 @@ def _check_names(layout: RunLayout, ranges: Sequence[PartRange], found: _Finding
             found.problems.append(f"{name} is no part of this table, but readers of the folder would take it for one.")
 
 
-def _check_part(layout: RunLayout, part: PartRange, ids: Sequence[str], found: _Findings) -> None:
+def _check_part(layout: RunLayout, part: PartRange, ids: pa.ChunkedArray, found: _Findings) -> None:
+    """Compare the rows of a part with the `ids` that the index has for it."""
+    rows: list[pa.Array] = []
+    wrong: list[str] = []
+    errors: Counter[str] = Counter()
     try:
-        table = read_part(layout, part)
+        for batch in part_batches(layout, part):
+            rows.append(batch["image_id"])
+            wrong += _check_values(batch, errors)
     except StorageError as error:
         found.problems.append(error.message)
         return
-    found.rows += table.num_rows
-    rows = Counter(table["image_id"].to_pylist())
-    wanted = set(ids)
+    names = pa.chunked_array(rows, pa.string())
+    found.rows += len(names)
+    found.errors.update(errors)
+    # Folded parts have the order of the index; only others need to be looked at one by one.
+    if not names.equals(ids):
+        _compare_one_by_one(part, ids.to_pylist(), names.to_pylist(), found)
+    found.add(part.name, "rows that are neither a caption nor an error", wrong)
+
+
+def _compare_one_by_one(part: PartRange, ids: Sequence[str], names: Sequence[str], found: _Findings) -> None:
+    rows, wanted = Counter(names), set(ids)
     found.add(part.name, "images without a row", [name for name in ids if name not in rows])
     found.add(part.name, "images with more than one row", [str(name) for name, count in rows.items() if count > 1])
     found.add(part.name, "rows of images that do not belong here", [str(name) for name in rows if name not in wanted])
-    _check_values(part, table, found)
 
 
-def _check_values(part: PartRange, table: pa.Table, found: _Findings) -> None:
-    """A row is either a caption with its score, or an error with its class; counts the errors."""
-    ok = pc.equal(table["status"], "ok")
-    error = pc.equal(table["status"], "error")
+def _check_values(batch: pa.RecordBatch, errors: Counter[str]) -> list[str]:
+    """The ids of rows that are neither a caption with its score nor an error with its class; counts the errors."""
+    ok = pc.equal(batch["status"], "ok")
+    error = pc.equal(batch["status"], "error")
     captioned = pc.and_(
-        pc.is_valid(table["caption"]), pc.and_(pc.is_valid(table["score"]), pc.is_null(table["error_class"]))
+        pc.is_valid(batch["caption"]), pc.and_(pc.is_valid(batch["score"]), pc.is_null(batch["error_class"]))
     )
-    failed = pc.and_(pc.is_null(table["caption"]), pc.is_valid(table["error_class"]))
-    sound = pc.or_(pc.and_(ok, captioned), pc.and_(error, failed))
-    wrong = table.filter(pc.invert(pc.fill_null(sound, False)))
-    found.add(
-        part.name, "rows that are neither a caption nor an error", [str(i) for i in wrong["image_id"].to_pylist()]
-    )
-    classes = table.filter(pc.fill_null(error, False))["error_class"].to_pylist()
-    found.errors.update(str(name) for name in classes)
+    failed = pc.and_(pc.is_null(batch["caption"]), pc.is_valid(batch["error_class"]))
+    sound = pc.fill_null(pc.or_(pc.and_(ok, captioned), pc.and_(error, failed)), False)
+    for each in pc.value_counts(batch["error_class"].filter(pc.fill_null(error, False))).to_pylist():
+        errors[str(each["values"])] += each["counts"]
+    return [str(name) for name in batch["image_id"].filter(pc.invert(sound)).to_pylist()]

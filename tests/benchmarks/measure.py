@@ -67,10 +67,10 @@ class _Memory:
 
     def _watch(self) -> None:
         while not self._ended.wait(_SAMPLE_EVERY):
-            self._peak = max(self._peak, sum(_memory_of(process) for process in _family(self._root)))
+            self._peak = max(self._peak, sum(_memory_of(process) for process in family(self._root)))
 
 
-def _family(root: int) -> set[int]:
+def family(root: int) -> set[int]:
     """The process `root` and its descendants."""
     parents = {}
     for folder in Path("/proc").glob("[0-9]*"):
