@@ -23,6 +23,29 @@ def caption(
         typer.Option("--output", "-o", metavar="OUTPUT", help="The run's folder or URI.", show_default=False),
     ],
     model: ModelOption = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", help="Take only the first N images.", show_default=False)
+    ] = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            "--sample",
+            metavar="N",
+            help="Take only N images, at random from all over; the same every time.",
+            show_default=False,
+        ),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            "--where",
+            metavar="CONDITION",
+            help="Take only images that this holds for: \"size_bytes > 100000 and uri like '%.jpg'\". Columns: "
+            "image_id, uri, size_bytes, version, tar, offset. Also <= = != in (…), between … and …, is null, ilike, "
+            "or, not.",
+            show_default=False,
+        ),
+    ] = None,
     config: ConfigOption = None,
     settings: SetOption = None,
 ) -> None:
@@ -32,15 +55,22 @@ def caption(
     captions only what is new in the archive. Every image gets a row: its caption, or the reason
     why not.
 
+    --limit, --sample and --where choose images for a first look (--where together with one of the
+    others: of the images that it holds for). The choice is made when OUTPUT is begun and is kept; going on takes
+    the same flags. With --where alone, images that come into the archive later and fulfil it are captioned too;
+    with a number the choice stays as it is.
+
     Settings that are often given: --set decoding.beam_size=5, --set runtime.actors=4,
     --set runtime.batch_size=64, --set errors.max_fraction=0.5.
     """
+    from captioning.run.selection import Selection
     from jobs.caption_outcome import final_lines
     from jobs.caption_run import Request, caption_archive
     from jobs.caption_settings import read_caption_settings
 
     parsed, decoding = read_caption_settings(config, settings or [])
-    outcome = caption_archive(Request(tuple(inputs), output, model, parsed, decoding))
+    selection = Selection(limit=limit, sample=sample, where=where)
+    outcome = caption_archive(Request(tuple(inputs), output, model, parsed, decoding, selection))
     for line in final_lines(outcome, output):
         print(line)
     if not outcome.verdict.ok:

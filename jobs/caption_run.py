@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 from captioning.config import to_dict
 from captioning.errors import CaptioningError, RunConflictError, SettingsError, StorageError, UsageError
 from captioning.run.events import append_event
+from captioning.run.folding import Folding
 from captioning.run.growth import grow
 from captioning.run.index import Index, write_segment
 from captioning.run.layout import RunLayout, Shard
 from captioning.run.record import RunRecord
+from captioning.run.selection import EVERYTHING, Selection
 from captioning.run.sources import Source, open_sources, require_image
 from captioning.run.table import fold, pending_shards, schema_description
 from captioning.run.verify import verify
@@ -43,13 +45,14 @@ _REPAIRS = 3
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asked for. `decoding` holds the decoding keys that were given."""
+    """What a person asked for. `decoding` holds the decoding keys that were given, `selection` the images to take."""
 
     inputs: tuple[str, ...]
     output: str
     model: str | None
     settings: CaptionSettings
     decoding: dict[str, Any] = field(default_factory=dict)
+    selection: Selection = EVERYTHING
 
 
 def caption_archive(request: Request, progress_stream: Any = None) -> Outcome:
@@ -157,7 +160,12 @@ class _CaptionRun:
                     "take it for a part of the table. Give another OUTPUT with -o."
                 )
             return None
-        record.check(self.layout, inputs=self._given(), fingerprint_parts=self._fingerprint_parts())
+        record.check(
+            self.layout,
+            inputs=self._given(),
+            fingerprint_parts=self._fingerprint_parts(),
+            selection=self.request.selection.to_dict(),
+        )
         wanted = self.settings.output.shard_size
         if wanted is not None and wanted != record.shard_size:
             raise SettingsError(
@@ -182,7 +190,7 @@ class _CaptionRun:
         """Index the archive; from here on there is a run in OUTPUT."""
         size = self.record.shard_size if self.record else self.settings.output.shard_size
         try:
-            pending = write_segment(self.layout, self.sources, shard_size=size)
+            pending = write_segment(self.layout, self.sources, shard_size=size, selection=self.request.selection)
         except CaptioningError:
             _remove_empty_folders(self.layout)
             raise
@@ -197,6 +205,7 @@ class _CaptionRun:
             shard_size=pending.shard_size,
             settings=settings,
             fingerprint_parts=self._fingerprint_parts(),
+            selection=self.request.selection.to_dict(),
         )
         try:
             self.record = record.create(self.layout)
@@ -207,13 +216,17 @@ class _CaptionRun:
         index = pending.commit()
         for line in listing_lines(self.sources):
             self._say(line)
+        if self.request.selection:
+            self._say(f"{counted(index.rows_total, 'image')} selected by {self.request.selection}.")
         self.note("indexed", listed=index.rows_total, shards=index.shards_total)
         return index
 
     def _grow(self, index: Index) -> Index:
         """List the archive again, and take what is new into the index."""
         assert self.record is not None, "a run that grows has a record"
-        growth = grow(index, self.sources, shard_size=self.record.shard_size)
+        if not self.request.selection.grows:
+            return index
+        growth = grow(index, self.sources, shard_size=self.record.shard_size, selection=self.request.selection)
         for line in growth.lines():
             self._say(line)
         if growth.pending is None:
@@ -257,7 +270,6 @@ class _CaptionRun:
             hang_s=runtime.hang_s,
         )
         images = sum(shard.rows for shard in pending)
-        ranges = _OpenRanges(index, pending)
         self.note("start", model=self.info.name, pending=images, shards=len(pending), pools=str(pools))
         with Progress(index.rows_total, index.rows_total - images, stream=self.stream) as progress:
             progress.say(
@@ -265,13 +277,13 @@ class _CaptionRun:
             )
             diary = _Diary(self)
             try:
-                for result in caption_shards(work, pools, pending):
-                    self.results[result.shard] = result
-                    progress.add(result.images, result.errors)
-                    self.steady = progress.steady_rate() or self.steady
-                    diary.add(result)
-                    if ranges.finish(result.shard):
-                        fold(self.layout, index)
+                with Folding(index, (shard.number for shard in pending)) as folding:
+                    for result in caption_shards(work, pools, pending):
+                        self.results[result.shard] = result
+                        progress.add(result.images, result.errors)
+                        self.steady = progress.steady_rate() or self.steady
+                        diary.add(result)
+                        folding.finished(result.shard)
             finally:
                 diary.flush()
 
@@ -318,21 +330,6 @@ class _Diary:
             self._run.note("shards", **self._counts)
         self._counts.clear()
         self._written = time.monotonic()
-
-
-class _OpenRanges:
-    """Which parts' ranges still have pending shards."""
-
-    def __init__(self, index: Index, pending: Sequence[Shard]) -> None:
-        numbers = {shard.number for shard in pending}
-        self._left: list[set[int]] = [numbers & set(part.numbers) for part in index.ranges()]
-        self._range_of = {number: left for left in self._left for number in left}
-
-    def finish(self, number: int) -> bool:
-        """Whether this shard was the last pending one of its range."""
-        left = self._range_of[number]
-        left.discard(number)
-        return not left
 
 
 def _remove_empty_folders(layout: RunLayout) -> None:

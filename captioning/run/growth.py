@@ -84,13 +84,16 @@ class _Known:
 def grow(index: Index, sources: Sequence[Source], *, shard_size: int, selection: Selection = EVERYTHING) -> Growth:
     """List the archive again and write what is new as a further segment, not committed yet.
 
-    Only images that the run's `selection` takes count. Raises `InputError` and `StorageError` as
-    the first listing does, and leaves nothing behind.
+    Of new images those count that the run's `selection` takes: none where it is of a fixed number.
+    Raises `InputError` and `StorageError` as the first listing does, and leaves nothing behind.
     """
     assert index.segments, "a run without an index begins with write_segment"
     known = _Known.of(index)
     listing = Listing(sources, may_be_empty=True)
-    new = known.new(selection.of(listing.tables()))
+    if selection.grows:
+        new = known.new(selection.of(listing.tables()))
+    else:
+        new = (table.slice(0, 0) for table in known.new(listing.tables()))
     pending = write_tables(index, new, sources, shard_size, check=listing.check_ids)
     vanished = int((~known.seen).sum())
     return Growth(

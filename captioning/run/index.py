@@ -78,6 +78,10 @@ class Index:
         """The ranges of shards that become a part each, in order."""
         return [part for segment in self.segments for part in segment.ranges()]
 
+    def range_of(self, shard: int) -> PartRange:
+        """The range of the part that a shard belongs to."""
+        return self._segment(shard).range_of(shard)
+
     def rows(self, shard: Shard) -> list[Entry]:
         """The entries of one shard, in order; reads only that shard's rows. Raises `StorageError`."""
         name, group = self._segment(shard.number).file_of(shard.number)

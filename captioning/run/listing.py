@@ -13,7 +13,8 @@ from itertools import islice
 import pyarrow as pa
 
 from captioning.errors import InputError
-from captioning.run.repeats import Repeats, Words, are_among
+from captioning.run.hashing import Words
+from captioning.run.repeats import Repeats, are_among
 from captioning.run.segment import entries_to_table
 from captioning.run.sources import Source, require_image
 

@@ -51,7 +51,8 @@ class RunRecord:
     """What `run.json` says.
 
     `inputs` are the INPUTs as `Source.given` has them, `archive` what their image ids are relative
-    to; `settings` are resolved; `fingerprint_parts` are what the fingerprint hashes.
+    to; `settings` are resolved; `fingerprint_parts` are what the fingerprint hashes; `selection` is
+    what `Selection.to_dict` says, nothing for all images.
     """
 
     inputs: tuple[str, ...]
@@ -59,6 +60,7 @@ class RunRecord:
     shard_size: int
     settings: Mapping[str, Any]
     fingerprint_parts: Mapping[str, Any]
+    selection: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=versions)
     created: str = field(default_factory=_now)
     format_version: int = FORMAT_VERSION
@@ -87,6 +89,7 @@ class RunRecord:
                 shard_size=int(values["shard_size"]),
                 settings=dict(values["settings"]),
                 fingerprint_parts=dict(values["fingerprint_parts"]),
+                selection=dict(values.get("selection", {})),
                 versions=dict(values["versions"]),
                 created=str(values["created"]),
                 format_version=version,
@@ -107,15 +110,25 @@ class RunRecord:
             return self
         present = RunRecord.read(layout)
         assert present is not None, "a file that could not be created is there"
-        present.check(layout, inputs=self.inputs, fingerprint_parts=self.fingerprint_parts)
+        present.check(layout, inputs=self.inputs, fingerprint_parts=self.fingerprint_parts, selection=self.selection)
         return present
 
-    def check(self, layout: RunLayout, *, inputs: Sequence[str], fingerprint_parts: Mapping[str, Any]) -> None:
+    def check(
+        self,
+        layout: RunLayout,
+        *,
+        inputs: Sequence[str],
+        fingerprint_parts: Mapping[str, Any],
+        selection: Mapping[str, Any],
+    ) -> None:
         """Raise `RunConflictError`, with the difference, unless this is a run of the same captioner and archive.
 
         Further INPUTs are allowed: the archive has grown.
         """
         lines = difference(self.fingerprint_parts, fingerprint_parts)
+        lines += difference(
+            *({f"--{name}": value for name, value in each.items()} for each in (self.selection, selection))
+        )
         lines += [f"INPUT {given}: in this run → not given" for given in self.inputs if given not in inputs]
         if lines:
             shown = "\n  ".join(lines)
@@ -140,6 +153,7 @@ class RunRecord:
             "shard_size": self.shard_size,
             "fingerprint": self.fingerprint,
             "fingerprint_parts": dict(self.fingerprint_parts),
+            "selection": dict(self.selection),
             "settings": dict(self.settings),
             "versions": dict(self.versions),
         }

@@ -76,6 +76,11 @@ class Segment:
             first = stop
         return found
 
+    def range_of(self, shard: int) -> PartRange:
+        """The range of the part that a shard belongs to."""
+        first = shard // SHARDS_A_PART * SHARDS_A_PART
+        return PartRange(max(first, self.first_shard), min(first + SHARDS_A_PART, self.stop_shard) - 1)
+
     def file_of(self, shard: int) -> tuple[str, int]:
         """The index file that holds a shard, and the shard's row group in it."""
         at = shard // SHARDS_A_PART - self.first_shard // SHARDS_A_PART

@@ -9,7 +9,7 @@ nothing of how captions are made.
 
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -172,23 +172,38 @@ def fold(layout: RunLayout, index: Index) -> FoldResult:
     with ThreadPoolExecutor(_PARALLEL) as pool:
         for part in index.ranges():
             leftovers = [number for number in part.numbers if number in staged]
-            if part not in present:
-                if len(leftovers) < len(part.numbers):
-                    continue
-                found = list(pool.map(_read_staged, [layout] * len(leftovers), [index.shard(n) for n in leftovers]))
-                broken = [number for number, table in zip(leftovers, found, strict=True) if table is False]
-                for number in broken:
-                    layout.staged(number).delete()
-                damaged += broken
-                tables = [table for table in found if isinstance(table, pa.Table)]
-                # A file that is gone was folded and deleted by another driver.
-                if len(tables) < len(found):
-                    continue
-                if layout.part(part).create_bytes(_to_parquet(pa.concat_tables(tables)), temp=layout.tmp_dir):
-                    folded.append(part)
-            list(pool.map(Location.delete, [layout.staged(number) for number in leftovers]))
+            if part in present:
+                _delete_staged(layout, leftovers, pool)
+            elif len(leftovers) == len(part.numbers):
+                result = _fold_range(layout, index, part, pool)
+                folded += result.folded
+                damaged += result.damaged
     _sweep_tmp(layout)
     return FoldResult(tuple(folded), tuple(damaged))
+
+
+def fold_range(layout: RunLayout, index: Index, part: PartRange) -> FoldResult:
+    """Write one part, all of whose shards have been staged; lists nothing. Otherwise as `fold`."""
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        return _fold_range(layout, index, part, pool)
+
+
+def _fold_range(layout: RunLayout, index: Index, part: PartRange, pool: ThreadPoolExecutor) -> FoldResult:
+    """Write a part from its staged shards and delete these; nothing when one of them cannot be used."""
+    found = list(pool.map(lambda number: _read_staged(layout, index.shard(number)), part.numbers))
+    damaged = [number for number, table in zip(part.numbers, found, strict=True) if table is False]
+    _delete_staged(layout, damaged, pool)
+    tables = [table for table in found if isinstance(table, pa.Table)]
+    # A file that is gone was folded and deleted by another driver.
+    if len(tables) < len(found):
+        return FoldResult((), tuple(damaged))
+    written = layout.part(part).create_bytes(_to_parquet(pa.concat_tables(tables)), temp=layout.tmp_dir)
+    _delete_staged(layout, part.numbers, pool)
+    return FoldResult((part,) if written else (), ())
+
+
+def _delete_staged(layout: RunLayout, numbers: Iterable[int], pool: ThreadPoolExecutor) -> None:
+    list(pool.map(Location.delete, [layout.staged(number) for number in numbers]))
 
 
 def read_table(layout: RunLayout, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:

@@ -20,7 +20,7 @@ from captioning.storage import Location
 
 SHARD_SIZE = 512
 _PLACE = "/nowhere/photos-of-a-benchmark"
-_WORDS = "a two man woman dog child in red blue shirt runs stands sits on the grass street water near with".split()
+_TEXT = "a two man woman dog child in red blue shirt runs stands sits on the grass street water near with"
 
 
 class MadeSource(Source):
@@ -47,7 +47,7 @@ class MadeSource(Source):
 @cache
 def _captions() -> pa.Array:
     """So many that few come twice in a part."""
-    words = np.random.default_rng(0).choice(_WORDS, (200_000, 10))
+    words = np.random.default_rng(0).choice(_TEXT.split(), (200_000, 10))
     return pa.array([" ".join(caption) for caption in words])
 
 

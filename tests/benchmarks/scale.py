@@ -120,7 +120,7 @@ def resume(work: Path, images: int) -> dict[str, Any]:
 
 
 def pipeline(work: Path, shards: int) -> dict[str, Any]:
-    """A whole run over `shards` shards in which nobody decodes or captions: what a shard costs, and the driver's memory."""
+    """A whole run over so many shards in which nobody decodes or captions: what one costs, and the driver's memory."""
     import jobs.caption_run as job
     import jobs.pipeline
     from jobs.caption_settings import CaptionSettings, OutputSettings, RuntimeSettings

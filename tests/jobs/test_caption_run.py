@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 import jobs.caption_run
 from captioning.run.events import read_events
 from captioning.run.layout import RunLayout, Shard
+from captioning.run.table import FoldResult
 from captioning.storage import Location
 from jobs.__main__ import app
 from jobs.caption_shard import CaptionShard
@@ -46,6 +47,12 @@ def no_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(jobs.caption_run, "ray_session", forbidden)
     monkeypatch.setattr("captioning.captioner.load_captioner", forbidden)
+
+
+def never_fold(patch: pytest.MonkeyPatch) -> None:
+    """A driver that is killed before it folds."""
+    patch.setattr(jobs.caption_run, "fold", lambda layout, index: None)
+    patch.setattr("captioning.run.folding.fold_range", lambda layout, index, part: FoldResult((), ()))
 
 
 @pytest.fixture
@@ -107,13 +114,33 @@ def test_a_run_is_whole_then_has_nothing_to_do_then_grows(tmp_path: Path, captio
 
 
 @pytest.mark.usefixtures("without_ray")
+def test_a_first_look_is_of_what_was_selected_and_of_nothing_else(tmp_path: Path, caption) -> None:
+    photos, output = write_photos(tmp_path / "photos", 20), tmp_path / "out"
+    flags = ("--sample", "6", "--where", "image_id like '1/%'")
+    first = caption(photos, "-o", output, *flags)
+    assert first.exit_code == 0, first.output
+    assert "6 images selected by --sample 6 --where image_id like '1/%'" in first.stderr
+    rows = read_rows(output)
+    assert len(rows) == 6
+    assert all(image_id.startswith("1/") for image_id in rows)
+    write_photos(photos, 5, first=100)
+    again = caption(photos, "-o", output, *flags)
+    assert again.exit_code == 0, again.output
+    assert read_rows(output) == rows
+    for other, says in (((), "--sample: 6 → (none)"), (("--limit", "6", *flags[2:]), "--limit: (none) → 6")):
+        refused = caption(photos, "-o", output, *other)
+        assert refused.exit_code == 2
+        assert says in refused.stderr
+
+
+@pytest.mark.usefixtures("without_ray")
 def test_exactly_the_shards_that_are_missing_come_back(tmp_path: Path, caption, monkeypatch) -> None:
     photos = write_photos(tmp_path / "photos", 18)
     whole, output = tmp_path / "whole", tmp_path / "out"
     settings = ("--set", "output.shard_size=4")
     assert caption(photos, "-o", whole, *settings).exit_code == 0
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.caption_run, "fold", lambda layout, index: None)  # a driver killed before it folds
+        never_fold(patch)
         assert caption(photos, "-o", output, *settings).exit_code == 1
     assert len(staged(output)) == 5
     for number in (1, 4):
@@ -128,7 +155,7 @@ def test_exactly_the_shards_that_are_missing_come_back(tmp_path: Path, caption, 
 def test_a_damaged_staged_file_is_made_again(tmp_path: Path, caption, monkeypatch) -> None:
     photos, output = write_photos(tmp_path / "photos", 8), tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.caption_run, "fold", lambda layout, index: None)
+        never_fold(patch)
         caption(photos, "-o", output, "--set", "output.shard_size=4")
     (output / "_run" / "staging" / "shard-00000001.parquet").write_bytes(b"PAR1 no more")
     assert caption(photos, "-o", output).exit_code == 0

@@ -67,21 +67,34 @@ def test_another_captioner_is_refused_with_the_difference(tmp_path: Path, record
     layout = layout_of(tmp_path)
     parts = {"weights": "abc", "decoding": {"beam_size": 5, "prompt": None}}
     with pytest.raises(RunConflictError, match=r"decoding\.beam_size: 3 → 5") as caught:
-        record.check(layout, inputs=record.inputs, fingerprint_parts=parts)
+        record.check(layout, inputs=record.inputs, fingerprint_parts=parts, selection={})
     assert "weights" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_another_selection_is_refused_with_the_difference(tmp_path: Path, record: RunRecord) -> None:
+    layout = layout_of(tmp_path)
+    replace(record, selection={"limit": 100}).create(layout)
+    first = RunRecord.read(layout)
+    assert first is not None
+    same = {"inputs": record.inputs, "fingerprint_parts": record.fingerprint_parts}
+    first.check(layout, **same, selection={"limit": 100})
+    with pytest.raises(RunConflictError, match=r"--limit: 100 → \(none\)"):
+        first.check(layout, **same, selection={})
+    with pytest.raises(RunConflictError, match=r"--where: \(none\) → \"size_bytes > 5\""):
+        first.check(layout, **same, selection={"limit": 100, "where": "size_bytes > 5"})
 
 
 def test_an_archive_may_grow_but_not_be_another(tmp_path: Path, record: RunRecord) -> None:
     layout = layout_of(tmp_path)
     record.create(layout)
     more = ("/data/photos", "/data/more")
-    record.check(layout, inputs=more, fingerprint_parts=record.fingerprint_parts)
+    record.check(layout, inputs=more, fingerprint_parts=record.fingerprint_parts, selection={})
     wider = record.widen(layout, inputs=more, archive=more)
     assert RunRecord.read(layout) == wider
     assert wider.inputs == more
     with pytest.raises(RunConflictError, match="INPUT /data/photos"):
-        wider.check(layout, inputs=("/data/more",), fingerprint_parts=record.fingerprint_parts)
+        wider.check(layout, inputs=("/data/more",), fingerprint_parts=record.fingerprint_parts, selection={})
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"format_version": 1}', b'{"format_version": "x"}'])

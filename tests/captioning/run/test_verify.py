@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from captioning.errors import InputError
+from captioning.run.index import Index
 from captioning.run.layout import RunLayout
 from captioning.run.verify import verify
 from tests.captioning.run.runs import drive, layout_of, make_archive, photos
@@ -129,3 +130,12 @@ def test_where_there_is_no_run(tmp_path: Path) -> None:
 def test_a_run_stopped_before_its_index(layout: RunLayout) -> None:
     (layout.index_dir / "segment-0000.json").delete()
     assert "no index yet" in problems(layout)
+
+
+def test_an_id_that_the_index_has_twice(layout: RunLayout) -> None:
+    """Which no listing gives; a file of the index was put in place of another."""
+    first, second = (layout.index_dir / name for name in Index.load(layout).segments[0].files)
+    twice = pq.read_table(first.local_path).slice(1, 1)
+    table = pq.read_table(second.local_path)
+    pq.write_table(pa.concat_tables([twice, table.slice(1)]), second.local_path, row_group_size=2)
+    assert "index: 1 images listed more than once: 001.jpg" in problems(layout)
