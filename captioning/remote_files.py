@@ -9,6 +9,7 @@ and tries again.
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
@@ -95,6 +96,20 @@ class RemoteFiles:
         except FileExistsError:
             return False
         return True
+
+    @contextmanager
+    def open_write(self, uri: str) -> Iterator[BinaryIO]:
+        """An object that is written in pieces (a multipart upload), completed when the body has ended."""
+        file = self._fs.open(self._path(uri), "wb")
+        try:
+            yield cast(BinaryIO, file)
+        except BaseException:
+            # Closing it would complete what is there so far.
+            if hasattr(file, "discard"):
+                file.discard()
+            file.closed = True
+            raise
+        file.close()
 
     def append(self, uri: str, data: bytes) -> None:
         """Add `data` at the end by writing the object again: for small files of one writer only."""

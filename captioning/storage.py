@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
@@ -153,6 +154,13 @@ class Location:
 
         return self._try(create, "write")
 
+    @contextmanager
+    def open_write(self) -> Iterator[BinaryIO]:
+        """An object to write in pieces: there when the body has ended, and given up when it fails."""
+        assert not self.is_local, f"{self.uri} is local"
+        with storage_errors(self.uri, "write"), RemoteFiles(self._protocol(), self.settings).open_write(self.path) as f:
+            yield f
+
     def append_bytes(self, data: bytes) -> None:
         """Add `data` at the end: one system call locally, the object written again remotely."""
         if self.is_local:
@@ -227,10 +235,12 @@ class Location:
         self._try(lambda files: files.check_writable(self.path), "write to")
 
     def _files(self) -> LocalFiles | RemoteFiles:
+        return LocalFiles() if self.is_local else RemoteFiles(self._protocol(), self.settings)
+
+    def _protocol(self) -> str:
         match = _PROTOCOL.match(self.path)
-        if match is None:
-            return LocalFiles()
-        return RemoteFiles(match[1], self.settings)
+        assert match is not None, f"{self.uri} is local"
+        return match[1]
 
     def _try(self, operation: Callable[[LocalFiles | RemoteFiles], T], action: str) -> T:
         return self._try_within(lambda files, _: operation(files), action, None)

@@ -4,7 +4,6 @@ Puts together what the other `report_*` modules find and draw. Needs no model an
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -12,8 +11,8 @@ import typer
 import yaml
 from annotated_types import Ge
 
-from captioning.config import build, read_settings, settings
-from captioning.errors import SettingsError, StorageError, UsageError
+from captioning.config import read_settings, settings
+from captioning.errors import StorageError, UsageError
 from captioning.run.events import read_events
 from captioning.run.index import Index
 from captioning.run.layout import RunLayout
@@ -24,6 +23,7 @@ from jobs.report_page import PageFacts, page
 from jobs.report_photos import thumbnails
 from jobs.report_table import read_run, table_files
 from jobs.report_times import rate_over_time
+from jobs.run_storage import recorded_storage
 
 #: How many photos the page shows at most: a thumbnail is about 15 kB.
 MAX_PHOTOS = 200
@@ -103,7 +103,7 @@ def write_report(
     if table.captioned <= max_photos:
         table = table.without_least_sure()
     shown = [*table.sample, *table.least_sure]
-    pictures = thumbnails(layout, shown, storage or _storage(record))
+    pictures = thumbnails(layout, shown, storage or recorded_storage(record))
     text = page(
         PageFacts(
             output=str(output),
@@ -119,15 +119,6 @@ def write_report(
     file.write_bytes(text)
     good = sum(1 for picture in pictures.values() if picture.data_uri)
     return ReportFacts(file, table.rows, table.captioned, table.failed, good, len(pictures) - good, len(text))
-
-
-def _storage(record: RunRecord | None) -> StorageSettings:
-    """The storage settings of the run."""
-    values = record.settings.get("storage") if record is not None else None
-    try:
-        return build(StorageSettings, values) if isinstance(values, Mapping) else StorageSettings()
-    except SettingsError:
-        return StorageSettings()
 
 
 def _summary(layout: RunLayout) -> dict[str, Any]:

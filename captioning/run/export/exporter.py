@@ -1,0 +1,172 @@
+"""An export from its first check to its last file: goes on where it was, and counts what became of every row.
+
+Knows formats by name and pieces by number; what is in a piece is the format's.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from captioning.errors import InputError, StorageError, UnfinishedError, UsageError
+from captioning.run.export.base import ExportOptions, Format
+from captioning.run.export.coco import CocoFormat
+from captioning.run.export.imagefolder import ImageFolderFormat
+from captioning.run.export.names import find_names
+from captioning.run.export.table import RunTable
+from captioning.run.export.target import Counts
+from captioning.run.export.txt import TxtFormat
+from captioning.run.export.webdataset import WebDatasetFormat
+from captioning.run.index import Index
+from captioning.run.layout import RunLayout
+from captioning.run.record import RunRecord
+from captioning.storage import Location
+
+_FORMATS: dict[str, type[Format]] = {
+    kind.name: kind for kind in (TxtFormat, ImageFolderFormat, CocoFormat, WebDatasetFormat)
+}
+FORMATS = tuple(_FORMATS)
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """How an export ended.
+
+    `counts` are of the whole export, `before` the rows that were done when it began; `pending` are
+    images without a row yet. `lines` say what to do with it.
+    """
+
+    counts: Counts
+    before: int
+    pending: int
+    lines: tuple[str, ...]
+
+
+def export_table(
+    layout: RunLayout,
+    kind: str,
+    target: Location | None,
+    options: ExportOptions,
+    *,
+    partial: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> ExportResult:
+    """Export the table of a run to `target` (None: beside the images); goes on with an export that is there.
+
+    `progress` is told of rows done and rows in all. Raises `InputError` where there is no run,
+    `UsageError` before anything is written, `UnfinishedError` for a table that is not whole unless
+    `partial` is set, and `StorageError`.
+    """
+    table, pending = _open(layout, partial)
+    export = _make(kind, table, target, options)
+    _begin(export, layout)
+    export.names = find_names(table.ids())
+    counts, before = _write_pieces(export, pending, progress)
+    counts += export.finish() or Counts()
+    if export.rows_a_piece is None and options.errors == "skip":
+        rows = table.index.rows_total - pending
+        counts += Counts(errors=rows - counts.written)
+    export.target.sweep()
+    return ExportResult(counts, before, pending, tuple(export.lines()))
+
+
+def _open(layout: RunLayout, partial: bool) -> tuple[RunTable, int]:
+    """The run's table, and how many images have no row in it yet."""
+    if not layout.exists():
+        raise InputError(f"There is no run in {layout.root} (it has no _run/run.json). Give a run's OUTPUT.")
+    index = Index.load(layout)
+    present = set(layout.parts())
+    missing = [part for part in index.ranges() if part not in present]
+    pending = sum(index.shard(part.last).stop - index.shard(part.first).start for part in missing)
+    if not index.segments or (missing and not partial):
+        raise UnfinishedError(
+            f"The run in {layout.root} is not finished: {pending:,} of {index.rows_total:,} images are not in its "
+            "table yet. Give its `caption` command again first, or --partial to export what there is."
+        )
+    return RunTable(layout, index), pending
+
+
+def _make(kind: str, table: RunTable, given: Location | None, options: ExportOptions) -> Format:
+    if kind not in _FORMATS:
+        raise UsageError(f"There is no format {kind!r}. Give one of: {', '.join(FORMATS)}.")
+    if options.beside != (given is None):
+        raise UsageError(
+            "Give the export's folder or URI with -o."
+            if given is None
+            else "Give either -o or --beside: beside the images there is no other place."
+        )
+    if options.beside and kind != "txt":
+        raise UsageError(f"--beside is for txt; {kind} goes to a place of its own, given with -o.")
+    root = table.layout.root
+    if given is not None and f"{given.path}/".startswith(f"{root.path}/"):
+        raise UsageError(f"The export cannot go into {given}, inside of the run's OUTPUT. Give another place.")
+    made = _FORMATS[kind](table, given or root.parent, options)
+    made.check()
+    return made
+
+
+def _begin(export: Format, layout: RunLayout) -> None:
+    """Note of what this is an export, or check that the export that is there is the same."""
+    run = RunRecord.read(layout)
+    assert run is not None, "the run exists"
+    mine: dict[str, Any] = {
+        "format_version": _FORMAT_VERSION,
+        "format": export.name,
+        "options": export.options.lasting(),
+        "run": {"created": run.created, "fingerprint": run.fingerprint},
+    }
+    record = export.target.record
+    if record.info() is None:
+        if not export.options.overwrite:
+            export.check_new()
+    elif (there := _read(record)) != mine:
+        different = [key for key in mine if there.get(key) != mine[key]]
+        raise UsageError(
+            f"{export.target.root} holds an export of another kind (another {', '.join(different)}). Give another "
+            "place with -o, or remove that export first."
+        )
+    else:
+        return
+    try:
+        record.write_bytes((json.dumps(mine, indent=1) + "\n").encode())
+    except StorageError as error:
+        raise UsageError(f"The export cannot be written: {error.message}") from error
+
+
+def _read(record: Location) -> dict[str, Any]:
+    try:
+        values = json.loads(record.read_bytes())
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _write_pieces(export: Format, pending: int, progress: Callable[[int, int], None] | None) -> tuple[Counts, int]:
+    """Write the pieces that are not done; the counts of all, and the rows of those that were done before."""
+    totals, before, seen = Counts(), 0, 0
+    if export.rows_a_piece is None:
+        return totals, before
+    rows = export.table.index.rows_total - pending
+    done = export.target.done()
+    for part, pieces in export.table.pieces(export.rows_a_piece):
+        version = export.table.version(part)
+        if version is None:
+            continue
+        for piece in pieces:
+            seen += piece.stop - piece.start
+            noted = done.get(piece.number)
+            if noted is not None and noted[0] == version:
+                totals += noted[1]
+                before += piece.stop - piece.start
+                continue
+            counts = export.write_piece(piece, export.table.rows(piece))
+            totals += counts
+            # A piece that lacks something is tried again the next time.
+            if not counts.missing and not counts.kept:
+                if not export.synced:
+                    export.target.settle()
+                export.target.mark_done(piece.number, version, counts, noted)
+            if progress is not None:
+                progress(seen, rows)
+    return totals, before

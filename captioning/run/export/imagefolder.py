@@ -1,0 +1,112 @@
+"""`imagefolder`: images with a `metadata.jsonl`, as Hugging Face `datasets` loads a folder of images."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from captioning.errors import UsageError
+from captioning.run.export.base import Format
+from captioning.run.export.images import with_bytes
+from captioning.run.export.names import STATE_FOLDER
+from captioning.run.export.table import ExportRow, Piece
+from captioning.run.export.target import Counts
+from captioning.storage import Location
+
+
+class ImageFolderFormat(Format):
+    """`load_dataset("imagefolder", data_dir=TARGET)` gives `image`, `text` (the caption) and the columns below.
+
+    The loader wants each image where `metadata.jsonl` says it is: images are copied, or linked
+    where they are local files, or (`none`) taken to be there already, as they are when the target is
+    the archive's own folder.
+    """
+
+    name = "imagefolder"
+    rows_a_piece: int | None = 1024
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._missing: set[int] = set()
+        self._copied_instead = 0
+
+    @property
+    def _metadata(self) -> Location:
+        return self.target.root / "metadata.jsonl"
+
+    def check(self) -> None:
+        """Links need a local target."""
+        if self.options.images == "none":
+            self.rows_a_piece = None
+        if self.options.images == "link" and not self.target.root.is_local:
+            raise UsageError(f"Images cannot be linked in {self.target.root}, which is no local folder: copy them.")
+
+    def check_new(self) -> None:
+        """A folder of images belongs to one export alone; where only the metadata is written, that is new."""
+        if self.options.images == "none":
+            if self._metadata.info() is not None:
+                raise UsageError(f"{self._metadata} is there already: --overwrite replaces it.")
+            return
+        present = [name for name in self.target.root.names() if name != STATE_FOLDER]
+        if present:
+            raise UsageError(
+                f"{self.target.root} is not empty ({present[0]}), and the loader would take what is in it for images "
+                "of the data set. Give an empty folder, or --overwrite to write into this one."
+            )
+
+    def write_piece(self, piece: Piece, rows: Iterable[ExportRow]) -> Counts:  # noqa: ARG002
+        """Copy or link the images of these rows."""
+        counts = Counts()
+        wanted = []
+        for row in rows:
+            if row.failed and self.options.errors == "skip":
+                counts += Counts(errors=1)
+            elif self._linked(row):
+                counts += Counts(written=1)
+            else:
+                wanted.append(row)
+        for row, data in with_bytes(wanted, self.options.storage):
+            if isinstance(data, str):
+                self._missing.add(row.number)
+                counts += Counts(missing=1)
+                continue
+            self.target.put(self.target.root / self._name(row), data)
+            counts += Counts(written=1)
+        return counts
+
+    def finish(self) -> Counts | None:
+        """Write `metadata.jsonl`, a line an image, in one step."""
+        written = 0
+        with self.target.stream(self._metadata) as file:
+            for row in self.all_rows():
+                if row.number not in self._missing:
+                    file.write((json.dumps(self._facts(row), ensure_ascii=False) + "\n").encode())
+                    written += 1
+        return Counts(written=written) if self.rows_a_piece is None else None
+
+    def lines(self) -> list[str]:
+        """How the folder is loaded."""
+        said = []
+        if self._copied_instead:
+            said.append(f"{self._copied_instead:,} images are no files of their own and were copied, not linked.")
+        if self.options.images == "none":
+            said.append(f"The images are taken to lie below {self.target.root} by their image_id.")
+        return [*said, f'load_dataset("imagefolder", data_dir="{self.target.root}") reads it.']
+
+    def _linked(self, row: ExportRow) -> bool:
+        if self.options.images != "link":
+            return False
+        source = Location.from_uri(row.entry.uri)
+        if row.entry.tar is not None or not source.is_local or source.info() is None:
+            self._copied_instead += 1
+            return False
+        self.target.link(self.target.root / self._name(row), source)
+        return True
+
+    def _name(self, row: ExportRow) -> str:
+        # The loader passes over hidden files: images that are put here are not hidden.
+        return self.names.image(row.image_id, row.entry.uri, visible=self.options.images != "none")
+
+    def _facts(self, row: ExportRow) -> dict[str, Any]:
+        columns = ("image_id", "score", "num_tokens", "width", "height", "model", "status", "error_class")
+        given = {key: row.row[key] for key in columns}
+        return {"file_name": self._name(row), "text": row.row["caption"]} | given

@@ -1,0 +1,144 @@
+"""What an image is called in an export: from its id to a relative path.
+
+Ids come from file names, tars and lists, and may hold anything. A name made here has no `..`, no
+leading slash and no control character, keeps the id where it can, and is never that of another
+image: where two images would share one (`a.jpg` and `a.png` as `a.txt`), both keep their
+extension. Knows ids only, nothing of files.
+"""
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captioning.data.images import IMAGE_EXTENSIONS
+from captioning.run.digests import digests
+
+#: The folder in which an export keeps its own books, see `target`.
+STATE_FOLDER = ".captioning-export"
+
+#: File systems take 255 bytes a name; some are left for an extension.
+_LONGEST = 230
+_LONGEST_EXTENSION = 12
+_BUCKETS = 64
+
+#: What a percent sign is escaped before, since it begins an escape of ours.
+_OURS = re.compile(r"%(?=[0-9A-Fa-f]{2}|~)")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def split_extension(name: str) -> tuple[str, str]:
+    """`name` before its extension, and the extension (`.jpg`, as it is written) if it is one of an image."""
+    folder, slash, base = name.rpartition("/")
+    stem, dot, extension = base.rpartition(".")
+    if not stem or f".{extension.lower()}" not in IMAGE_EXTENSIONS:
+        return name, ""
+    return folder + slash + stem, dot + extension
+
+
+def safe_path(name: str, *, visible: bool = False) -> str:
+    """`name` as a relative path that stays below its root; no two names give the same.
+
+    What cannot stand in a path is written `%XX`. With `visible`, so is what makes a name hidden
+    (a leading dot or `__`).
+    """
+    return "/".join(_component(part, visible) for part in name.split("/"))
+
+
+def _component(part: str, visible: bool) -> str:
+    part = _OURS.sub("%25", part)
+    if part in ("", ".", ".."):
+        return "%2F" if not part else "%2E" * len(part)
+    part = _CONTROL.sub(lambda match: f"%{ord(match[0]):02X}", part)
+    if part == STATE_FOLDER or (visible and part.startswith((".", "__"))):
+        part = f"%{ord(part[0]):02X}" + part[1:]
+    raw = part.encode("utf-8", "surrogatepass")
+    if len(raw) > _LONGEST:
+        part = raw[: _LONGEST - 18].decode("utf-8", "ignore") + "%~" + hashlib.sha256(raw).hexdigest()[:16]
+    return part
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of a run's images. `shared` are the digests of what more than one image would be called, sorted."""
+
+    shared: NDArray[np.uint64]
+
+    @classmethod
+    def none(cls) -> "Names":
+        """Names before any image is known."""
+        return cls(np.empty(0, np.uint64))
+
+    def keeps_extension(self, image_id: str) -> bool:
+        """Whether another image would have the same name without its extension."""
+        return self._is_shared(split_extension(image_id)[0])
+
+    def key(self, image_id: str, *, visible: bool = False) -> str:
+        """The image's path without its extension, or with it where another image would have the same."""
+        stem, _ = split_extension(image_id)
+        return safe_path(image_id if self._is_shared(stem) else stem, visible=visible)
+
+    def image(self, image_id: str, uri: str, *, visible: bool = False) -> str:
+        """The path of the image's own file: the id, with the extension that its `uri` has if it lacks one."""
+        stem, extension = split_extension(image_id)
+        if extension:
+            return safe_path(stem, visible=visible) + extension
+        mark = "%~" if self._is_shared(stem) else ""
+        return safe_path(stem, visible=visible) + mark + extension_of(image_id, uri)
+
+    def _is_shared(self, name: str) -> bool:
+        if not len(self.shared):
+            return False
+        value = digests([name])["high"][0]
+        at = int(np.searchsorted(self.shared, value))
+        return at < len(self.shared) and bool(self.shared[at] == value)
+
+
+def extension_of(image_id: str, uri: str) -> str:
+    """The image's extension in lower case, from its id or its URI; `.jpg` where neither has one."""
+    for text in (image_id, uri.partition("#")[2] or uri, uri.partition("?")[0]):
+        _, extension = split_extension(text)
+        if extension and len(extension) <= _LONGEST_EXTENSION:
+            return extension.lower()
+    return ".jpg"
+
+
+def find_names(ids: Iterable[Sequence[str]]) -> Names:
+    """The names for all images of a run, whose ids come in batches.
+
+    Two digests an image are sorted in buckets on disk, so that memory stays small for any archive.
+    """
+    with tempfile.TemporaryDirectory(prefix="captioning-names-") as folder, ExitStack() as stack:
+        paths = [Path(folder) / str(bucket) for bucket in range(_BUCKETS)]
+        files = [stack.enter_context(open(path, "wb")) for path in paths]
+        for batch in ids:
+            _spread(batch, files)
+        for file in files:
+            file.flush()
+        found = [_repeated(np.fromfile(path, np.uint64)) for path in paths]
+    return Names(np.sort(np.concatenate(found)))
+
+
+def _spread(batch: Sequence[str], files: Sequence[IO[bytes]]) -> None:
+    stems = [split_extension(image_id)[0] for image_id in batch]
+    # Of an id without an extension the name without it is the id: one digest, else it would meet itself.
+    texts = stems + [image_id for image_id, stem in zip(batch, stems, strict=True) if image_id != stem]
+    if not texts:
+        return
+    values = np.sort(digests(texts)["high"])
+    edges = np.searchsorted(values >> np.uint64(58), np.arange(_BUCKETS + 1))
+    for file, start, stop in zip(files, edges[:-1], edges[1:], strict=True):
+        if stop > start:
+            file.write(values[start:stop].tobytes())
+
+
+def _repeated(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    values.sort()
+    return np.unique(values[1:][values[1:] == values[:-1]])

@@ -1,0 +1,122 @@
+"""The caption table in the index's order, in pieces that are always the same.
+
+A piece is a run of rows of one part. Its number depends on the index alone, so that a killed
+export finds its pieces again, and a grown archive adds pieces at the end. Knows nothing of formats.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from captioning.errors import UnfinishedError
+from captioning.run.index import Index
+from captioning.run.layout import PartRange, RunLayout
+from captioning.run.sources import Entry
+from captioning.run.table import read_part
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows `start` to `stop` (not included) of a part, counted in the index's order; `first_row` of the whole index."""
+
+    number: int
+    part: PartRange
+    start: int
+    stop: int
+    first_row: int
+
+
+@dataclass(frozen=True)
+class ExportRow:
+    """An image of the export: its number in the index, where it is, and its row of the table."""
+
+    number: int
+    entry: Entry
+    row: dict[str, Any]
+
+    @property
+    def image_id(self) -> str:
+        """The image's id."""
+        return self.entry.image_id
+
+    @property
+    def failed(self) -> bool:
+        """Whether the row is an error instead of a caption."""
+        return bool(self.row["status"] != "ok")
+
+
+@dataclass
+class RunTable:
+    """A run's table, read a part at a time. `index` and `layout` are the run's."""
+
+    layout: RunLayout
+    index: Index
+    _part: PartRange | None = field(default=None, init=False)
+    _rows: pa.Table | None = field(default=None, init=False)
+    _places: dict[str, int] = field(default_factory=dict, init=False)
+
+    def pieces(self, rows_a_piece: int) -> Iterator[tuple[PartRange, list[Piece]]]:
+        """The pieces of each part of the index, whether it is written yet or not."""
+        number = 0
+        for part in self.index.ranges():
+            first, rows = self.index.shard(part.first).start, _rows_of(self.index, part)
+            found = []
+            for start in range(0, rows, rows_a_piece):
+                found.append(Piece(number, part, start, min(start + rows_a_piece, rows), first + start))
+                number += 1
+            yield part, found
+
+    def version(self, part: PartRange) -> str | None:
+        """A text that changes when the part is written again; None when the part is not there."""
+        info = self.layout.part(part).info()
+        if info is None:
+            return None
+        return hashlib.sha256(f"{info.size} {info.version}".encode()).hexdigest()[:12]
+
+    def rows(self, piece: Piece) -> Iterator[ExportRow]:
+        """The rows of a piece, in the index's order.
+
+        Raises `StorageError`, and `UnfinishedError` for a table that lacks one of its images.
+        """
+        self._open(piece.part)
+        assert self._rows is not None, "a part was opened"
+        at = 0
+        for number in piece.part.numbers:
+            shard = self.index.shard(number)
+            if at + shard.rows > piece.start and at < piece.stop:
+                entries = self.index.rows(shard)[max(0, piece.start - at) : piece.stop - at]
+                places = [self._place(entry.image_id) for entry in entries]
+                rows = self._rows.take(pa.array(places, pa.int64())).to_pylist()
+                first = shard.start + max(0, piece.start - at)
+                for offset, (entry, row) in enumerate(zip(entries, rows, strict=True)):
+                    yield ExportRow(first + offset, entry, row)
+            at += shard.rows
+
+    def ids(self) -> Iterator[list[str]]:
+        """The ids of all images, a part's at a time."""
+        for part in self.index.ranges():
+            yield self.index.range_ids(part)
+
+    def _open(self, part: PartRange) -> None:
+        if self._part == part:
+            return
+        self._rows, self._places = None, {}
+        self._rows = read_part(self.layout, part)
+        self._places = {image_id: place for place, image_id in enumerate(self._rows["image_id"].to_pylist())}
+        self._part = part
+
+    def _place(self, image_id: str) -> int:
+        place = self._places.get(image_id)
+        if place is None:
+            raise UnfinishedError(
+                f"The table in {self.layout.root} has no row for the image {image_id!r}. See what is wrong with it: "
+                f"python -m jobs verify {self.layout.root}"
+            )
+        return place
+
+
+def _rows_of(index: Index, part: PartRange) -> int:
+    return index.shard(part.last).stop - index.shard(part.first).start

@@ -1,0 +1,77 @@
+"""`txt`: a text file with the caption for every image, in a tree like the archive's or beside the images."""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from captioning.errors import StorageError, UsageError
+from captioning.run.export.base import Format
+from captioning.run.export.names import split_extension
+from captioning.run.export.table import ExportRow, Piece
+from captioning.run.export.target import Counts, Target
+from captioning.storage import Location
+
+_REMOTE_THREADS = 32
+
+
+class TxtFormat(Format):
+    """`photos/cat.jpg` gives `photos/cat.txt`: its caption and a line's end, nothing for an error row.
+
+    A file that is there and says something else is a person's: it is kept and counted, unless
+    `overwrite` is set.
+    """
+
+    name = "txt"
+
+    def target_at(self, place: Location) -> Target:
+        """Beside the images the archive is no place for the export's books: they are kept with the run."""
+        if self.options.beside:
+            return Target(place, self.table.layout.root / "_run" / "export-beside")
+        return Target(place)
+
+    def check(self) -> None:
+        """Refuse to put error rows into text files."""
+        if self.options.errors == "include":
+            raise UsageError("--errors include has no meaning for txt: a failed image has no caption to write.")
+
+    def write_piece(self, piece: Piece, rows: Iterable[ExportRow]) -> Counts:  # noqa: ARG002
+        """Write the sidecars of these rows."""
+        if self.target.root.is_local:
+            found = [self._write(row) for row in rows]
+        else:
+            with ThreadPoolExecutor(_REMOTE_THREADS) as pool:
+                found = list(pool.map(self._write, rows))
+        return sum(found, Counts())
+
+    def _write(self, row: ExportRow) -> Counts:
+        if row.failed:
+            return Counts(errors=1)
+        file = self._file(row)
+        data = (" ".join(row.row["caption"].split("\n")) + "\n").encode()
+        if not self.options.overwrite and (present := _content(file)) is not None:
+            return Counts(written=1) if present == data else Counts(kept=1)
+        self.target.put(file, data)
+        return Counts(written=1)
+
+    def _file(self, row: ExportRow) -> Location:
+        if not self.options.beside:
+            return self.target.root / f"{self.names.key(row.image_id)}.txt"
+        image = Location.from_uri(row.entry.uri)
+        if row.entry.tar is not None or not image.is_local:
+            raise UsageError(
+                f"--beside puts text files beside images that are local files; {row.entry.uri} is none. "
+                "Leave --beside out, and give a folder with -o."
+            )
+        stem = image.name if self.names.keeps_extension(row.image_id) else split_extension(image.name)[0]
+        return image.parent / f"{stem}.txt"
+
+
+def _content(file: Location) -> bytes | None:
+    """What is in a file; None when there is none."""
+    if file.info() is None:
+        return None
+    try:
+        return file.read_bytes()
+    except StorageError as error:
+        if error.error_class == "missing":
+            return None
+        raise

@@ -1,0 +1,99 @@
+"""`webdataset`: tars with each image, its caption and its row, for streaming into training."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable
+from typing import Any
+
+from captioning.errors import UsageError
+from captioning.run.export.base import Format
+from captioning.run.export.images import with_bytes
+from captioning.run.export.names import extension_of
+from captioning.run.export.table import ExportRow, Piece
+from captioning.run.export.target import Counts
+from captioning.storage import Location
+
+
+class WebDatasetFormat(Format):
+    """`captions-000000.tar` …: KEY.jpg (or what the image is), KEY.txt the caption, KEY.json the row.
+
+    A tar holds the images of `shard_size` rows of the table, fewer where some are left out. KEY is
+    the image's id without its extension, so that a key that came from a tar is kept.
+    """
+
+    name = "webdataset"
+    synced = True
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.rows_a_piece = self.options.shard_size
+        self._tars = 0
+
+    def check(self) -> None:
+        """The tars hold the images: that is what they are for."""
+        if self.options.images != "copy":
+            raise UsageError(f"--images {self.options.images} has no meaning for webdataset: its tars hold the images.")
+
+    def check_new(self) -> None:
+        """Tars of the same names may be another export's."""
+        for name in self.target.root.names():
+            if name.startswith("captions-") and name.endswith(".tar"):
+                raise UsageError(
+                    f"{self.target.root / name} is of no export of this run. Give another folder, or --overwrite to "
+                    "write into this one."
+                )
+
+    def write_piece(self, piece: Piece, rows: Iterable[ExportRow]) -> Counts:
+        """Write one tar."""
+        errors = [0]
+        counts = Counts()
+        wanted = self._wanted(rows, errors)
+        with (
+            self.target.stream(self._tar(piece.number)) as file,
+            tarfile.open(fileobj=file, mode="w|", format=tarfile.GNU_FORMAT) as tar,
+        ):
+            for row, data in with_bytes(wanted, self.options.storage):
+                if isinstance(data, str):
+                    counts += Counts(missing=1)
+                    continue
+                key = _key(self.names.key(row.image_id))
+                _add(tar, key + extension_of(row.image_id, row.entry.uri), data)
+                if not row.failed:
+                    _add(tar, f"{key}.txt", row.row["caption"].encode())
+                _add(tar, f"{key}.json", json.dumps(row.row, ensure_ascii=False, default=str).encode())
+                counts += Counts(written=1)
+        return counts + Counts(errors=errors[0])
+
+    def finish(self) -> None:
+        """Count the tars."""
+        self._tars = sum(len(pieces) for _, pieces in self.table.pieces(self.options.shard_size))
+
+    def lines(self) -> list[str]:
+        """How the tars are named."""
+        last = max(0, self._tars - 1)
+        return [f'webdataset.WebDataset("{self.target.root}/captions-{{000000..{last:06d}}}.tar") reads them.']
+
+    def _tar(self, number: int) -> Location:
+        return self.target.root / f"captions-{number:06d}.tar"
+
+    def _wanted(self, rows: Iterable[ExportRow], errors: list[int]) -> Iterable[ExportRow]:
+        for row in rows:
+            if row.failed and self.options.errors == "skip":
+                errors[0] += 1
+            else:
+                yield row
+
+
+def _key(name: str) -> str:
+    """A key that readers take whole: theirs ends at the first dot of its last component."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.replace(".", "%2E")
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    # No time and no owner: the same export twice is the same bytes.
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    info.mode = 0o644
+    tar.addfile(info, io.BytesIO(data))

@@ -1,0 +1,161 @@
+"""The verb `export`: a run's captions in the form in which other tools take them."""
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from captioning.errors import UnfinishedError
+from jobs.cli import ConfigOption, SetOption
+
+
+class FormatName(StrEnum):
+    """The formats."""
+
+    txt = "txt"
+    imagefolder = "imagefolder"
+    coco = "coco"
+    webdataset = "webdataset"
+
+
+class ImagesChoice(StrEnum):
+    """What becomes of the images."""
+
+    copy = "copy"
+    link = "link"
+    none = "none"
+
+
+class ErrorsChoice(StrEnum):
+    """What becomes of error rows."""
+
+    skip = "skip"
+    include = "include"
+
+
+def export(
+    output: Annotated[
+        str, typer.Argument(metavar="OUTPUT", help="The run: what `caption` was given with -o.", show_default=False)
+    ],
+    kind: Annotated[
+        FormatName,
+        typer.Option("--format", "-f", help="What to make; see above.", show_default=False),
+    ],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="URI",
+            help="Where the export goes: a folder or any fsspec URI (for coco also a .json file).",
+            show_default=False,
+        ),
+    ] = None,
+    images: Annotated[
+        ImagesChoice,
+        typer.Option(
+            "--images",
+            help="imagefolder: copy the images, link them (local files), or write the metadata alone.",
+        ),
+    ] = ImagesChoice.copy,
+    shard_size: Annotated[
+        int, typer.Option("--shard-size", metavar="N", min=1, help="webdataset: rows of the table a tar.")
+    ] = 1000,
+    beside: Annotated[
+        bool, typer.Option("--beside", help="txt: put each file beside its image (local archives), without -o.")
+    ] = False,
+    errors: Annotated[
+        ErrorsChoice, typer.Option("--errors", help="Leave images that failed out, or include them without a caption.")
+    ] = ErrorsChoice.skip,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that are there and are of no earlier export.")
+    ] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Export what an unfinished run has in its table so far.")
+    ] = False,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Write a run's captions the way other tools read them.
+
+    txt: a .txt file for every image, in folders like the archive's, or beside the images.
+
+    imagefolder: the images with a metadata.jsonl, for Hugging Face load_dataset("imagefolder").
+
+    coco: one JSON file of images and captions, for pycocotools and all that reads COCO.
+
+    webdataset: tars of image, .txt and .json, for streaming into training.
+
+    Killed, it goes on when it is given again; after `retry` it writes anew only what changed.
+    Examples:
+
+    python -m jobs export build/pictures --format txt --beside
+
+    python -m jobs export build/pictures --format webdataset -o s3://bucket/pictures-captioned
+    """
+    from captioning.config import read_settings
+    from captioning.run.export.base import ExportOptions
+    from captioning.run.export.exporter import export_table
+    from captioning.run.layout import RunLayout
+    from captioning.storage import Location, StorageSettings
+    from jobs.cli import read_config
+    from jobs.export_settings import ExportSettings
+    from jobs.progress import counted
+    from jobs.run_storage import storage_of_run
+
+    text, where = read_config(config)
+    given = read_settings(ExportSettings, text, settings or [], where=where).storage
+    layout = RunLayout(Location.parse(output, given or StorageSettings()))
+    target = Location.parse(to, given or StorageSettings()) if to is not None else None
+    result = export_table(
+        layout,
+        kind.value,
+        target,
+        ExportOptions(
+            errors=errors.value,
+            images=images.value,
+            shard_size=shard_size,
+            beside=beside,
+            overwrite=overwrite,
+            storage=given or storage_of_run(layout),
+        ),
+        partial=partial,
+        progress=_teller(),
+    )
+    counts = result.counts
+    place = "the images" if target is None else str(target)
+    before = f", {result.before:,} rows were done before" if result.before else ""
+    print(f"{counted(counts.written, 'image')} with a caption in {place}{before}.")
+    if counts.errors:
+        print(f"{counted(counts.errors, 'image')} failed and were left out.")
+    if counts.kept:
+        print(
+            f"{counts.kept:,} .txt files were there already with other content, and were kept. "
+            "--overwrite replaces them."
+        )
+    if result.pending:
+        print(f"{counted(result.pending, 'image')} have no row yet: give the same command again when they have.")
+    for line in result.lines:
+        print(line)
+    if counts.missing:
+        raise UnfinishedError(
+            f"{counted(counts.missing, 'image')} could not be read any more and are not in the export. "
+            "Give the same command again when they can be."
+        )
+
+
+def _teller() -> Callable[[int, int], None]:
+    """Says on stderr how far the export is, now and then."""
+    import sys
+    import time
+
+    last = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= 10:
+            last = time.monotonic()
+            print(f"{done:,} of {total:,} rows ({100 * done / max(1, total):.1f}%)", file=sys.stderr, flush=True)
+
+    return tell
