@@ -251,7 +251,7 @@ class _CaptionRun:
         runtime = self.settings.runtime
         pools = plan_pools(runtime, nodes, shards=len(pending))
         load = LoadCaptioner(
-            ref=_absolute(self.request.model),
+            ref=absolute_ref(self.request.model),
             name=self.info.name,
             device=pools.device,
             precision=runtime.precision,
@@ -303,7 +303,7 @@ class _CaptionRun:
         Progress(0, stream=self.stream).say(text)
 
 
-def _absolute(ref: str | None) -> str | None:
+def absolute_ref(ref: str | None) -> str | None:
     """A checkpoint's folder as every process on this machine finds it; any other REF as it is."""
     if ref is None or "://" in ref or not Path(ref).expanduser().is_dir():
         return ref
@@ -319,16 +319,20 @@ class _Diary:
         self._run = run
         self._written = time.monotonic()
         self._counts: Counter[str] = Counter()
+        self._classes: Counter[str] = Counter()
 
     def add(self, result: ShardResult) -> None:
         self._counts.update(shards=1, images=result.images, errors=result.errors)
+        self._classes.update(result.error_classes)
         if time.monotonic() - self._written >= _EVENT_EVERY:
             self.flush()
 
     def flush(self) -> None:
         if self._counts:
-            self._run.note("shards", **self._counts)
+            classes = {"error_classes": dict(self._classes)} if self._classes else {}
+            self._run.note("shards", **self._counts, **classes)
         self._counts.clear()
+        self._classes.clear()
         self._written = time.monotonic()
 
 

@@ -101,7 +101,7 @@ class Progress:
     def line(self) -> str:
         """Done of total, errors, rate and time left, in one line."""
         at = self.already_done + self.done
-        parts = [f"{at:,} of {self.total:,} images ({_percent(at, self.total)})"]
+        parts = [f"{at:,} of {self.total:,} images ({percent(at, self.total)})"]
         parts.append(counted(self.errors, "error"))
         rate = self._rate()
         if rate is None:
@@ -143,7 +143,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
 
 
-def _percent(part: int, whole: int) -> str:
+def percent(part: int, whole: int) -> str:
     """A percentage that says 100% only when all is done."""
     share = 100 * part / whole if whole else 100.0
     return "100%" if part >= whole else f"{min(share, 99.9):.1f}%"

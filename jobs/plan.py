@@ -1,0 +1,87 @@
+"""The verb `plan`: what captioning an archive will take, told from a sample of it."""
+
+from typing import Annotated
+
+import typer
+
+from jobs.cli import ConfigOption, ModelOption, SetOption
+
+
+def plan(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT",
+            help="What to caption, as for `caption`: folders, images, globs, tars, lists; local or any fsspec URI.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUTPUT",
+            help="Where the run is to be, or is: checked that it can be written, and what is done there is left out "
+            "of the time. Nothing is written.",
+            show_default=False,
+        ),
+    ] = None,
+    model: ModelOption = None,
+    price_per_hour: Annotated[
+        float | None,
+        typer.Option(
+            "--price-per-hour",
+            metavar="X",
+            min=0.0,
+            help="What one machine costs an hour, in any currency; a cluster costs as much a node.",
+            show_default=False,
+        ),
+    ] = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            "--sample",
+            metavar="N",
+            min=1,
+            help="Images to caption, drawn from all over the archive. Without it: as many as about a minute takes.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Tell what captioning an archive will take, before you start it.
+
+    Lists the archive, captions a sample on the machines that `caption` would use, and prints: the
+    rate, the share of each stage, the time and the cost for the whole, the sizes of what will be
+    written, the share of errors, and settings that suit. Nothing is written.
+
+    Takes the settings of `caption` (--set decoding.beam_size=5, --set runtime.batch_size=64). Example:
+
+    python -m jobs plan s3://bucket/photos --price-per-hour 1.20
+    """
+    import json
+    import sys
+
+    from jobs.caption_settings import read_caption_settings
+    from jobs.plan_run import PlanRequest, make_plan
+    from jobs.plan_text import plan_json, plan_lines
+
+    parsed, decoding = read_caption_settings(config, settings or [])
+    request = PlanRequest(
+        inputs=tuple(inputs),
+        output=output,
+        model=model,
+        settings=parsed,
+        decoding=decoding,
+        sample=sample,
+        price_per_hour=price_per_hour,
+    )
+    made = make_plan(request, lambda text: print(text, file=sys.stderr, flush=True))
+    if as_json:
+        print(json.dumps(plan_json(made)))
+        return
+    for line in plan_lines(made):
+        print(line)

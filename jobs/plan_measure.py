@@ -1,0 +1,141 @@
+"""Captions a sample on Ray through the pipeline of `caption`, and times it.
+
+What the sample makes is written where `caption` would stage it, in a temporary folder that is
+removed. Knows how the sample is run; what follows from the times is `plan_forecast`'s.
+"""
+
+import io
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from captioning.data.preprocess import PreprocessSettings
+from captioning.run.layout import RunLayout
+from captioning.run.sources import Entry
+from captioning.run.table import rows_to_table
+from captioning.storage import Location, StorageSettings
+from jobs.caption_shard import CaptionerLike, LoadCaptioner, caption_rows
+from jobs.decode_shard import decode_entries, pixels_of
+from jobs.pipeline import Work, caption_shards
+from jobs.plan_forecast import Mark, enough
+from jobs.plan_sample import SampleIndex
+from jobs.pools import Pools
+
+#: One captioner tries batch sizes for so many seconds at most.
+_TRIAL_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class SampleRun:
+    """What the sample took: a mark a shard, busy seconds by stage, errors by class.
+
+    `drained` says that it came to its end before its time was over.
+    """
+
+    marks: tuple[Mark, ...]
+    stages: dict[str, float]
+    error_classes: dict[str, int]
+    images: int
+    drained: bool
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One captioner by itself: images a second by batch size, and the table's bytes a row."""
+
+    batch_rates: dict[int, float]
+    bytes_a_row: float | None
+
+
+def run_sample(
+    entries: Sequence[Entry],
+    shard_size: int,
+    pools: Pools,
+    work: Callable[[SampleIndex], Work],
+    *,
+    began: float,
+    seconds: float | None,
+    nodes: int,
+) -> SampleRun:
+    """Caption the sample, for about `seconds` once every captioner has begun; None: all of it.
+
+    `began` is when the command did (`time.monotonic`).
+    """
+    # On several machines there is no folder that all of them see and that is not the user's:
+    # there, each captioner writes into its own memory.
+    folder = tempfile.mkdtemp(prefix="captioning-plan-")
+    place = Location.parse(folder if nodes == 1 else f"memory://{folder}")
+    index = SampleIndex.of(entries, shard_size, RunLayout(place))
+    shards = index.shards()
+    marks: list[Mark] = []
+    stages: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
+    done = 0
+    results = caption_shards(work(index), pools, shards)
+    try:
+        for result in results:
+            done += result.images
+            marks.append(Mark(time.monotonic() - began, done))
+            stages.update(result.stages)
+            errors.update(result.error_classes)
+            if seconds is not None and enough(marks, pools.actors, seconds):
+                break
+    finally:
+        close: Any = getattr(results, "close", None)
+        if close is not None:
+            close()
+        shutil.rmtree(folder, ignore_errors=True)
+    return SampleRun(tuple(marks), dict(stages), dict(sorted(errors.items())), done, len(marks) == len(shards))
+
+
+def try_batch_sizes(
+    entries: Sequence[Entry],
+    preprocess: PreprocessSettings,
+    storage: StorageSettings,
+    load: LoadCaptioner,
+    pools: Pools,
+) -> Trial:
+    """Let one captioner of these pools caption the same images in batches of several sizes."""
+    import ray
+
+    task = ray.remote(num_cpus=pools.cpus_per_actor, num_gpus=pools.gpus_per_actor or None, max_retries=1)(_trial)
+    sizes = [pools.batch_size, 2 * pools.batch_size, max(1, pools.batch_size // 2)]
+    found: Trial = ray.get(task.remote(list(entries[: max(sizes)]), preprocess, storage, load, sizes))
+    return found
+
+
+def _trial(
+    entries: Sequence[Entry],
+    preprocess: PreprocessSettings,
+    storage: StorageSettings,
+    load: Callable[[], CaptionerLike],
+    sizes: Sequence[int],
+) -> Trial:
+    captioner = load()
+    decoded = decode_entries(0, entries, preprocess, storage)
+    pixels = pixels_of(decoded)
+    began = time.monotonic()
+    rows = caption_rows(captioner, decoded, batch_size=sizes[0])
+    rates: dict[int, float] = {}
+    for size in sizes:
+        if not len(pixels) or (rates and time.monotonic() - began > _TRIAL_SECONDS):
+            break
+        start = time.perf_counter()
+        captioner.caption_pixels(pixels, batch_size=size)
+        rates[size] = len(pixels) / (time.perf_counter() - start)
+    half = len(rows) // 2
+    grown = _parquet_bytes(rows_to_table(rows)) - _parquet_bytes(rows_to_table(rows[:half]))
+    return Trial(rates, grown / (len(rows) - half) if len(rows) >= 8 else None)
+
+
+def _parquet_bytes(table: pa.Table) -> int:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.tell()

@@ -1,0 +1,193 @@
+"""One `plan`: check, list, caption a sample, forecast. Nothing is written but temporary files.
+
+Knows the order of the steps; each step is somebody else's.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from captioning.errors import StorageError, UsageError
+from captioning.run.index import choose_shard_size
+from captioning.run.layout import RunLayout
+from captioning.run.record import RunRecord
+from captioning.run.sources import Source, open_sources
+from captioning.run.standing import standing
+from captioning.run.table import schema_description
+from captioning.storage import Location
+from jobs.caption_run import absolute_ref
+from jobs.caption_settings import CaptionSettings
+from jobs.caption_shard import LoadCaptioner
+from jobs.pipeline import Work, cluster_nodes
+from jobs.plan_forecast import (
+    Advice,
+    Cost,
+    Resources,
+    Steady,
+    advise,
+    cost,
+    sample_shard_size,
+    shares,
+    steady,
+)
+from jobs.plan_measure import SampleRun, Trial, run_sample, try_batch_sizes
+from jobs.plan_sample import SampleIndex, Survey, survey
+from jobs.pools import Pools, plan_pools
+from jobs.progress import counted
+from jobs.ray_session import ray_session
+
+if TYPE_CHECKING:
+    from captioning.captioner import CaptionerInfo
+
+#: Images that are drawn when nobody says how many, and seconds for which they are captioned at full speed.
+MOST_SAMPLED = 16_384
+_STEADY_SECONDS = 25.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    """What a person asked for. `sample` None: as many images as about a minute takes."""
+
+    inputs: tuple[str, ...]
+    output: str | None
+    model: str | None
+    settings: CaptionSettings
+    decoding: dict[str, Any]
+    sample: int | None
+    price_per_hour: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What `plan` found out. `pending` are images without a row in OUTPUT; all of them where there is no run."""
+
+    survey: Survey
+    listing_seconds: float
+    pending: int
+    run_there: bool
+    model: str
+    pools: Pools
+    resources: Resources
+    run: SampleRun
+    trial: Trial
+    rate: Steady
+    advice: Advice
+    cost: Cost | None
+
+    @property
+    def seconds(self) -> float:
+        """The time for what is pending."""
+        return self.rate.seconds(self.pending)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Each stage's share of the busy seconds."""
+        return shares(self.run.stages)
+
+    @property
+    def table_bytes(self) -> int | None:
+        """The table's size, about."""
+        return round(self.trial.bytes_a_row * self.survey.images) if self.trial.bytes_a_row else None
+
+
+def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
+    """Caption a sample and forecast the rest.
+
+    Raises `UsageError` for what `caption` would refuse too, and `UnfinishedError` or `StorageError`
+    where the sample cannot be captioned at all.
+    """
+    from captioning.captioner import inspect_captioner
+
+    began = time.monotonic()
+    settings = request.settings
+    sources = open_sources(request.inputs, settings.storage)
+    info = inspect_captioner(
+        request.model,
+        decoding=request.decoding,
+        precision=settings.runtime.precision,
+        storage=settings.storage,
+    )
+    layout = _check_output(request, sources, info)
+    say("Listing the archive.")
+    before = time.monotonic()
+    archive = survey(sources, request.sample or MOST_SAMPLED)
+    listing_seconds = time.monotonic() - before
+    where = standing(layout) if layout is not None else None
+    pending = archive.images - (where.done if where is not None else 0)
+
+    with ray_session():
+        nodes = cluster_nodes()
+        wanted = settings.output.shard_size or choose_shard_size(archive.images)
+        pools = plan_pools(settings.runtime, nodes, shards=-(-archive.images // wanted))
+        size = sample_shard_size(wanted, pools.batch_size, sample=len(archive.sample), workers=pools.actors)
+        load = LoadCaptioner(
+            ref=absolute_ref(request.model),
+            name=info.name,
+            device=pools.device,
+            precision=settings.runtime.precision,
+            decoding=request.decoding,
+            storage=settings.storage,
+            threads=pools.threads,
+        )
+
+        def work(index: SampleIndex) -> Work:
+            return Work(index, info.preprocess, settings.storage, load, settings.runtime.max_retries)
+
+        limit = "" if request.sample else f"up to {_STEADY_SECONDS:.0f} s of "
+        say(f"{counted(archive.images, 'image')}; captioning {limit}a sample with {info.name}: {pools}.")
+        run = run_sample(
+            archive.sample,
+            size,
+            pools,
+            work,
+            began=began,
+            seconds=None if request.sample else _STEADY_SECONDS,
+            nodes=len(nodes),
+        )
+        say("Trying other batch sizes.")
+        trial = try_batch_sizes(archive.sample, info.preprocess, settings.storage, load, pools)
+    resources = Resources(
+        cores=sum(node.cpus for node in nodes),
+        gpus=sum(node.gpus for node in nodes) if pools.device == "cuda" else 0.0,
+        nodes=len(nodes),
+        actors=pools.actors,
+        decode_tasks=pools.decode_tasks,
+        batch_size=pools.batch_size,
+    )
+    rate = steady(run.marks, min(pools.actors, len(run.marks)), drained=run.drained)
+    price = request.price_per_hour
+    return Plan(
+        survey=archive,
+        listing_seconds=listing_seconds,
+        pending=max(0, pending),
+        run_there=where is not None and where.images > 0,
+        model=info.name,
+        pools=pools,
+        resources=resources,
+        run=run,
+        trial=trial,
+        rate=rate,
+        advice=advise(resources, run.stages, run.images, rate, trial.batch_rates),
+        cost=cost(rate, max(0, pending), price_per_hour=price, nodes=len(nodes)) if price is not None else None,
+    )
+
+
+def _check_output(request: PlanRequest, sources: list[Source], info: "CaptionerInfo") -> RunLayout | None:
+    """The layout of OUTPUT if one is given and there is a run in it. Raises `UsageError` where `caption` would."""
+    if request.output is None:
+        return None
+    layout = RunLayout(Location.parse(request.output, request.settings.storage))
+    root = layout.root
+    if root.info() is not None:
+        raise UsageError(f"OUTPUT {root} is a file. Give a folder, which is made if it is not there.")
+    try:
+        root.check_writable()
+    except StorageError as error:
+        raise UsageError(f"OUTPUT {root} cannot be written to: {error.message} Give another one with -o.") from error
+    record = RunRecord.read(layout)
+    if record is None:
+        return None
+    parts = {"captioner": dict(info.identity), "columns": schema_description()}
+    record.check(layout, inputs=tuple(source.given for source in sources), fingerprint_parts=parts)
+    return layout

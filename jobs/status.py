@@ -1,0 +1,106 @@
+"""The verb `status`: where a run stands."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs.cli import UNFINISHED, ConfigOption, SetOption, read_config
+
+if TYPE_CHECKING:
+    from jobs.status_facts import Status
+
+
+def status(
+    output: Annotated[
+        str, typer.Argument(metavar="OUTPUT", help="The run: what `caption` was given with -o.", show_default=False)
+    ],
+    errors: Annotated[
+        bool, typer.Option("--errors", help="Count errors in the table itself, instead of the diary: slower, exact.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Tell where a run stands: how much is done, how fast it goes, how long it takes still.
+
+    Looks at names of files only, so it is quick for any archive, and disturbs nothing. Exit code 0
+    when every image has its row, 1 when not, 2 when there is no run. Settings: storage.*. Example:
+
+    watch python -m jobs status build/pictures
+    """
+    import json
+
+    from captioning.config import read_settings
+    from captioning.run.layout import RunLayout
+    from captioning.storage import Location
+    from jobs.status_facts import status_of
+    from jobs.verify_settings import VerifySettings
+
+    text, where = read_config(config)
+    parsed = read_settings(VerifySettings, text, settings or [], where=where)
+    found = status_of(RunLayout(Location.parse(output, parsed.storage)), read_errors=errors)
+    if as_json:
+        print(json.dumps(status_json(found)))
+    else:
+        for line in status_lines(found, output):
+            print(line)
+    if not found.standing.finished:
+        raise typer.Exit(UNFINISHED)
+
+
+def status_lines(found: "Status", output: str) -> list[str]:
+    """The status as a small table, a line each."""
+    from jobs.progress import duration, percent
+
+    at = found.standing
+    rows = [("run", f"{output}: {found.state}" + (f", {found.holder}" if found.holder else ""))]
+    rows.append(
+        ("images", f"{at.done:,} of {at.images:,} done ({percent(at.done, at.images)}), {at.pending:,} pending")
+    )
+    classes = ", ".join(f"{count:,} {name}" for name, count in found.errors.items())
+    source = "" if found.errors_read else " (by the diary; --errors counts them in the table)"
+    rows.append(("errors", f"{sum(found.errors.values()):,}{f': {classes}' if classes else ''}{source}"))
+    if found.images_per_second:
+        left = f", {duration(found.seconds_left)} left" if found.seconds_left is not None else ""
+        when = "of late" if found.state == "running" else "at last"
+        rows.append(("rate", f"{found.images_per_second:,.1f} images/s {when}{left}"))
+    rows.append(
+        (
+            "table",
+            f"{at.parts:,} of {at.parts_in_all:,} parts; {at.shards_done:,} of {at.shards:,} shards done, "
+            f"{at.staged:,} of them staged",
+        )
+    )
+    rows += [("diary" if not number else "", _event(event)) for number, event in enumerate(found.last)]
+    if found.state == "stopped":
+        rows.append(("next", "give its `caption` command again to go on"))
+    return [f"{name:<8}{text}" for name, text in rows]
+
+
+def status_json(found: "Status") -> dict[str, Any]:
+    """The status as plain values."""
+    at = found.standing
+    return {
+        "state": found.state,
+        "holder": found.holder,
+        "images": at.images,
+        "done": at.done,
+        "pending": at.pending,
+        "errors": found.errors,
+        "errors_counted_in": "table" if found.errors_read else "diary",
+        "images_per_second": found.images_per_second,
+        "seconds_left": found.seconds_left,
+        "shards": at.shards,
+        "shards_done": at.shards_done,
+        "parts": at.parts,
+        "parts_in_all": at.parts_in_all,
+        "staged": at.staged,
+        "last_events": list(found.last),
+    }
+
+
+def _event(event: dict[str, Any]) -> str:
+    """An event on one line, of bounded length."""
+    facts = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time", "event"))
+    text = " ".join(f"{event.get('time', '?')} {event.get('event', '?')}{f': {facts}' if facts else ''}".split())
+    return text if len(text) <= 160 else text[:159] + "…"

@@ -1,0 +1,140 @@
+"""What `status` finds out about a run, from file names and the diary; from the table only when asked.
+
+Knows where these facts are; how they are told is `status`'s.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from captioning.errors import StorageError, UsageError
+from captioning.run.events import read_events
+from captioning.run.layout import RunLayout
+from captioning.run.standing import Standing, standing
+from captioning.storage import Location
+from captioning.storage_errors import storage_errors
+
+#: The rate of late is that of the last so many seconds of the diary.
+_LATE_SECONDS = 120.0
+#: A driver writes into the diary every few seconds: after so many without a line it is not at work.
+_SILENCE_SECONDS = 90.0
+_LAST_EVENTS = 3
+#: Events after which nobody works on until the next `start`.
+_ENDS = ("finished", "interrupted", "stopped")
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands. `errors` are error rows by class: of the table if `errors_read`, else by the diary."""
+
+    standing: Standing
+    state: str
+    """`done`, `running` or `stopped`."""
+    holder: str | None
+    """Who is at work, where that is known."""
+    errors: dict[str, int]
+    errors_read: bool
+    images_per_second: float | None
+    seconds_left: float | None
+    last: tuple[dict[str, Any], ...]
+
+
+def status_of(layout: RunLayout, *, read_errors: bool = False, now: datetime | None = None) -> Status:
+    """Where the run in `layout` stands. Raises `UsageError` where there is none, and `StorageError`."""
+    if not layout.exists():
+        raise UsageError(f"There is no run in {layout.root} (it has no _run/run.json). Give the OUTPUT of `caption`.")
+    stands = standing(layout)
+    events = read_events(layout)
+    holder, held = holder_of(layout)
+    at_work = held if held is not None else _is_at_work(events, now or datetime.now(UTC))
+    state = "done" if stands.finished else "running" if at_work else "stopped"
+    rate = rate_of_late(events)
+    left = stands.pending / rate if rate and state == "running" else None
+    return Status(
+        standing=stands,
+        state=state,
+        holder=holder if held else None,
+        errors=errors_in_table(layout) if read_errors else errors_in_diary(events),
+        errors_read=read_errors,
+        images_per_second=rate,
+        seconds_left=left,
+        last=tuple(events[-_LAST_EVENTS:]),
+    )
+
+
+def holder_of(layout: RunLayout) -> tuple[str | None, bool | None]:  # noqa: ARG001
+    """Who holds the OUTPUT, and whether it lives; (None, None) where that is not known."""
+    return None, None
+
+
+def rate_of_late(events: Sequence[Mapping[str, Any]]) -> float | None:
+    """Images a second in the last minutes of the last stretch of work; None where the diary does not tell."""
+    marks: list[tuple[float, int]] = []
+    for event in events:
+        at = _time(event)
+        if at is None:
+            continue
+        kind = event.get("event")
+        if kind == "start":
+            marks = [(at, 0)]
+        elif kind == "shards" and isinstance(event.get("images"), int):
+            marks.append((at, event["images"]))
+    late = [mark for mark in marks if mark[0] >= marks[-1][0] - _LATE_SECONDS]
+    if len(late) < 2:
+        return None
+    seconds = late[-1][0] - late[0][0]
+    images = sum(count for _, count in late[1:])
+    return images / seconds if seconds > 0 and images else None
+
+
+def errors_in_diary(events: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Error rows by class as the diary has them: those of shards that were done twice are in it twice."""
+    found: Counter[str] = Counter()
+    for event in events:
+        classes = event.get("error_classes")
+        if event.get("event") == "shards" and isinstance(classes, Mapping):
+            found.update({str(name): count for name, count in classes.items() if isinstance(count, int)})
+    return dict(sorted(found.items()))
+
+
+def errors_in_table(layout: RunLayout) -> dict[str, int]:
+    """Error rows by class, from the parts and from what is staged. Raises `StorageError`."""
+    found: Counter[str] = Counter()
+    parts = layout.parts()
+    folded = {number for part in parts for number in part.numbers}
+    files = [layout.part(part) for part in parts]
+    files += [layout.staged(number) for number in layout.staged_numbers() if number not in folded]
+    for file in files:
+        for value in _error_classes(file):
+            found[value["values"]] += value["counts"]
+    found.pop(None, None)  # type: ignore[call-overload]
+    return dict(sorted(found.items()))
+
+
+def _error_classes(file: Location) -> list[dict[str, Any]]:
+    try:
+        with storage_errors(file.uri), file.open_read() as handle:
+            column = pq.ParquetFile(handle).read(columns=["error_class"])["error_class"]
+    except pa.ArrowInvalid as error:
+        raise StorageError("storage", f"{file} is damaged: {error}") from error
+    counted: list[dict[str, Any]] = column.value_counts().to_pylist()
+    return counted
+
+
+def _is_at_work(events: Sequence[Mapping[str, Any]], now: datetime) -> bool:
+    if not events or events[-1].get("event") in _ENDS:
+        return False
+    last = _time(events[-1])
+    return last is not None and now.timestamp() - last < _SILENCE_SECONDS
+
+
+def _time(event: Mapping[str, Any]) -> float | None:
+    try:
+        return datetime.fromisoformat(event["time"]).timestamp()
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -1,0 +1,95 @@
+"""`status`: what is done, how fast, and the exit code, from names and the diary."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import captioning.run.table
+from captioning.errors import UsageError
+from jobs.__main__ import app
+from jobs.status_facts import errors_in_diary, rate_of_late, status_of
+from tests.jobs.report_run import SmallRun, make_run, unfold, write_diary
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> SmallRun:
+    return make_run(tmp_path, [f"{number:02d}.jpg" for number in range(10)], broken=("03.jpg", "05.jpg"))
+
+
+def status(run: SmallRun, *more: str) -> Result:
+    return CliRunner().invoke(app, ["status", str(run.output), *more])
+
+
+def at(seconds: float, kind: str, **fields: object) -> dict[str, object]:
+    time = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
+    return {"time": time.isoformat(), "event": kind, **fields}
+
+
+def test_a_finished_run(run: SmallRun) -> None:
+    done = status(run)
+    assert done.exit_code == 0, done.output
+    assert "10 of 10 done (100%), 0 pending" in done.output
+    assert ": done" in done.output
+
+
+def test_an_unfinished_run_ends_with_1_and_says_what_is_left(run: SmallRun) -> None:
+    unfold(run, done=2)
+    done = status(run, "--json")
+    assert done.exit_code == 1
+    values = json.loads(done.output)
+    facts = ("state", "images", "done", "pending", "staged", "shards", "shards_done", "parts", "parts_in_all")
+    assert [values[key] for key in facts] == ["stopped", 10, 8, 2, 2, 3, 2, 0, 1]
+    assert "to go on" in status(run).output
+
+
+def test_where_there_is_no_run(tmp_path: Path) -> None:
+    assert CliRunner().invoke(app, ["status", str(tmp_path)]).exit_code == 2
+
+
+def test_errors_are_read_from_the_table_only_when_asked(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert json.loads(status(run, "--json", "--errors").output)["errors"] == {"empty": 2}
+    unfold(run, done=1)
+    assert json.loads(status(run, "--json", "--errors").output)["errors"] == {"empty": 1}
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", None)
+    monkeypatch.setattr("pyarrow.parquet.read_table", None)
+    monkeypatch.setattr(captioning.run.table, "read_part", None)
+    assert status(run).exit_code == 1
+
+
+def test_the_rate_is_that_of_late(run: SmallRun) -> None:
+    events = [at(0, "start"), *(at(10 + 5 * number, "shards", images=100) for number in range(60))]
+    assert rate_of_late(events) == pytest.approx(20)
+    slower = [*events, *(at(305 + 10 * number, "shards", images=50) for number in range(1, 40))]
+    assert rate_of_late(slower) == pytest.approx(5)
+    again = [*events, at(9000, "start"), at(9010, "shards", images=50)]
+    assert rate_of_late(again) == pytest.approx(5)
+    assert rate_of_late([at(0, "start")]) is None
+    assert rate_of_late([]) is None
+
+
+def test_a_run_at_work_has_time_left(run: SmallRun) -> None:
+    unfold(run, done=2)
+    write_diary(run, [at(0, "start"), at(10, "shards", images=4), at(20, "shards", images=4)])
+    soon = datetime(2026, 1, 1, 0, 0, 30, tzinfo=UTC)
+    found = status_of(run.layout, now=soon)
+    assert (found.state, found.images_per_second, found.seconds_left) == ("running", 0.4, 5.0)
+    assert status_of(run.layout, now=soon + timedelta(hours=1)).state == "stopped"
+
+
+def test_errors_by_the_diary() -> None:
+    events = [
+        at(0, "shards", error_classes={"empty": 2, "cut": 1}),
+        at(1, "shards", error_classes={"empty": 1}),
+        at(2, "shards", images=3),
+        at(3, "shards", error_classes="damaged"),
+    ]
+    assert errors_in_diary(events) == {"cut": 1, "empty": 3}
+
+
+def test_a_missing_run_names_the_place(run: SmallRun) -> None:
+    run.layout.run_json.delete()
+    with pytest.raises(UsageError, match="captions"):
+        status_of(run.layout)
