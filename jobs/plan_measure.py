@@ -16,13 +16,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from captioning.data.preprocess import PreprocessSettings
 from captioning.run.layout import RunLayout
 from captioning.run.sources import Entry
 from captioning.run.table import rows_to_table
-from captioning.storage import Location, StorageSettings
-from jobs.caption_shard import CaptionerLike, LoadCaptioner, caption_rows
-from jobs.decode_shard import decode_entries, pixels_of
+from captioning.storage import Location
+from jobs.caption_shard import caption_rows
+from jobs.decode_shard import DecodeShard, pixels_of
+from jobs.micro_batches import MicroBatches
 from jobs.pipeline import Work, caption_shards
 from jobs.plan_forecast import Mark, enough
 from jobs.plan_sample import SampleIndex
@@ -95,40 +95,36 @@ def run_sample(
     return SampleRun(tuple(marks), dict(stages), dict(sorted(errors.items())), done, len(marks) == len(shards))
 
 
-def try_batch_sizes(
-    entries: Sequence[Entry],
-    preprocess: PreprocessSettings,
-    storage: StorageSettings,
-    load: LoadCaptioner,
-    pools: Pools,
-) -> Trial:
+def try_batch_sizes(entries: Sequence[Entry], pools: Pools, work: Callable[[SampleIndex], Work]) -> Trial:
     """Let one captioner of these pools caption the same images in batches of several sizes."""
     import ray
 
-    task = ray.remote(num_cpus=pools.cpus_per_actor, num_gpus=pools.gpus_per_actor or None, max_retries=1)(_trial)
     sizes = [pools.batch_size, 2 * pools.batch_size, max(1, pools.batch_size // 2)]
-    found: Trial = ray.get(task.remote(list(entries[: max(sizes)]), preprocess, storage, load, sizes))
+    some = entries[: max(sizes)]
+    # Nothing is written: the place is only a name.
+    index = SampleIndex.of(some, len(some), RunLayout(Location.parse("memory://captioning-plan")))
+    task = ray.remote(num_cpus=pools.cpus_per_actor, num_gpus=pools.gpus_per_actor or None, max_retries=1)(_trial)
+    found: Trial = ray.get(task.remote(work(index), sizes))
     return found
 
 
-def _trial(
-    entries: Sequence[Entry],
-    preprocess: PreprocessSettings,
-    storage: StorageSettings,
-    load: Callable[[], CaptionerLike],
-    sizes: Sequence[int],
-) -> Trial:
-    captioner = load()
-    decoded = decode_entries(0, entries, preprocess, storage)
+def _trial(work: Work, sizes: Sequence[int]) -> Trial:
+    captioner = work.load()
+    decode = DecodeShard(work.index, work.preprocess, work.storage, work.fetching, work.decoding)
+    decoded = decode(pa.table({"shard": pa.array([0], pa.int64())}))
     pixels = pixels_of(decoded)
     began = time.monotonic()
-    rows = caption_rows(captioner, decoded, batch_size=sizes[0])
+    batches = MicroBatches(captioner, sizes[0], work.hang_s)
+    rows = caption_rows(batches.caption, decoded, model=captioner.name)
     rates: dict[int, float] = {}
     for size in sizes:
         if not len(pixels) or (rates and time.monotonic() - began > _TRIAL_SECONDS):
             break
         start = time.perf_counter()
-        captioner.caption_pixels(pixels, batch_size=size)
+        try:
+            captioner.caption_pixels(pixels, batch_size=size)
+        except Exception:  # too large for the memory, most likely: no size to advise
+            continue
         rates[size] = len(pixels) / (time.perf_counter() - start)
     half = len(rows) // 2
     grown = _parquet_bytes(rows_to_table(rows)) - _parquet_bytes(rows_to_table(rows[:half]))

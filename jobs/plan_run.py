@@ -132,10 +132,19 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
         )
 
         def work(index: SampleIndex) -> Work:
-            return Work(index, info.preprocess, settings.storage, load, settings.runtime.max_retries)
+            return Work(
+                index,
+                info.preprocess,
+                settings.storage,
+                load,
+                settings.runtime.max_retries,
+                fetching=settings.fetch,
+                decoding=settings.decode,
+                hang_s=settings.runtime.hang_s,
+            )
 
-        limit = "" if request.sample else f"up to {_STEADY_SECONDS:.0f} s of "
-        say(f"{counted(archive.images, 'image')}; captioning {limit}a sample with {info.name}: {pools}.")
+        limit = "" if request.sample else f", for about {_STEADY_SECONDS:.0f} s at full speed"
+        say(f"{counted(archive.images, 'image')}; captioning a sample{limit}: {info.name}, {pools}.")
         run = run_sample(
             archive.sample,
             size,
@@ -146,7 +155,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
             nodes=len(nodes),
         )
         say("Trying other batch sizes.")
-        trial = try_batch_sizes(archive.sample, info.preprocess, settings.storage, load, pools)
+        trial = try_batch_sizes(archive.sample, pools, work)
     resources = Resources(
         cores=sum(node.cpus for node in nodes),
         gpus=sum(node.gpus for node in nodes) if pools.device == "cuda" else 0.0,
