@@ -13,7 +13,7 @@ from captioning.run.index import choose_shard_size
 from captioning.run.layout import RunLayout
 from captioning.run.record import RunRecord
 from captioning.run.sources import Source, open_sources
-from captioning.run.standing import standing
+from captioning.run.standing import Standing, standing
 from captioning.run.table import schema_description
 from captioning.storage import Location
 from jobs.caption_run import absolute_ref
@@ -108,13 +108,13 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
         precision=settings.runtime.precision,
         storage=settings.storage,
     )
-    layout = _check_output(request, sources, info)
+    there = _check_output(request, sources, info)
     say("Listing the archive.")
     before = time.monotonic()
     archive = survey(sources, request.sample or MOST_SAMPLED)
     listing_seconds = time.monotonic() - before
-    where = standing(layout) if layout is not None else None
-    pending = archive.images - (where.done if where is not None else 0)
+    where = standing(there[0]) if there is not None else None
+    pending = archive.images if there is None or where is None else _pending(there[1], where, archive)
 
     with ray_session():
         nodes = cluster_nodes()
@@ -169,7 +169,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
     return Plan(
         survey=archive,
         listing_seconds=listing_seconds,
-        pending=max(0, pending),
+        pending=pending,
         run_there=where is not None and where.images > 0,
         model=info.name,
         pools=pools,
@@ -178,12 +178,20 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
         trial=trial,
         rate=rate,
         advice=advise(resources, run.stages, run.images, rate, trial.batch_rates),
-        cost=cost(rate, max(0, pending), price_per_hour=price, nodes=len(nodes)) if price is not None else None,
+        cost=cost(rate, pending, price_per_hour=price, nodes=len(nodes)) if price is not None else None,
     )
 
 
-def _check_output(request: PlanRequest, sources: list[Source], info: "CaptionerInfo") -> RunLayout | None:
-    """The layout of OUTPUT if one is given and there is a run in it. Raises `UsageError` where `caption` would."""
+def _pending(record: RunRecord, where: Standing, archive: Survey) -> int:
+    """Images that a run lacks: those of its index, and what is new in the archive if it takes that."""
+    new = 0 if record.selection else max(0, archive.images - where.images)
+    return where.pending + new
+
+
+def _check_output(
+    request: PlanRequest, sources: list[Source], info: "CaptionerInfo"
+) -> tuple[RunLayout, RunRecord] | None:
+    """The run in OUTPUT, if one is given and there is a run in it. Raises `UsageError` where `caption` would."""
     if request.output is None:
         return None
     layout = RunLayout(Location.parse(request.output, request.settings.storage))
@@ -198,5 +206,6 @@ def _check_output(request: PlanRequest, sources: list[Source], info: "CaptionerI
     if record is None:
         return None
     parts = {"captioner": dict(info.identity), "columns": schema_description()}
-    record.check(layout, inputs=tuple(source.given for source in sources), fingerprint_parts=parts)
-    return layout
+    given = tuple(source.given for source in sources)
+    record.check(layout, inputs=given, fingerprint_parts=parts, selection=record.selection)
+    return layout, record

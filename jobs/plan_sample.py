@@ -7,19 +7,21 @@ an index of its own for the pipeline. Knows nothing of captioners.
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from captioning.run.index import Index, checked_entries
+from captioning.run.index import Index
 from captioning.run.layout import RunLayout, Shard
+from captioning.run.listing import Listing
 from captioning.run.segment import INDEX_SCHEMA, Segment
 from captioning.run.sources import Entry, Source
 
-_BATCH = 4096
+#: Rows beyond the sample that gather before they are thinned out.
+_SLACK = 65_536
 #: Entries whose size as an index is measured.
 _MEASURED = 32_768
 
@@ -50,41 +52,44 @@ def survey(sources: Sequence[Source], most: int) -> Survey:
 
     Raises `InputError` and `StorageError` as `caption` would.
     """
-    return draw(checked_entries(sources), most)
+    listing = Listing(sources)
+    found = draw(listing.tables(), most)
+    listing.check_ids()
+    return found
 
 
-def draw(entries: Iterable[Entry], most: int) -> Survey:
-    """`survey` for a stream of entries: those with the `most` lowest of random numbers are kept."""
+def draw(tables: Iterable[pa.Table], most: int) -> Survey:
+    """`survey` for rows of the index: those with the `most` lowest of random numbers are kept."""
     numbers = np.random.default_rng(0)
-    keys, kept = np.empty(0), list[Entry]()
+    keys, kept = np.empty(0), INDEX_SCHEMA.empty_table()
     images = known = sized = 0
-    index_bytes = 0.0
-    stream = iter(entries)
-    while batch := list(islice(stream, _BATCH)):
-        images += len(batch)
-        if images <= _MEASURED:
-            index_bytes += _index_bytes(batch)
+    index_bytes = measured = 0
+    for table in tables:
+        images += table.num_rows
+        if measured < _MEASURED:
+            index_bytes += _index_bytes(table)
             measured = images
-        for entry in batch:
-            if entry.size_bytes is not None:
-                known += entry.size_bytes
-                sized += 1
-        keys, kept = np.concatenate([keys, numbers.random(len(batch))]), [*kept, *batch]
-        if len(kept) > 2 * most:
+        sized += table.num_rows - table["size_bytes"].null_count
+        known += pc.sum(table["size_bytes"]).as_py() or 0
+        keys = np.concatenate([keys, numbers.random(table.num_rows)])
+        kept = pa.concat_tables([kept, table])
+        if len(keys) > 2 * most + _SLACK:
             keys, kept = _lowest(keys, kept, most)
     keys, kept = _lowest(keys, kept, most)
-    return Survey(images, known, sized, tuple(kept), round(index_bytes / measured * images) if images else 0)
+    entries = tuple(Entry(**row) for row in kept.to_pylist())
+    return Survey(images, known, sized, entries, round(index_bytes / measured * images) if images else 0)
 
 
-def _lowest(keys: NDArray[np.float64], kept: list[Entry], most: int) -> tuple[NDArray[np.float64], list[Entry]]:
+def _lowest(keys: NDArray[np.float64], kept: pa.Table, most: int) -> tuple[NDArray[np.float64], pa.Table]:
     order = np.argsort(keys, kind="stable")[:most]
-    return keys[order], [kept[place] for place in order]
+    return keys[order], kept.take(pa.array(order))
 
 
-def _index_bytes(entries: Sequence[Entry]) -> int:
-    columns = {name: [getattr(entry, name) for entry in entries] for name in INDEX_SCHEMA.names}
+def _index_bytes(table: pa.Table) -> int:
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pydict(columns, schema=INDEX_SCHEMA), buffer, compression="zstd")
+    pq.write_table(
+        table, buffer, compression="zstd", row_group_size=512, use_dictionary=["tar"], write_statistics=False
+    )
     return buffer.tell()
 
 

@@ -98,7 +98,7 @@ class RunTable:
     def ids(self) -> Iterator[list[str]]:
         """The ids of all images, a part's at a time."""
         for part in self.index.ranges():
-            yield self.index.range_ids(part)
+            yield self.index.range_ids(part).to_pylist()
 
     def _open(self, part: PartRange) -> None:
         if self._part == part:
