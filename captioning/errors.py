@@ -47,8 +47,8 @@ class StorageError(CaptioningError):
     """A file or an object that could not be read or written.
 
     `error_class` is one of `missing`, `forbidden`, `credentials` (keys that the store does not take),
-    `region` (the bucket lies in another one), `throttled`, `timeout`, `network`, `no_space`, `storage`;
-    `passing` says whether trying again can help.
+    `region` (the bucket lies in another one), `throttled`, `timeout`, `network`, `no_space`, `too_large`,
+    `storage`; `passing` says whether trying again can help.
     """
 
     def __init__(self, error_class: str, message: str, *, passing: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Objects of any store that fsspec knows (S3, GCS, Azure, HTTP, memory …), without stale listings.
+"""Objects of any store that fsspec knows (S3, GCS, Azure, memory …), without stale listings.
 
 There is one file system object a process and store, whatever the thread: its connections are
 used again (fsspec's own registry keeps one a thread, and every new one connects anew). Nothing
@@ -31,8 +31,6 @@ _PACKAGES = {
     "gcs": "gcsfs",
     "abfs": "adlfs",
     "az": "adlfs",
-    "http": "aiohttp",
-    "https": "aiohttp",
 }
 
 
@@ -48,6 +46,10 @@ class StorageSettings:
     """Read public buckets without credentials."""
     requester_pays: bool = False
     """Agree to pay for reading buckets that ask for it."""
+    allow_http: bool = False
+    """Fetch web addresses (http and https) that lists and tables of images name."""
+    allow_private: bool = False
+    """Fetch them also from this machine and from private networks: only for lists that you trust wholly."""
 
     def __post_init__(self) -> None:
         if self.endpoint and "@" in urlsplit(self.endpoint).netloc:

@@ -21,6 +21,7 @@ from captioning.patient_file import PatientFile
 from captioning.remote_files import RemoteFiles, StorageSettings
 from captioning.retry import Patience, retrying
 from captioning.storage_errors import storage_errors
+from captioning.web_files import WebFiles
 
 __all__ = ["FileInfo", "Location", "StorageSettings", "escape_name", "unescape_name"]
 
@@ -235,7 +236,10 @@ class Location:
         self._try(lambda files: files.check_writable(self.path), "write to")
 
     def _files(self) -> LocalFiles | RemoteFiles:
-        return LocalFiles() if self.is_local else RemoteFiles(self._protocol(), self.settings)
+        if self.is_local:
+            return LocalFiles()
+        protocol = self._protocol()
+        return (WebFiles if protocol in ("http", "https") else RemoteFiles)(protocol, self.settings)
 
     def _protocol(self) -> str:
         match = _PROTOCOL.match(self.path)

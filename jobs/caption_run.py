@@ -22,7 +22,7 @@ from captioning.run.index import Index, write_segment
 from captioning.run.layout import RunLayout, Shard
 from captioning.run.record import RunRecord
 from captioning.run.selection import EVERYTHING, Selection
-from captioning.run.sources import Source, open_sources, require_image
+from captioning.run.sources import Source, kept_schema, open_sources, require_image
 from captioning.run.table import fold, pending_shards, schema_description
 from captioning.run.verify import verify
 from captioning.storage import Location
@@ -84,7 +84,8 @@ class _CaptionRun:
         self.steady: float | None = None
         self.begun = False
 
-        self.sources: list[Source] = open_sources(request.inputs, self.settings.storage)
+        self.sources: list[Source] = open_sources(request.inputs, self.settings.storage, self.settings.input)
+        self.kept = kept_schema(self.sources)
         self.layout = RunLayout(Location.parse(request.output, self.settings.storage))
         self._check_output()
         self.info = self._inspect()
@@ -182,7 +183,7 @@ class _CaptionRun:
         return tuple(source.location.uri for source in self.sources)
 
     def _fingerprint_parts(self) -> dict[str, Any]:
-        return {"captioner": dict(self.info.identity), "columns": schema_description()}
+        return {"captioner": dict(self.info.identity), "columns": schema_description(self.kept)}
 
     # The archive.
 

@@ -11,6 +11,7 @@ from captioning.config import build, read_values, settings
 from captioning.decoding.settings import DecodingSettings
 from captioning.errors import SettingsError
 from captioning.run.fetch import FetchSettings
+from captioning.run.sources import InputSettings
 from captioning.storage import StorageSettings
 from jobs.cli import read_config
 from jobs.decode_process import DecodeSettings
@@ -68,6 +69,7 @@ class ErrorSettings:
 class CaptionSettings:
     """Everything that `--config` and `--set` of `caption` can say."""
 
+    input: InputSettings = field(default_factory=InputSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
     decoding: DecodingSettings = field(default_factory=DecodingSettings)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)

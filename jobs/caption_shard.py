@@ -125,7 +125,8 @@ class CaptionShard:
             caption = Isolation(self.load, self.batch_size, self.hang_s).caption
         rows = caption_rows(caption, decoded, model=self.batches.captioner.name)
         captioned = time.perf_counter()
-        write_staged(self.index.layout, self.index.shard(number), rows)
+        shard = self.index.shard(number)
+        write_staged(self.index.layout, shard, rows, self.index.kept(shard))
         self._end(f"shard-{number}")
         written = time.perf_counter()
         result = {

@@ -47,8 +47,8 @@ def thumbnails(layout: RunLayout, rows: Sequence[PhotoRow], storage: StorageSett
 
 
 def _entries(layout: RunLayout, rows: Mapping[str, PhotoRow]) -> list[Entry]:
-    """Where the rows' images are. Only an image in a tar needs the index, for its place in the tar."""
-    plain = [row for row in rows.values() if ".tar#" not in row.uri]
+    """Where the rows' images are. Only an image in a tar or a table needs the index, for its place."""
+    plain = [row for row in rows.values() if "#" not in row.uri]
     entries = [Entry(image_id=row.image_id, uri=row.uri, size_bytes=row.size_bytes) for row in plain]
     wanted = rows.keys() - {row.image_id for row in plain}
     return entries + (list(_from_index(layout, wanted)) if wanted else [])

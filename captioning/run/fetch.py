@@ -1,4 +1,4 @@
-"""The bytes of one image: a file, an object, or a piece of a tar. Knows nothing of what is in them.
+"""The bytes of one image: a file, an object, a piece of a tar, a cell of a table. Knows nothing of what is in them.
 
 A failure that can pass (throttling, a reset, a 5xx, a time-out) is tried again within the image's
 own time; what cannot (missing, forbidden) is its reason at once.
@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Le
 from captioning.config import settings
 from captioning.errors import ImageError, StorageError
 from captioning.retry import Patience
+from captioning.run.fetch_cell import fetch_cell
 from captioning.run.sources import Entry
 from captioning.storage import Location, StorageSettings
 
@@ -50,6 +51,11 @@ def fetch(entry: Entry, storage: StorageSettings | None = None, settings: FetchS
     limit = settings.max_bytes
     if entry.size_bytes is not None and entry.size_bytes > limit:
         raise _too_large(f"{entry.size_bytes:,}", limit)
+    if entry.table is not None:
+        data = fetch_cell(entry, storage, settings.patience)
+        if len(data) > limit:
+            raise _too_large(f"{len(data):,}", limit)
+        return data
     if entry.tar is None:
         location = Location.from_uri(entry.uri, storage)
         if entry.size_bytes is not None:

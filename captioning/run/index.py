@@ -16,12 +16,24 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+import pyarrow as pa
+
 from captioning.errors import InputError, StorageError
 from captioning.run.layout import SHARDS_A_PART, PartRange, RunLayout, Shard
 from captioning.run.listing import Listing
-from captioning.run.segment import INDEX_SCHEMA, Segment, marker, read_columns, read_group, write_file
+from captioning.run.segment import (
+    INDEX_SCHEMA,
+    Segment,
+    encode_schema,
+    index_schema,
+    marker,
+    read_columns,
+    read_group,
+    read_kept,
+    write_file,
+)
 from captioning.run.selection import EVERYTHING, Selection
-from captioning.run.sources import Entry, Source
+from captioning.run.sources import Entry, Source, kept_schema
 
 #: The most images in a shard, unless a setting says otherwise.
 MAX_SHARD_SIZE = 512
@@ -86,6 +98,19 @@ class Index:
         """The entries of one shard, in order; reads only that shard's rows. Raises `StorageError`."""
         name, group = self._segment(shard.number).file_of(shard.number)
         return read_group(self.layout, name, group, shard.rows)
+
+    @property
+    def kept_schema(self) -> pa.Schema:
+        """The columns that the caption table takes over from the archive; most often none."""
+        return self.segments[0].kept_schema if self.segments else pa.schema([])
+
+    def kept(self, shard: Shard) -> pa.Table | None:
+        """The values of those columns for the images of one shard, in order; None when there are no such columns."""
+        schema = self.kept_schema
+        if not len(schema):
+            return None
+        name, group = self._segment(shard.number).file_of(shard.number)
+        return read_kept(self.layout, name, group, shard.rows, schema)
 
     def range_ids(self, part: PartRange) -> pa.ChunkedArray:
         """The image ids of all shards of a part, in order, as a column of strings."""
@@ -176,11 +201,12 @@ def write_tables(
     *,
     check: Callable[[], None],
 ) -> PendingSegment:
-    """Write rows of `INDEX_SCHEMA` as the next segment of `index`, a part's range at a time; not committed yet.
+    """Write rows of `index_schema` as the next segment of `index`, a part's range at a time; not committed yet.
 
     `check` is called when all has been listed; what it raises undoes all, as any other error does.
     """
-    stream = _Rows(tables)
+    kept = kept_schema(sources)
+    stream = _Rows(tables, index_schema(kept))
     number = len(index.segments)
     token = secrets.token_hex(4)
     first_shard, rows = index.shards_total, 0
@@ -215,6 +241,7 @@ def write_tables(
         skipped=dict(sorted(skipped.items())),
         repeated=sum(source.repeated for source in sources),
         notes=tuple(note for source in sources for note in source.notes),
+        kept=encode_schema(kept),
     )
     return PendingSegment(index, segment)
 
@@ -222,8 +249,9 @@ def write_tables(
 class _Rows:
     """A stream of tables from which rows are taken by number."""
 
-    def __init__(self, tables: Iterable[pa.Table]) -> None:
+    def __init__(self, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
         self._tables = iter(tables)
+        self._empty = schema.empty_table()
         self._held: list[pa.Table] = []
         self._count = 0
         self.ended = False
@@ -243,7 +271,7 @@ class _Rows:
     def take(self, rows: int) -> pa.Table:
         """The next rows, fewer at the end."""
         self.ahead(rows)
-        held = pa.concat_tables([INDEX_SCHEMA.empty_table(), *self._held])
+        held = pa.concat_tables([self._empty, *self._held])
         rest = held.slice(rows)
         self._held, self._count = [rest], rest.num_rows
         return held.slice(0, rows)

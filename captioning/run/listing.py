@@ -30,7 +30,7 @@ class Listing:
         self._repeats = Repeats()
 
     def tables(self) -> Iterator[pa.Table]:
-        """The images, some thousands a table of `INDEX_SCHEMA`. Raises `StorageError`, and `InputError` for a source
+        """The images, some thousands a table of `index_schema`. Raises `StorageError`, and `InputError` for a source
         without images unless that is allowed."""
         for source in self._sources:
             found = False
@@ -54,7 +54,7 @@ class Listing:
 def _tables(source: Source) -> Iterator[pa.Table]:
     entries = source.entries()
     while batch := list(islice(entries, _BATCH)):
-        yield entries_to_table(batch)
+        yield entries_to_table(batch, source.kept)
 
 
 def _find_shared(sources: Sequence[Source], suspects: Words) -> None:

@@ -5,6 +5,7 @@ group; and a marker, `segment-0000.json`, written last. A file that no marker na
 count. Knows nothing of how the archive was listed.
 """
 
+import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -29,8 +30,14 @@ INDEX_SCHEMA = pa.schema(
         pa.field("version", pa.string(), nullable=False),
         pa.field("tar", pa.string()),
         pa.field("offset", pa.int64()),
+        pa.field("table", pa.string()),
+        pa.field("column", pa.string()),
+        pa.field("row", pa.int64()),
     ]
 )
+
+#: What the name of a kept column begins with in an index file: it may be any name.
+_KEPT = "kept:"
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,13 @@ class Segment:
     skipped: Mapping[str, int]
     repeated: int
     notes: tuple[str, ...]
+    kept: str = ""
+    """The columns that the caption table takes over from the archive: an Arrow schema, in base64."""
+
+    @property
+    def kept_schema(self) -> pa.Schema:
+        """The columns that the caption table takes over from the archive."""
+        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.kept))) if self.kept else pa.schema([])
 
     @property
     def stop_shard(self) -> int:
@@ -108,10 +122,25 @@ def marker(layout: RunLayout, number: int) -> Location:
     return layout.index_dir / f"segment-{number:04d}.json"
 
 
-def entries_to_table(entries: Sequence[Entry]) -> pa.Table:
-    """The entries as rows of `INDEX_SCHEMA`, in their order."""
+def encode_schema(schema: pa.Schema) -> str:
+    """A schema as `Segment.kept` has it; nothing when it has no columns."""
+    return base64.b64encode(schema.serialize().to_pybytes()).decode() if len(schema) else ""
+
+
+def index_schema(kept: pa.Schema) -> pa.Schema:
+    """The columns of an index file: `INDEX_SCHEMA` and the `kept` ones."""
+    return pa.schema([*INDEX_SCHEMA, *(pa.field(_KEPT + field.name, field.type) for field in kept)])
+
+
+def entries_to_table(entries: Sequence[Entry], kept: pa.Schema | None = None) -> pa.Table:
+    """The entries as rows of `index_schema(kept)`, in their order; `kept` are the columns of `Entry.kept`."""
     arrays = [pa.array(list(map(attrgetter(field.name), entries)), field.type) for field in INDEX_SCHEMA]
-    return pa.Table.from_arrays(arrays, schema=INDEX_SCHEMA)
+    kept = kept if kept is not None else pa.schema([])
+    for at, field in enumerate(kept):
+        null = pa.nulls(1, field.type)
+        values = (entry.kept[at] if entry.kept else None for entry in entries)
+        arrays.append(pa.concat_arrays([null if value is None else value for value in values]))
+    return pa.Table.from_arrays(arrays, schema=index_schema(kept))
 
 
 def write_file(layout: RunLayout, name: str, table: pa.Table, shard_size: int) -> None:
@@ -124,7 +153,7 @@ def write_file(layout: RunLayout, name: str, table: pa.Table, shard_size: int) -
         buffer,
         compression="zstd",
         row_group_size=shard_size,
-        use_dictionary=["tar"],
+        use_dictionary=["tar", "table", "column"],
         write_statistics=False,
     )
     (layout.index_dir / name).write_bytes(buffer.getvalue(), temp=layout.tmp_dir)
@@ -132,22 +161,37 @@ def write_file(layout: RunLayout, name: str, table: pa.Table, shard_size: int) -
 
 def read_group(layout: RunLayout, name: str, group: int, expected: int) -> list[Entry]:
     """The entries of one row group. Raises `StorageError` when the file is damaged."""
+    return [Entry(**row) for row in _read_group(layout, name, group, expected, INDEX_SCHEMA.names).to_pylist()]
+
+
+def read_kept(layout: RunLayout, name: str, group: int, expected: int, schema: pa.Schema) -> pa.Table:
+    """The kept columns, of this `schema`, of one row group. Raises `StorageError` when the file is damaged."""
+    table = _read_group(layout, name, group, expected, [_KEPT + field for field in schema.names])
+    return table.rename_columns(schema.names).cast(schema)
+
+
+def _read_group(layout: RunLayout, name: str, group: int, expected: int, columns: Sequence[str]) -> pa.Table:
+    """Those of `columns` that a file has: one of an older Captioning has fewer."""
     location = layout.index_dir / name
     try:
         with storage_errors(location.uri), location.open_read() as file:
-            table = pq.ParquetFile(file).read_row_group(group)
+            parquet = pq.ParquetFile(file)
+            there = set(parquet.schema_arrow.names)
+            table = parquet.read_row_group(group, columns=[column for column in columns if column in there])
     except (pa.ArrowInvalid, IndexError) as error:
         raise _damaged(location, error) from error
     if table.num_rows != expected:
         raise _damaged(location, f"{table.num_rows} rows where there should be {expected}")
-    return [Entry(**row) for row in table.to_pylist()]
+    return table
 
 
 def read_columns(layout: RunLayout, name: str, columns: Sequence[str]) -> pa.Table:
-    """Some columns of one index file. Raises `StorageError` when the file is damaged."""
+    """Those of some columns that one index file has. Raises `StorageError` when the file is damaged."""
     location = layout.index_dir / name
     try:
-        return pq.read_table(io.BytesIO(location.read_bytes()), columns=list(columns))
+        parquet = pq.ParquetFile(io.BytesIO(location.read_bytes()))
+        there = set(parquet.schema_arrow.names)
+        return parquet.read(columns=[column for column in columns if column in there])
     except pa.ArrowInvalid as error:
         raise _damaged(location, error) from error
 

@@ -17,7 +17,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from captioning.errors import StorageError
+from captioning.errors import InputError, StorageError
 from captioning.run.index import Index
 from captioning.run.layout import PartRange, RunLayout, Shard
 from captioning.run.sources import Entry
@@ -117,26 +117,45 @@ class FoldResult:
     damaged: tuple[int, ...]
 
 
-def schema_description() -> dict[str, str]:
+def table_schema(kept: pa.Schema | None = None) -> pa.Schema:
+    """`SCHEMA` and behind it the columns that are kept of the archive (`Index.kept_schema`).
+
+    Raises `InputError` when one of these has the name of a column of the table.
+    """
+    kept = kept if kept is not None else pa.schema([])
+    for name in kept.names:
+        if name in SCHEMA.names:
+            raise InputError(
+                f"input.keep_columns names {name!r}, but the caption table has a column of that name itself. "
+                "Rename it in the archive, or leave it out."
+            )
+    return pa.schema([*SCHEMA, *(pa.field(field.name, field.type) for field in kept)])
+
+
+def schema_description(kept: pa.Schema | None = None) -> dict[str, str]:
     """Columns and their types as text: the schema's share of a run's fingerprint."""
-    return {field.name: str(field.type) for field in SCHEMA}
+    return {field.name: str(field.type) for field in table_schema(kept)}
 
 
-def rows_to_table(rows: Sequence[Row]) -> pa.Table:
-    """The rows as a table of `SCHEMA`, in their order."""
+def rows_to_table(rows: Sequence[Row], kept: pa.Table | None = None) -> pa.Table:
+    """The rows as a table of `SCHEMA`, in their order, and behind it the columns of `kept`, a row each."""
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(Row)}
     columns["alternatives"] = [
         [{"caption": caption, "score": score} for caption, score in row.alternatives] for row in rows
     ]
     columns["error_message"] = [_plain(row.error_message) for row in rows]
-    return pa.Table.from_pydict(columns, schema=SCHEMA)
+    table = pa.Table.from_pydict(columns, schema=SCHEMA)
+    if kept is not None:
+        for name in kept.schema.names:
+            table = table.append_column(name, kept[name])
+    return table
 
 
-def write_staged(layout: RunLayout, shard: Shard, rows: Sequence[Row]) -> None:
-    """Stage the rows of a finished shard, in one atomic step. Raises `StorageError`."""
+def write_staged(layout: RunLayout, shard: Shard, rows: Sequence[Row], kept: pa.Table | None = None) -> None:
+    """Stage the rows of a finished shard, in one atomic step; `kept` is `Index.kept` of it. Raises `StorageError`."""
     assert len(rows) == shard.rows, f"shard {shard.number} has {shard.rows} images, not {len(rows)}"
     assert len({row.image_id for row in rows}) == len(rows), f"an image comes twice in shard {shard.number}"
-    layout.staged(shard.number).write_bytes(_to_parquet(rows_to_table(rows)), temp=layout.tmp_dir)
+    layout.staged(shard.number).write_bytes(_to_parquet(rows_to_table(rows, kept)), temp=layout.tmp_dir)
 
 
 def staged_shards(layout: RunLayout) -> set[int]:
@@ -190,7 +209,8 @@ def fold_range(layout: RunLayout, index: Index, part: PartRange) -> FoldResult:
 
 def _fold_range(layout: RunLayout, index: Index, part: PartRange, pool: ThreadPoolExecutor) -> FoldResult:
     """Write a part from its staged shards and delete these; nothing when one of them cannot be used."""
-    found = list(pool.map(lambda number: _read_staged(layout, index.shard(number)), part.numbers))
+    schema = table_schema(index.kept_schema)
+    found = list(pool.map(lambda number: _read_staged(layout, schema, index.shard(number)), part.numbers))
     damaged = [number for number, table in zip(part.numbers, found, strict=True) if table is False]
     _delete_staged(layout, damaged, pool)
     tables = [table for table in found if isinstance(table, pa.Table)]
@@ -207,7 +227,10 @@ def _delete_staged(layout: RunLayout, numbers: Iterable[int], pool: ThreadPoolEx
 
 
 def read_table(layout: RunLayout, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The table's rows, a few thousand at a time, in the order of the parts. Raises `StorageError`."""
+    """The table's rows, a few thousand at a time, in the order of the parts. Raises `StorageError`.
+
+    Without `columns` all of them: those of `SCHEMA`, then those kept of the archive.
+    """
     for part in layout.parts():
         yield from part_batches(layout, part, columns)
 
@@ -215,7 +238,7 @@ def read_table(layout: RunLayout, columns: Sequence[str] | None = None) -> Itera
 def part_batches(layout: RunLayout, part: PartRange, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """One part of the table, a few thousand rows at a time, which is all that is in memory of it.
 
-    Raises `StorageError`, also when the file is damaged or no part of this table.
+    Without `columns` all of them. Raises `StorageError`, also when the file is damaged or no part of this table.
     """
     location = layout.part(part)
     # One GET that is tried again where it fails; a local file is read as it is needed.
@@ -224,22 +247,23 @@ def part_batches(layout: RunLayout, part: PartRange, columns: Sequence[str] | No
         try:
             parquet = pq.ParquetFile(file, buffer_size=_READ_AHEAD, page_checksum_verification=True)
             _check_columns(location, parquet.schema_arrow)
-            yield from parquet.iter_batches(_BATCH_ROWS, columns=list(columns or SCHEMA.names))
+            yield from parquet.iter_batches(_BATCH_ROWS, columns=list(columns or parquet.schema_arrow.names))
         except (pa.ArrowInvalid, OSError) as error:
             raise StorageError("storage", f"{location} is damaged: {error}") from error
 
 
 def read_part(layout: RunLayout, part: PartRange) -> pa.Table:
     """The whole of one part of the table. Raises `StorageError` as `part_batches` does."""
-    return pa.Table.from_batches(part_batches(layout, part), SCHEMA)
+    batches = list(part_batches(layout, part))
+    return pa.Table.from_batches(batches, batches[0].schema if batches else SCHEMA)
 
 
 def _check_columns(location: Location, schema: pa.Schema) -> None:
-    if schema.names != SCHEMA.names or schema.types != SCHEMA.types:
+    if schema.names[: len(SCHEMA)] != SCHEMA.names or schema.types[: len(SCHEMA)] != SCHEMA.types:
         raise StorageError("storage", f"{location} has other columns than a caption table.")
 
 
-def _read_staged(layout: RunLayout, shard: Shard) -> pa.Table | Literal[False] | None:
+def _read_staged(layout: RunLayout, schema: pa.Schema, shard: Shard) -> pa.Table | Literal[False] | None:
     """The staged rows of a shard; None when the file is gone, False when it cannot be used."""
     try:
         table = _from_parquet(layout.staged(shard.number).read_bytes())
@@ -249,7 +273,7 @@ def _read_staged(layout: RunLayout, shard: Shard) -> pa.Table | Literal[False] |
         raise
     except (pa.ArrowInvalid, OSError):
         return False
-    return table if table.schema.equals(SCHEMA) and table.num_rows == shard.rows else False
+    return table if table.schema.equals(schema) and table.num_rows == shard.rows else False
 
 
 def _sweep_tmp(layout: RunLayout) -> None:

@@ -17,7 +17,7 @@ from captioning.run.hashing import Words
 from captioning.run.index import Index
 from captioning.run.layout import PartRange, RunLayout
 from captioning.run.repeats import Repeats, are_among
-from captioning.run.table import part_batches
+from captioning.run.table import SCHEMA, part_batches
 
 _EXAMPLES = 3
 
@@ -69,7 +69,7 @@ def verify(layout: RunLayout) -> Verdict:
             found.problems.append(f"The index of {part.name} has {len(ids):,} rows where there should be {rows:,}.")
         repeats.add(ids)
         if part in present:
-            _check_part(layout, part, ids, found)
+            _check_part(layout, part, ids, index.kept_schema, found)
         else:
             found.problems.append(f"{part.name} is not there: {len(ids):,} images have no row yet. Run again to go on.")
     suspects = repeats.suspects()
@@ -95,18 +95,24 @@ def _check_names(layout: RunLayout, ranges: Sequence[PartRange], found: _Finding
             found.problems.append(f"{name} is no part of this table, but readers of the folder would take it for one.")
 
 
-def _check_part(layout: RunLayout, part: PartRange, ids: pa.ChunkedArray, found: _Findings) -> None:
-    """Compare the rows of a part with the `ids` that the index has for it."""
+def _check_part(
+    layout: RunLayout, part: PartRange, ids: pa.ChunkedArray, kept: pa.Schema, found: _Findings
+) -> None:
+    """Compare the rows of a part with the `ids` that the index has for it, its last columns with the `kept` ones."""
     rows: list[pa.Array] = []
     wrong: list[str] = []
     errors: Counter[str] = Counter()
+    others: set[str] = set()
     try:
         for batch in part_batches(layout, part):
             rows.append(batch["image_id"])
+            if batch.schema.names[len(SCHEMA) :] != kept.names or batch.schema.types[len(SCHEMA) :] != kept.types:
+                others.update(batch.schema.names[len(SCHEMA) :] or ["none"])
             wrong += _check_values(batch, errors)
     except StorageError as error:
         found.problems.append(error.message)
         return
+    found.add(part.name, "columns that are not those kept of the archive", sorted(others))
     names = pa.chunked_array(rows, pa.string())
     found.rows += len(names)
     found.errors.update(errors)

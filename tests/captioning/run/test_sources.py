@@ -7,6 +7,7 @@ from captioning.errors import ImageError, InputError
 from captioning.run.fetch import FetchSettings, fetch
 from captioning.run.index import Index, write_segment
 from captioning.run.sources import Entry, open_sources
+from captioning.storage import StorageSettings
 from tests.captioning.run.runs import layout_of, make_archive, make_tar, photos
 
 
@@ -107,28 +108,13 @@ def test_long_names_in_a_tar(tmp_path: Path) -> None:
     assert [fetch(entry) for entry in entries] == [b"long", b"wide"]
 
 
-@pytest.mark.parametrize("cut", [600, 1536 + 700, 1536 + 100])
-def test_a_cut_tar_gives_what_is_there_and_says_so(tmp_path: Path, cut: int) -> None:
-    tar = make_tar(tmp_path / "x.tar", [("1.jpg", b"a" * 1000), ("2.jpg", b"b" * 1000), ("3.jpg", b"c" * 1000)])
-    tar.write_bytes(tar.read_bytes()[:cut])
-    source = open_sources([str(tar)])[0]
-    entries = list(source.entries())
-    assert len(source.notes) == 1
-    assert "x.tar" in source.notes[0]
-    assert [entry.image_id for entry in entries] == ["1", "2"][: 2 if cut == 1536 + 700 else 1]
-    if cut != 1536 + 100:
-        with pytest.raises(ImageError) as caught:
-            fetch(entries[-1])
-        assert caught.value.error_class == "truncated"
-
-
 def test_a_tar_with_rubbish_in_the_middle_says_so(tmp_path: Path) -> None:
     tar = make_tar(tmp_path / "x.tar", [("1.jpg", b"a"), ("2.jpg", b"b"), ("3.jpg", b"c")])
     data = bytearray(tar.read_bytes())
     data[1024:1536] = b"x" * 512
     tar.write_bytes(data)
     source = open_sources([str(tar)])[0]
-    assert [entry.image_id for entry in source.entries()] == ["1"]
+    assert [entry.image_id for entry in source.entries()] == ["1", "3"]
     assert "damaged" in source.notes[0]
 
 
@@ -141,7 +127,7 @@ def test_a_list_gives_its_lines(tmp_path: Path) -> None:
     make_archive(tmp_path, ["photos/a.jpg", "b.jpg"])
     listing = tmp_path / "list.txt"
     listing.write_text(f"photos/a.jpg\n\n{tmp_path}/b.jpg\r\ns3://bucket/c.jpg\nphotos/a.jpg\nhttps://x.org/d?id=1\n")
-    source = open_sources([str(listing)])[0]
+    source = open_sources([str(listing)], StorageSettings(allow_http=True))[0]
     entries = list(source.entries())
     assert [entry.image_id for entry in entries] == [
         "photos/a.jpg",
@@ -185,7 +171,7 @@ def test_inputs_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         "gone/*.jpg": "holds no image",
     }.items():
         assert expected in refused(tmp_path, tmp_path / given), given
-    assert "/*.tar" in refused(tmp_path, tmp_path / "texts")
+    assert "no tar that can be read" in refused(tmp_path, tmp_path / "texts")
     with pytest.raises(InputError, match="No INPUT"):
         open_sources([])
 

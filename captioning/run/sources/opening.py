@@ -1,0 +1,118 @@
+"""From what a person named to sources: which kind of archive an INPUT is. Reads no archive itself.
+
+A new kind of archive is a module beside this one and a line in `KINDS`.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from captioning.errors import InputError
+from captioning.run.globs import Glob, is_glob
+from captioning.run.sources.base import Source
+from captioning.run.sources.images import ImageSource
+from captioning.run.sources.lists import ListSource
+from captioning.run.sources.settings import InputSettings
+from captioning.run.sources.tables import TableSource
+from captioning.run.sources.tars import TarSource
+from captioning.run.sources.together import find_kept
+from captioning.run.sources.uris import check_input
+from captioning.storage import FileInfo, Location, StorageSettings
+
+#: Every kind of archive. Of a folder or glob that holds several, the first is meant.
+KINDS: tuple[type[Source], ...] = (ImageSource, TarSource, TableSource, ListSource)
+
+#: Kinds that a folder is taken for when there are no images in it: a list is only taken when named.
+_IN_FOLDERS = (TarSource, TableSource)
+#: Files of a folder that are looked at for its kind.
+_LOOK = 10_000
+
+_NAMED = re.compile(r"^([A-Za-z0-9][A-Za-z0-9_.\-]*)=(.+)$", re.DOTALL)
+_COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+
+def open_sources(
+    inputs: Sequence[str], storage: StorageSettings | None = None, settings: InputSettings | None = None
+) -> list[Source]:
+    """The sources that `inputs` name, in their order. Raises `InputError` for one that is not there."""
+    if not inputs:
+        raise InputError("No INPUT was given: name a directory, a glob, a tar, a table or a list of images.")
+    settings = settings or InputSettings()
+    sources = [_open(text, storage or StorageSettings(), settings) for text in inputs]
+    if settings.keep_columns:
+        kept = find_kept(sources, settings.keep_columns)
+        for source in sources:
+            source.kept = kept
+    return sources
+
+
+def _open(text: str, storage: StorageSettings, settings: InputSettings) -> Source:
+    name, text = _split_name(text, storage)
+    prefix = name.replace("=", "/")
+    location = Location.parse(text, storage)
+    check_input(location)
+    given = name + location.uri
+    if is_glob(location.path) and not location.exists():
+        glob = Glob.parse(location)
+        return _kind_of_glob(glob)(given, glob.root, prefix, glob=glob, settings=settings)
+    if location.info() is not None:
+        return _kind_of_file(location)(given, location, prefix, settings=settings)
+    if not location.is_dir():
+        raise InputError(f"There is nothing at INPUT {location}. Check the spelling, and that the storage is mounted.")
+    everything = Glob(location, "**")
+    kind = _kind_of_files(everything.files(), location)
+    return kind(given, location, prefix, glob=everything, settings=settings)
+
+
+def _split_name(text: str, storage: StorageSettings) -> tuple[str, str]:
+    """`NAME=` (or nothing) and the rest: a path in which there is an equals sign has no name."""
+    named = _NAMED.match(text)
+    if named is None:
+        return "", text
+    location = Location.parse(text, storage)
+    if location.exists() or (is_glob(text) and _is_path(Glob.parse(location), named[1] + "=")):
+        return "", text
+    return named[1] + "=", named[2]
+
+
+def _is_path(glob: Glob, start: str) -> bool:
+    """Whether a glob whose text begins with `start`, an equals sign at its end, is one of files that are there."""
+    if glob.pattern.startswith(start):
+        return next(glob.files(), None) is not None
+    return glob.root.is_dir()
+
+
+def _kind_of_file(location: Location) -> type[Source]:
+    name = location.name.lower()
+    for kind in KINDS:
+        if name.endswith(kind.suffixes):
+            return kind
+    if name.endswith(_COMPRESSED_TARS):
+        raise InputError(f"INPUT {location} is a compressed tar: its images cannot be reached singly. Unpack it.")
+    raise InputError(
+        f"INPUT {location} is no image, .tar, .parquet, .arrow or .txt list. Give a directory, a glob, an image, "
+        "a WebDataset tar, a Parquet or Arrow file, or a text file with a path or URI on each line."
+    )
+
+
+def _kind_of_glob(glob: Glob) -> type[Source]:
+    for kind in KINDS:
+        if glob.pattern.lower().endswith(kind.suffixes):
+            return kind
+    return _kind_of_files(glob.files(), glob.root)
+
+
+def _kind_of_files(files: Iterable[FileInfo], folder: Location) -> type[Source]:
+    """The kind of archive that files are whose names do not say it all: images, if there is one."""
+    found: Counter[type[Source]] = Counter()
+    for file, _ in zip(files, range(_LOOK), strict=False):
+        name = file.path.lower()
+        if name.endswith(ImageSource.suffixes):
+            return ImageSource
+        found.update(kind for kind in _IN_FOLDERS if kind.means(name))
+    if len(found) > 1:
+        raise InputError(
+            f"There are both tars and Parquet or Arrow files in {folder}. Say which are meant: "
+            f"{folder}/**/*.tar, or {folder}/**/*.parquet, or both as two INPUTs."
+        )
+    return next(iter(found), ImageSource)

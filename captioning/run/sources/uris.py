@@ -1,0 +1,53 @@
+"""From what a list or a column says to the image that is meant. Knows nothing of lists and columns."""
+
+import re
+from urllib.parse import urlsplit
+
+from captioning.errors import InputError, UsageError
+from captioning.storage import Location, escape_name
+from captioning.web_files import shown
+
+_WEB = re.compile(r"^https?://", re.IGNORECASE)
+_HERE = re.compile(r"^(?:\./+)+")
+
+
+def locate(text: str, folder: Location, *, where: str) -> Location:
+    """The location that `text` names: a URI, or a path that is relative to `folder` unless absolute.
+
+    `where` says in an error where the text stands. Raises `InputError` for a web address unless
+    `storage.allow_http` is set, and for one that holds a password: the table shows URIs.
+    """
+    if _WEB.match(text):
+        _check_web(text, folder, where)
+    try:
+        if "://" not in text and not text.startswith(("/", "~")):
+            return folder / _HERE.sub("", text)
+        return Location.parse(text, folder.settings)
+    except UsageError as error:
+        raise InputError(f"In {where}: {error}") from error
+
+
+def check_input(location: Location) -> None:
+    """Raise `InputError` for an INPUT that is a web address: nothing can be listed there."""
+    if _WEB.match(location.path):
+        raise InputError(
+            f"INPUT {shown(location.path)} is a web address. Write such into a text list, one on each line, and "
+            "give that, with --set storage.allow_http=true"
+        )
+
+
+def _check_web(text: str, folder: Location, where: str) -> None:
+    try:
+        parts = urlsplit(text)
+        host, secret = parts.hostname, parts.username is not None or parts.password is not None
+    except ValueError as error:
+        raise InputError(f"In {where}: the web address cannot be read ({error}).") from None
+    if secret:
+        raise InputError(
+            f"In {where}: the web address holds a user name or a password, which the table would show. Take it out."
+        )
+    if not folder.settings.allow_http:
+        raise InputError(
+            f"In {where}: web addresses ({escape_name(parts.scheme)}://{escape_name(host or '')}/…) are fetched only "
+            "when that is allowed: give --set storage.allow_http=true if you trust the list."
+        )
