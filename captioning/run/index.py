@@ -16,8 +16,6 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-import pyarrow as pa
-
 from captioning.errors import InputError, StorageError
 from captioning.run.layout import SHARDS_A_PART, PartRange, RunLayout, Shard
 from captioning.run.listing import Listing

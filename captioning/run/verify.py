@@ -95,9 +95,7 @@ def _check_names(layout: RunLayout, ranges: Sequence[PartRange], found: _Finding
             found.problems.append(f"{name} is no part of this table, but readers of the folder would take it for one.")
 
 
-def _check_part(
-    layout: RunLayout, part: PartRange, ids: pa.ChunkedArray, kept: pa.Schema, found: _Findings
-) -> None:
+def _check_part(layout: RunLayout, part: PartRange, ids: pa.ChunkedArray, kept: pa.Schema, found: _Findings) -> None:
     """Compare the rows of a part with the `ids` that the index has for it, its last columns with the `kept` ones."""
     rows: list[pa.Array] = []
     wrong: list[str] = []
