@@ -12,7 +12,7 @@ from captioning.errors import StorageError, UsageError
 from captioning.run.index import choose_shard_size
 from captioning.run.layout import RunLayout
 from captioning.run.record import RunRecord
-from captioning.run.sources import Source, open_sources
+from captioning.run.sources import Source, kept_schema, open_sources
 from captioning.run.standing import Standing, standing
 from captioning.run.table import schema_description
 from captioning.storage import Location
@@ -101,7 +101,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
 
     began = time.monotonic()
     settings = request.settings
-    sources = open_sources(request.inputs, settings.storage)
+    sources = open_sources(request.inputs, settings.storage, settings.input)
     info = inspect_captioner(
         request.model,
         decoding=request.decoding,
@@ -205,7 +205,7 @@ def _check_output(
     record = RunRecord.read(layout)
     if record is None:
         return None
-    parts = {"captioner": dict(info.identity), "columns": schema_description()}
+    parts = {"captioner": dict(info.identity), "columns": schema_description(kept_schema(sources))}
     given = tuple(source.given for source in sources)
     record.check(layout, inputs=given, fingerprint_parts=parts, selection=record.selection)
     return layout, record
