@@ -20,6 +20,8 @@ from tests.benchmarks.results import (
     summarise,
     training_costs,
 )
+from tests.benchmarks.scale import TITLES, make_scale_tables, measure_scale, scale_figures
+from tests.benchmarks.scale_steps import take_step
 from tests.benchmarks.training import make_shards, measure_worker
 
 
@@ -126,6 +128,63 @@ def test_training_is_timed_on_made_shards_in_both_ways(tmp_path: Path) -> None:
     turns = json.loads((tmp_path / "turns-1.json").read_text())
     assert [(turn["case"], turn["images"]) for turn in turns] == [("cached", 4), ("streaming", 4)]
     assert len(training_costs(turns)) == 6
+
+
+def scale_run(shards: int, seconds: float, memory: int) -> dict[str, Any]:
+    return {
+        "shards": shards,
+        "seconds_a_shard": seconds,
+        "cpu_seconds_a_shard": 2 * seconds,
+        "longest_gaps": [0.5, 7.25],
+        "driver_bytes_most": memory * 2**20,
+    }
+
+
+SCALE = {
+    "images": 10**6,
+    "steps": {name: {"seconds": 12.5, "cpu_seconds": 11.25, "peak_bytes": 2**29} for name in TITLES},
+    "pipeline": [scale_run(1000, 0.040, 300), scale_run(20_000, 0.042, 380)],
+}
+
+
+def test_how_the_cost_of_a_shard_grows_is_told() -> None:
+    found = scale_figures(SCALE)
+    assert found["scale_shard_cost_ratio"] == pytest.approx(1.05)
+    assert found["scale_driver_growth_bytes"] == 80 * 2**20
+    assert (found["scale_verify_seconds"], found["scale_index_peak_bytes"]) == (12.5, 2**29)
+    file = io.StringIO()
+    Console(file=file, width=140).print(*make_scale_tables(SCALE))
+    text = file.getvalue()
+    for words in (
+        "1,000,000 images",
+        "writing the index",
+        "≤ 180",
+        "12.5",
+        "0.50",
+        "20,000 shards",
+        "42.0",
+        "7.2",
+        "380",
+    ):
+        assert words in text
+
+
+def test_the_steps_of_scale_are_taken_on_a_made_archive(tmp_path: Path) -> None:
+    figures = {name: take_step(name, tmp_path, 3000) for name in ("index", "pending", "table", "verify", "growth")}
+    assert figures["index"]["shards"] == figures["pending"]["pending"] == 6
+    assert figures["verify"]["rows"] == 3000
+    assert figures["growth"].items() >= {"new": 3, "changed": 0, "vanished": 0}.items()
+    assert take_step("sample", tmp_path, 3000)["rows"] == 3
+    assert all(figure["peak_bytes"] > 0 for figure in figures.values())
+
+
+@pytest.mark.slow
+def test_scale_is_measured_from_first_to_last(tmp_path: Path) -> None:
+    raw = measure_scale(tmp_path / "work", 2000, (3, 6))
+    assert [run["shards"] for run in raw["pipeline"]] == [3, 6]
+    assert raw["steps"]["resume"]["pending"] == 4
+    assert scale_figures(raw)["scale_images"] == 2000
+    assert not (tmp_path / "work").exists()
 
 
 def test_conditions_name_the_machine() -> None:

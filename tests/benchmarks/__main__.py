@@ -1,4 +1,4 @@
-"""`make bench`: the caption job beside other ways to do the same and what the machine allows, and training's input.
+"""`make bench`: the caption job beside other ways to do the same and what the machine allows, training's input, scale.
 
 Every program runs as a process of its own, on the same photos, with the same captioner and the
 same decoding, in turn within each round and in another order each round. Knows how the programs
@@ -30,6 +30,7 @@ from tests.benchmarks.results import (
     summarise,
     training_costs,
 )
+from tests.benchmarks.scale import FULL, SMALL, make_scale_tables, measure_scale, scale_figures
 
 #: The same for all: no network, no cluster, one thread a process unless the program decides otherwise.
 _ENVIRONMENT = {
@@ -133,6 +134,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=256, help="photos to caption (default: 256)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of every program (default: 3)")
     parser.add_argument("--model", metavar="REF", help="the captioner (default: the bundled one)")
+    parser.add_argument(
+        "--full-scale", action="store_true", help="the books of ten million images instead of one: half an hour more"
+    )
     parser.add_argument("-o", "--output", type=Path, default=Path("build/bench/results.json"), metavar="FILE")
     args = parser.parse_args()
     if args.count < 1 or args.rounds < 1:
@@ -163,6 +167,7 @@ def run_benchmark(args: argparse.Namespace) -> dict[str, Any]:
         ceilings.append(bench.run_ceiling(number))
     decoding = bench.run_decoding(max(args.rounds, _DECODING_ROUNDS))
     training = bench.run_training(args.shards, args.rounds)
+    scale = measure_scale(folder / "scale", *(FULL if args.full_scale else SMALL))
     summary = summarise(runs, ceilings, cores)
     return {
         "conditions": before,
@@ -175,8 +180,9 @@ def run_benchmark(args: argparse.Namespace) -> dict[str, Any]:
         },
         **ratios(summary, decoding),
         **training_costs(training),
+        **scale_figures(scale),
         "summary": summary,
-        "raw": {"runs": runs, "ceiling": ceilings, "decoding": decoding, "training": training},
+        "raw": {"runs": runs, "ceiling": ceilings, "decoding": decoding, "training": training, "scale": scale},
     }
 
 
@@ -190,7 +196,11 @@ def main() -> int:
         return 1
     args.output.write_text(json.dumps(results, indent=2) + "\n")
     raw = results["raw"]
-    tables = (make_table(results["summary"], results, raw["decoding"]), make_training_table(raw["training"]))
+    tables = (
+        make_table(results["summary"], results, raw["decoding"]),
+        make_training_table(raw["training"]),
+        *make_scale_tables(raw["scale"]),
+    )
     Console(width=max(Console().width, _TABLE_WIDTH)).print(*tables)
     with args.output.with_suffix(".txt").open("w") as file:
         Console(file=file, width=_TABLE_WIDTH).print(*tables)

@@ -1,0 +1,219 @@
+"""The steps that `scale` measures: `python -m tests.benchmarks.scale_steps STEP FOLDER SIZE` prints figures in JSON.
+
+There are no pixels and no model: what is measured is everything else. `SIZE` is in images, that of `pipeline` in
+shards. Knows nothing of how often a step is taken, nor of what its figures should be.
+"""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from captioning.run.layout import RunLayout
+from captioning.storage import Location
+from tests.benchmarks.made_archive import SHARD_SIZE, IdleDecode, MadeSource, load_idle, write_made_part
+from tests.benchmarks.measure import family
+
+
+def index(work: Path, images: int) -> dict[str, Any]:
+    """Write the index of the made archive."""
+    from captioning.run.index import write_segment
+
+    found = write_segment(_layout(work), [MadeSource.of(images)], shard_size=SHARD_SIZE).commit()
+    files = list((work / "run" / "_run" / "index").iterdir())
+    return {"shards": found.shards_total, "files": len(files), "bytes": sum(file.stat().st_size for file in files)}
+
+
+def pending(work: Path, images: int) -> dict[str, Any]:
+    """Find what there is to do."""
+    from captioning.run.index import Index
+    from captioning.run.table import pending_shards
+
+    return {"pending": len(pending_shards(_layout(work), Index.load(_layout(work))))}
+
+
+def table(work: Path, images: int) -> dict[str, Any]:
+    """Make the table, as if all were done."""
+    from captioning.run.index import Index
+
+    found = Index.load(_layout(work))
+    for part in found.ranges():
+        write_made_part(found.layout, found, part)
+    (work / "run" / "_run" / "run.json").touch()
+    return {"bytes": sum(file.stat().st_size for file in (work / "run").glob("part-*"))}
+
+
+def verify(work: Path, images: int) -> dict[str, Any]:
+    """Prove the table."""
+    from captioning.run.verify import verify as prove
+
+    verdict = prove(_layout(work))
+    assert verdict.ok, verdict.problems
+    return {"rows": verdict.rows}
+
+
+def growth(work: Path, images: int) -> dict[str, Any]:
+    """List an archive again that has a thousandth more images, and find them."""
+    from captioning.run.growth import grow
+    from captioning.run.index import Index
+
+    found = grow(Index.load(_layout(work)), [MadeSource.of(images + images // 1000)], shard_size=SHARD_SIZE)
+    assert found.pending is not None
+    found.pending.discard()
+    return {"new": found.new, "changed": found.changed, "vanished": found.vanished}
+
+
+def sample(work: Path, images: int) -> dict[str, Any]:
+    """Write the index of a thousandth of the archive, from all over."""
+    from captioning.run.index import write_segment
+    from captioning.run.selection import Selection
+
+    selection = Selection(sample=images // 1000, where="size_bytes > 30000 and uri like '%.jpg'")
+    found = write_segment(RunLayout(Location.parse(str(work / "sample"))), [MadeSource.of(images)], selection=selection)
+    return {"rows": found.rows}
+
+
+def resume(work: Path, images: int) -> dict[str, Any]:
+    """Go on with a run of which 99% is done, until the first new shard is written, of images that are not there."""
+    from captioning.run.index import Index
+
+    output, archive = work / "run", work / "archive"
+    command = [sys.executable, "-m", "jobs", "caption", str(archive), "-o", str(output), "--set", "runtime.device=cpu"]
+    first = [*command[:-4], "-o", str(work / "one"), *command[-2:], "--set", f"output.shard_size={SHARD_SIZE}"]
+    (archive).mkdir(exist_ok=True)
+    (archive / "0.jpg").write_bytes(b"no image")
+    subprocess.run([*first, "--set", "errors.max_fraction=1"], check=True, capture_output=True)
+    shutil.copy(work / "one" / "_run" / "run.json", output / "_run" / "run.json")
+    found = Index.load(_layout(work))
+    left = 0
+    for part in reversed(found.ranges()):
+        _layout(work).part(part).delete()
+        left += len(part.numbers)
+        if left >= found.shards_total / 100:
+            break
+    staging = output / "_run" / "staging"
+    begin = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not (staging.is_dir() and any(staging.iterdir())):
+            assert process.poll() is None, f"it ended with code {process.returncode}"
+            time.sleep(0.05)
+        seconds = time.monotonic() - begin
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+    return {"pending": left, "seconds": seconds}
+
+
+def pipeline(work: Path, shards: int) -> dict[str, Any]:
+    """A whole run over so many shards in which nobody decodes or captions: what one costs, and the driver's memory."""
+    import jobs.caption_run as job
+    import jobs.pipeline
+    from jobs.caption_settings import CaptionSettings, OutputSettings, RuntimeSettings
+    from jobs.ray_session import ray_session
+
+    output = work / f"pipeline-{shards}"
+    shutil.rmtree(output, ignore_errors=True)
+    watch = _Watch()
+    replaced: list[tuple[Any, str, Any]] = [
+        (job, "open_sources", lambda *_: [MadeSource.of(shards * SHARD_SIZE)]),
+        (job, "LoadCaptioner", load_idle),
+        (job, "caption_shards", watch.over(job.caption_shards)),
+        (jobs.pipeline, "DecodeShard", IdleDecode),
+    ]
+    for module, name, value in replaced:
+        setattr(module, name, value)
+    settings = CaptionSettings(output=OutputSettings(shard_size=SHARD_SIZE), runtime=RuntimeSettings(device="cpu"))
+    with ray_session():
+        outcome = job.caption_archive(job.Request(("made",), str(output), None, settings))
+    assert outcome.ok, outcome.verdict.problems
+    shutil.rmtree(output)
+    return watch.figures()
+
+
+class _Watch:
+    """Looks at a run from its first finished shard to its last."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.cpu: list[float] = []
+        self.memory: list[int] = []
+
+    def over(self, caption_shards: Any) -> Any:
+        """`caption_shards` with a look at the clock at every shard, and at CPU and memory at each hundredth."""
+
+        def watched(*args: Any) -> Iterator[Any]:
+            for count, result in enumerate(caption_shards(*args)):
+                self.times.append(time.monotonic())
+                if count % 100 == 0:
+                    self._look()
+                yield result
+            self._look()
+
+        return watched
+
+    def _look(self) -> None:
+        self.cpu.append(sum(_cpu_seconds(process) for process in family(os.getpid())))
+        self.memory.append(_anonymous_bytes())
+
+    def figures(self) -> dict[str, Any]:
+        count = len(self.times) - 1
+        gaps = sorted(b - a for a, b in zip(self.times, self.times[1:], strict=False))
+        return {
+            "shards": len(self.times),
+            "seconds_a_shard": (self.times[-1] - self.times[0]) / count,
+            "cpu_seconds_a_shard": (self.cpu[-1] - self.cpu[0]) / count,
+            "longest_gaps": [round(gap, 2) for gap in gaps[-12:]],
+            "driver_bytes_first": self.memory[0],
+            "driver_bytes_most": max(self.memory),
+            "driver_bytes": self.memory[:: max(1, len(self.memory) // 40)],
+        }
+
+
+def _cpu_seconds(process: int) -> float:
+    """What a process and those of its children that have ended have taken."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def _anonymous_bytes() -> int:
+    """The memory of this process that is its own: no shared objects of Ray's, no files."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return 1024 * int(line.split()[1])
+    return 0
+
+
+def _layout(work: Path) -> RunLayout:
+    return RunLayout(Location.parse(str(work / "run")))
+
+
+#: In the order in which they are taken: each finds what those before it left in the folder.
+STEPS = {step.__name__: step for step in (index, pending, table, verify, growth, sample, resume, pipeline)}
+
+
+def take_step(name: str, work: Path, size: int) -> dict[str, Any]:
+    """Do a step here; its figures, and what it took of this process."""
+    begin, cpu = time.monotonic(), time.process_time()
+    figures = STEPS[name](work, size)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "seconds": time.monotonic() - begin,
+        "cpu_seconds": time.process_time() - cpu,
+        "peak_bytes": used.ru_maxrss * 1024,
+    } | figures
+
+
+if __name__ == "__main__":
+    step, folder, count = sys.argv[1:]
+    print(json.dumps(take_step(step, Path(folder), int(count))))
