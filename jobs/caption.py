@@ -13,8 +13,8 @@ def caption(
         list[str],
         typer.Argument(
             metavar="INPUT",
-            help="What to caption: folders, images, globs, WebDataset tars, Parquet and Arrow files, text lists of paths or "
-            "URIs; local or any fsspec URI (s3://…). NAME=INPUT puts NAME/ before its image ids.",
+            help="What to caption: folders, images, globs, WebDataset tars, Parquet and Arrow files, text lists of "
+            "paths or URIs; local or any fsspec URI (s3://…). NAME=INPUT puts NAME/ before its image ids.",
             show_default=False,
         ),
     ],
