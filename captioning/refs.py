@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from captioning.errors import CheckpointError, StorageError
+from captioning.retry import HURRIED, STEADY, patience
 from captioning.storage import Location, StorageSettings
 
 #: The captioner that is used when none is named.
@@ -55,13 +56,15 @@ def _assets() -> Path:
 
 def _fetch(location: Location) -> Path:
     try:
-        files = list(location.walk())
+        with patience(HURRIED):
+            files = list(location.walk())
         if not files:
             raise CheckpointError(f"There is no captioner at {location}: nothing is there.")
         version = hashlib.sha256(repr((location.uri, [(f.path, f.size, f.version) for f in files])).encode())
         folder = _cache() / version.hexdigest()[:16]
         if not (folder / ".complete").exists():
-            location.download(folder)
+            with patience(STEADY):
+                location.download(folder)
             (folder / ".complete").touch()
     except StorageError as error:
         raise CheckpointError(f"The captioner at {location} cannot be read: {error}") from error

@@ -20,6 +20,7 @@ from captioning.config import settings
 from captioning.errors import UsageError
 from captioning.local_files import FileInfo
 from captioning.retry import HURRIED, current_patience
+from captioning.storage_errors import classify
 
 #: Connections that are kept open to one store, at most.
 MAX_CONNECTIONS = 64
@@ -127,9 +128,8 @@ class RemoteFiles:
 
     def info(self, uri: str) -> FileInfo | None:
         """Size and version of an object (`path` is its name), or None when it is a prefix or nothing."""
-        try:
-            found = self._fs.info(self._path(uri))
-        except FileNotFoundError:
+        found = self._info(uri)
+        if found is None:
             return None
         if found.get("type") == "directory":
             return None
@@ -137,10 +137,8 @@ class RemoteFiles:
 
     def is_dir(self, uri: str) -> bool:
         """Whether there is anything below `uri`."""
-        try:
-            return bool(self._fs.info(self._path(uri)).get("type") == "directory")
-        except FileNotFoundError:
-            return False
+        found = self._info(uri)
+        return found is not None and found.get("type") == "directory"
 
     def names(self, uri: str) -> list[str]:
         """Names of the objects and prefixes directly below `uri`, sorted."""
@@ -168,6 +166,18 @@ class RemoteFiles:
         probe = f"{uri}/.write-check"
         self.write(probe, b"", None)
         self.delete(probe)
+
+    def _info(self, uri: str) -> dict[str, Any] | None:
+        path = self._path(uri)
+        try:
+            return dict(self._fs.info(path))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            # The answer to a HEAD has no body: that of a listing says why (wrong keys, another region).
+            if self.protocol in ("s3", "s3a") and classify(error)[0] in ("forbidden", "storage"):
+                self._fs.call_s3("list_objects_v2", Bucket=path.partition("/")[0], MaxKeys=1)
+            raise
 
     def _cat(self, uri: str, start: int | None, end: int | None, seconds: float | None) -> bytes:
         path = self._path(uri)

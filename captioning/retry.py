@@ -50,39 +50,39 @@ def current_patience() -> Patience:
 
 
 @contextmanager
-def hurried() -> Iterator[None]:
-    """Inside, storage operations of this thread give up within some 20 seconds."""
-    token = _current.set(HURRIED)
+def patience(what: Patience) -> Iterator[None]:
+    """Inside, `what` holds for this thread's storage operations. With `HURRIED` they give up within some 20 seconds."""
+    token = _current.set(what)
     try:
         yield
     finally:
         _current.reset(token)
 
 
-def retrying(operation: Callable[[float | None], T], patience: Patience | None = None) -> T:
+def retrying(operation: Callable[[float | None], T], limits: Patience | None = None) -> T:
     """What `operation` returns, tried again while its `StorageError` is `passing`.
 
     It is given the seconds that this attempt may take, or None. Raises the last attempt's error.
     """
-    patience = patience or current_patience()
+    limits = limits or current_patience()
     start = time.monotonic()
-    for attempt in range(1, patience.attempts + 1):
+    for attempt in range(1, limits.attempts + 1):
         begun = time.monotonic()
         try:
-            return operation(_limit(patience, begun - start))
+            return operation(_limit(limits, begun - start))
         except StorageError as error:
             now = time.monotonic()
             pause = random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (attempt - 1)))
             # The next attempt will probably take as long as this one did.
-            too_late = now + pause + (now - begun) - start > patience.seconds and patience.attempt_seconds is None
-            spent = now + pause - start >= patience.seconds
-            if not error.passing or attempt == patience.attempts or too_late or spent:
+            too_late = now + pause + (now - begun) - start > limits.seconds and limits.attempt_seconds is None
+            spent = now + pause - start >= limits.seconds
+            if not error.passing or attempt == limits.attempts or too_late or spent:
                 raise
         time.sleep(pause)
     raise AssertionError("patience has at least one attempt")
 
 
-def _limit(patience: Patience, spent: float) -> float | None:
-    if patience.attempt_seconds is None:
+def _limit(limits: Patience, spent: float) -> float | None:
+    if limits.attempt_seconds is None:
         return None
-    return max(0.001, min(patience.attempt_seconds, patience.seconds - spent))
+    return max(0.001, min(limits.attempt_seconds, limits.seconds - spent))

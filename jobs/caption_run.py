@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioning.config import to_dict
-from captioning.errors import CaptioningError, RunConflictError, SettingsError, StorageError, UsageError
+from captioning.errors import CaptioningError, InputError, RunConflictError, SettingsError, StorageError, UsageError
+from captioning.retry import HURRIED, patience
 from captioning.run.events import append_event
 from captioning.run.folding import Folding
 from captioning.run.growth import grow
@@ -71,6 +72,9 @@ def caption_archive(request: Request, progress_stream: Any = None) -> Outcome:
         ) from None
     except CaptioningError as error:
         run.note("stopped", reason=str(error))
+        if isinstance(error, StorageError) and run.begun:
+            kept = f"{counted(run.finished(), 'image')} of this run finished and kept. Once this is mended, give the "
+            raise StorageError(error.error_class, f"{error.message} {kept}same command again to go on.") from error
         raise
 
 
@@ -84,12 +88,13 @@ class _CaptionRun:
         self.steady: float | None = None
         self.begun = False
 
-        self.sources: list[Source] = open_sources(request.inputs, self.settings.storage, self.settings.input)
-        self.kept = kept_schema(self.sources)
-        self.layout = RunLayout(Location.parse(request.output, self.settings.storage))
-        self._check_output()
-        self.info = self._inspect()
-        self.record = self._check_record()
+        with patience(HURRIED):
+            self.sources: list[Source] = self._open_sources()
+            self.kept = kept_schema(self.sources)
+            self.layout = RunLayout(Location.parse(request.output, self.settings.storage))
+            self._check_output()
+            self.info = self._inspect()
+            self.record = self._check_record()
 
     def go(self) -> Outcome:
         index = Index.load(self.layout)
@@ -102,7 +107,11 @@ class _CaptionRun:
                     return self._finish(index)
         else:
             for source in self.sources:
-                if not list(islice(source.entries(), 1)):
+                try:
+                    first = list(islice(source.entries(), 1))
+                except StorageError as error:
+                    raise InputError(f"INPUT cannot be listed: {error.message}") from error
+                if not first:
                     raise require_image(source)
         with ray_session():
             nodes = cluster_nodes()
@@ -130,11 +139,17 @@ class _CaptionRun:
 
     # Checks, in order of cost. Nothing is written and no weights are loaded.
 
+    def _open_sources(self) -> list[Source]:
+        try:
+            return open_sources(self.request.inputs, self.settings.storage, self.settings.input)
+        except StorageError as error:
+            raise InputError(f"INPUT cannot be read: {error.message}") from error
+
     def _check_output(self) -> None:
         root = self.layout.root
-        if root.info() is not None:
-            raise UsageError(f"OUTPUT {root} is a file. Give a folder, which is made if it is not there.")
         try:
+            if root.info() is not None:
+                raise UsageError(f"OUTPUT {root} is a file. Give a folder, which is made if it is not there.")
             root.check_writable()
         except StorageError as error:
             raise UsageError(
