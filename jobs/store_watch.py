@@ -67,7 +67,7 @@ class StoreWatch:
             raise _lost(self._last) from self._last
 
     def _location(self, entry: Entry) -> Location:
-        return Location.from_uri(entry.uri if entry.tar is None else entry.tar, self._storage)
+        return Location.from_uri(entry.table or entry.tar or entry.uri, self._storage)
 
     def _key(self, location: Location) -> tuple[StorageSettings, str]:
         scheme, _, rest = location.path.partition("://")
