@@ -41,8 +41,8 @@ def caption(
             "--where",
             metavar="CONDITION",
             help="Take only images that this holds for: \"size_bytes > 100000 and uri like '%.jpg'\". Columns: "
-            "image_id, uri, size_bytes, version, tar, offset. Also <= = != in (…), between … and …, is null, ilike, "
-            "or, not.",
+            "image_id, uri, size_bytes, version, tar, offset, and those of input.keep_columns. Also <= = != in (…), "
+            "between … and …, is null, ilike, or, not.",
             show_default=False,
         ),
     ] = None,

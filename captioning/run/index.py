@@ -179,11 +179,12 @@ def write_segment(
     """List the archive and write what is selected of it as the run's first segment, not committed yet.
 
     Without `shard_size` it is chosen from the number of images. Raises `InputError` for a source
-    without images, for an id that comes twice and for a selection of nothing, `StorageError` when
-    a listing fails; then nothing is left behind.
+    without images, for an id that comes twice and for a selection of nothing, `UsageError` for one
+    of unknown columns, `StorageError` when a listing fails; then nothing is left behind.
     """
     index = index or Index.load(layout)
     assert not index.segments, "a run that has an index grows (see growth)"
+    selection.check(kept_schema(sources))
     listing = Listing(sources)
     pending = write_tables(index, selection.of(listing.tables()), sources, shard_size, check=listing.check_ids)
     if not pending.rows:

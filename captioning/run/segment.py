@@ -37,7 +37,7 @@ INDEX_SCHEMA = pa.schema(
 )
 
 #: What the name of a kept column begins with in an index file: it may be any name.
-_KEPT = "kept:"
+KEPT_PREFIX = "kept:"
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def encode_schema(schema: pa.Schema) -> str:
 
 def index_schema(kept: pa.Schema) -> pa.Schema:
     """The columns of an index file: `INDEX_SCHEMA` and the `kept` ones."""
-    return pa.schema([*INDEX_SCHEMA, *(pa.field(_KEPT + field.name, field.type) for field in kept)])
+    return pa.schema([*INDEX_SCHEMA, *(pa.field(KEPT_PREFIX + field.name, field.type) for field in kept)])
 
 
 def entries_to_table(entries: Sequence[Entry], kept: pa.Schema | None = None) -> pa.Table:
@@ -166,7 +166,7 @@ def read_group(layout: RunLayout, name: str, group: int, expected: int) -> list[
 
 def read_kept(layout: RunLayout, name: str, group: int, expected: int, schema: pa.Schema) -> pa.Table:
     """The kept columns, of this `schema`, of one row group. Raises `StorageError` when the file is damaged."""
-    table = _read_group(layout, name, group, expected, [_KEPT + field for field in schema.names])
+    table = _read_group(layout, name, group, expected, [KEPT_PREFIX + field for field in schema.names])
     return table.rename_columns(schema.names).cast(schema)
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from captioning.errors import UsageError
 from captioning.run.hashing import Words, text_digests
-from captioning.run.segment import INDEX_SCHEMA
+from captioning.run.segment import KEPT_PREFIX, index_schema
 from captioning.run.where import Condition
 
 #: Rows beyond the sample that gather before the sample is drawn anew.
@@ -24,9 +24,9 @@ _SLACK = 131_072
 class Selection:
     """The images to take of those that are listed. Without any of these: all of them.
 
-    `where` is a condition on columns of the index. Of the images it holds for, the first `limit` are
-    taken, or `sample` from all over: those whose ids have the least digests under `seed`, so that
-    the same archive gives the same sample.
+    `where` is a condition on columns of the index and on those kept of the archive. Of the images
+    that it holds for, the first `limit` are taken, or `sample` from all over: those whose ids have
+    the least digests under `seed`, so that the same archive gives the same sample.
     """
 
     limit: int | None = None
@@ -41,7 +41,7 @@ class Selection:
             if count is not None and count < 1:
                 raise UsageError(f"{name} is {count}: give the number of images to take, 1 or more.")
         if self.where is not None:
-            Condition.parse(self.where, INDEX_SCHEMA)
+            Condition.parse(self.where, None)
 
     def __bool__(self) -> bool:
         """Whether it leaves anything out."""
@@ -49,6 +49,11 @@ class Selection:
 
     def __str__(self) -> str:
         return " ".join(f"--{name} {value}" for name, value in self.to_dict().items() if name != "seed") or "all images"
+
+    def check(self, kept: pa.Schema) -> None:
+        """Raise `UsageError` for a `where` of columns that neither the index has nor the archive with these `kept`."""
+        if self.where is not None:
+            _condition(self.where, index_schema(kept))
 
     @property
     def grows(self) -> bool:
@@ -69,13 +74,25 @@ class Selection:
     def of(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         """The rows to take, in their order. Does not look further than it must."""
         if self.where is not None:
-            tables = map(Condition.parse(self.where, INDEX_SCHEMA).filter, tables)
+            tables = _fulfilling(tables, self.where)
         if self.sample is not None:
             return iter(_sampled(tables, self.sample, self.seed))
         return iter(tables) if self.limit is None else _first(tables, self.limit)
 
 
 EVERYTHING = Selection()
+
+
+def _condition(where: str, schema: pa.Schema) -> Condition:
+    """Over the columns of the index, and those kept of the archive under the names that they have there."""
+    return Condition.parse(where, schema, {name.removeprefix(KEPT_PREFIX): name for name in schema.names})
+
+
+def _fulfilling(tables: Iterable[pa.Table], where: str) -> Iterator[pa.Table]:
+    condition: Condition | None = None
+    for table in tables:
+        condition = condition or _condition(where, table.schema)
+        yield condition.filter(table)
 
 
 def _first(tables: Iterable[pa.Table], count: int) -> Iterator[pa.Table]:

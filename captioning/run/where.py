@@ -4,11 +4,12 @@
 
 Comparisons (`=` `!=` `<` `<=` `>` `>=`), `like` and `ilike` (`%` any text, `_` one character), `in (…)`,
 `between … and …`, `is null`, with `and`, `or`, `not` and parentheses. A value that is not known (null)
-fulfils no comparison. Knows columns by a schema, and nothing of what is in them.
+fulfils no comparison. Knows columns by a schema and by the names that people give them, and nothing of
+what is in them.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,15 +48,24 @@ class Condition:
     expression: pc.Expression
 
     @classmethod
-    def parse(cls, text: str, schema: pa.Schema) -> "Condition":
-        """Understand `text` over the columns of `schema`. Raises `UsageError`, and says where it is wrong."""
+    def parse(cls, text: str, schema: pa.Schema | None, names: Mapping[str, str] | None = None) -> "Condition":
+        """Understand `text` over the columns of `schema`. Raises `UsageError`, and says where it is wrong.
+
+        `names` are what people call the columns, with their names in the schema. Without a schema
+        whatever could name a column passes.
+        """
+        fields = None
+        if schema is not None:
+            names = names or {name: name for name in schema.names}
+            fields = {name: schema.field(column) for name, column in names.items()}
         try:
-            expression = _Parser(text, schema).whole()
-            schema.empty_table().filter(expression)
+            expression = _Parser(text, fields).whole()
+            if schema is not None:
+                schema.empty_table().filter(expression)
         except (pa.ArrowException, TypeError) as error:
             raise UsageError(
                 f"--where {text!r} compares what cannot be compared: {' '.join(str(error).split())} "
-                f"The columns: {_columns(schema)}."
+                f"The columns: {_listed(fields or {})}."
             ) from error
         except RecursionError:
             raise UsageError("--where has too many parentheses within each other.") from None
@@ -82,8 +92,8 @@ class _Token:
 class _Parser:
     """By recursive descent, a method a rule."""
 
-    def __init__(self, text: str, schema: pa.Schema) -> None:
-        self._text, self._schema = text, schema
+    def __init__(self, text: str, fields: Mapping[str, pa.Field] | None) -> None:
+        self._text, self._fields = text, fields
         self._tokens = self._split()
         self._next = 0
 
@@ -157,12 +167,15 @@ class _Parser:
         token = self._here
         if token.kind != "name" or token.word:
             return self._literal()
-        if token.text not in self._schema.names:
+        self._advance()
+        if self._fields is None:
+            return pc.field(token.text)
+        if token.text not in self._fields:
             raise UsageError(
                 f"--where {self._text!r} names a column {token.text!r}, which the index does not have. "
-                f"The columns: {_columns(self._schema)}. (Text goes in quotes: '{token.text}'.)"
+                f"The columns: {_listed(self._fields)}. (Text goes in quotes: '{token.text}'.)"
             )
-        return pc.field(self._advance().text)
+        return pc.field(self._fields[token.text].name)
 
     def _literal(self) -> pc.Expression:
         token = self._here
@@ -221,5 +234,5 @@ def _unquoted(text: str) -> str:
     return text[1:-1].replace(text[0] * 2, text[0])
 
 
-def _columns(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name} ({field.type})" for field in schema)
+def _listed(fields: Mapping[str, pa.Field]) -> str:
+    return ", ".join(f"{name} ({field.type})" for name, field in fields.items())

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,7 +8,7 @@ from captioning.errors import InputError, UsageError
 from captioning.run import selection as selection_module
 from captioning.run.growth import grow
 from captioning.run.index import Index, write_segment
-from captioning.run.segment import INDEX_SCHEMA, entries_to_table
+from captioning.run.segment import INDEX_SCHEMA, entries_to_table, index_schema
 from captioning.run.selection import EVERYTHING, Selection
 from captioning.run.sources import Entry, open_sources
 from captioning.run.where import Condition
@@ -76,7 +77,22 @@ def test_what_is_no_condition_is_said(text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         Condition.parse(text, INDEX_SCHEMA)
     with pytest.raises(UsageError, match=r"^--where"):
-        Selection(where=text)
+        Selection(where=text).check(pa.schema([]))
+
+
+def test_columns_kept_of_the_archive_are_columns_too() -> None:
+    kept = pa.schema([pa.field("licence", pa.string()), pa.field("version", pa.int64())])
+    values = [(pa.array(["cc0"]), pa.array([1])), (None, pa.array([2])), (pa.array(["by"]), None), ()]
+    entries = [replace(entry, kept=value) for entry, value in zip(ENTRIES, values, strict=True)]
+    selection = Selection(where="licence in ('cc0', 'by') and size_bytes is not null")
+    selection.check(kept)
+    [found] = selection.of([entries_to_table(entries, kept)])
+    assert found["image_id"].to_pylist() == ["a.jpg"]
+    assert found.schema == index_schema(kept)
+    # The archive's own column of a name that the index has too.
+    assert [table.num_rows for table in Selection(where="version = 2").of([entries_to_table(entries, kept)])] == [1]
+    with pytest.raises(UsageError, match=r"a column 'licence'.*version \(string\)"):
+        selection.check(pa.schema([]))
 
 
 def tables(count: int, size: int = 7) -> list[pa.Table]:
