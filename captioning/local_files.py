@@ -7,7 +7,7 @@ escapes. This module raises the operating system's errors; `storage` words them 
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -23,6 +23,10 @@ class FileInfo:
     path: str
     size: int
     version: str
+
+
+#: Whether a folder, by its path relative to the one listed, is worth listing.
+Enter = Callable[[str], bool]
 
 
 class LocalFiles:
@@ -110,14 +114,14 @@ class LocalFiles:
         except FileNotFoundError:
             return []
 
-    def walk(self, path: str, max_depth: int | None) -> Iterator[FileInfo]:
+    def walk(self, path: str, max_depth: int | None, enter: Enter | None = None) -> Iterator[FileInfo]:
         """Every file below `path`, in the order of their relative paths.
 
         Links to folders are followed, except one that leads back to a folder it lies in. Memory
         is bounded by the largest folder.
         """
         status = os.stat(path)
-        yield from _walk(path, "", max_depth, ((status.st_dev, status.st_ino),))
+        yield from _walk(path, "", max_depth, enter, ((status.st_dev, status.st_ino),))
 
     def check_writable(self, path: str) -> None:
         """Make sure that files can be written at or below `path`, and leave nothing behind."""
@@ -132,7 +136,9 @@ class LocalFiles:
                 self.delete(probe)
 
 
-def _walk(folder: str, prefix: str, max_depth: int | None, above: tuple[tuple[int, int], ...]) -> Iterator[FileInfo]:
+def _walk(
+    folder: str, prefix: str, max_depth: int | None, enter: Enter | None, above: tuple[tuple[int, int], ...]
+) -> Iterator[FileInfo]:
     with os.scandir(folder) as entries:
         # A folder sorts as its name with the slash that follows it in every path below it: so
         # the walk's order is the order of the whole paths.
@@ -150,7 +156,8 @@ def _walk(folder: str, prefix: str, max_depth: int | None, above: tuple[tuple[in
                 yield FileInfo(prefix + name, status.st_size, str(status.st_mtime_ns))
         elif (status.st_dev, status.st_ino) not in above and max_depth != 1:
             deeper = None if max_depth is None else max_depth - 1
-            yield from _walk(full, prefix + name, deeper, (*above, (status.st_dev, status.st_ino)))
+            if enter is None or enter(prefix + name[:-1]):
+                yield from _walk(full, prefix + name, deeper, enter, (*above, (status.st_dev, status.st_ino)))
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

@@ -18,7 +18,8 @@ import fsspec.asyn
 
 from captioning.config import settings
 from captioning.errors import UsageError
-from captioning.local_files import FileInfo
+from captioning.local_files import Enter, FileInfo
+from captioning.remote_listing import FolderPages, Pages, S3Pages, walk
 from captioning.retry import HURRIED, current_patience
 from captioning.storage_errors import classify
 
@@ -150,16 +151,14 @@ class RemoteFiles:
         names = (name.rstrip("/") for name in listed)
         return sorted(name.rpartition("/")[2] for name in names if name != path.rstrip("/"))
 
-    def walk(self, uri: str, max_depth: int | None) -> Iterator[FileInfo]:
-        """Every object below `uri`, in the order of their relative paths."""
+    def walk(self, uri: str, max_depth: int | None, enter: Enter | None = None) -> Iterator[FileInfo]:
+        """Every object below `uri`, in the order of their relative paths, in bounded memory."""
         path = self._path(uri).rstrip("/")
-        found = self._fs.find(path, maxdepth=max_depth, detail=True)
-        files = []
-        for name, info in found.items():
-            relative = name[len(path) :].removeprefix("/")
-            if info.get("type") != "directory" and relative and not relative.endswith("/"):
-                files.append(FileInfo(relative, int(info.get("size") or 0), _version(info)))
-        return iter(sorted(files, key=lambda file: file.path))
+        pages: Pages = FolderPages(self._fs, path, _version)
+        if self.protocol in ("s3", "s3a") and path:
+            bucket, key, _ = self._fs.split_path(path)
+            pages = S3Pages(self._fs, bucket, f"{key}/" if key else "")
+        return walk(pages, max_depth, enter, where=uri)
 
     def check_writable(self, uri: str) -> None:
         """Make sure that objects can be written below `uri`, and leave none behind."""

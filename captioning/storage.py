@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
 from captioning.errors import StorageError, UsageError
-from captioning.local_files import FileInfo, LocalFiles
+from captioning.local_files import Enter, FileInfo, LocalFiles
 from captioning.patient_file import PatientFile
 from captioning.remote_files import RemoteFiles, StorageSettings
 from captioning.retry import Patience, retrying
@@ -187,26 +187,13 @@ class Location:
         """Names of the files and folders directly in this folder, sorted; [] when it is missing."""
         return self._try(lambda files: files.names(self.path), "list")
 
-    def walk(self, max_depth: int | None = None) -> Iterator[FileInfo]:
-        """Every file below this folder, sorted by relative path; `max_depth` 1 means its own files only."""
-        last: str | None = None
-        walk: Iterator[FileInfo] | None = None
+    def walk(self, max_depth: int | None = None, enter: Enter | None = None) -> Iterator[FileInfo]:
+        """Every file below this folder, sorted by relative path; `max_depth` 1 means its own files only.
 
-        def following(files: LocalFiles | RemoteFiles) -> FileInfo | None:
-            nonlocal walk
-            try:
-                if walk is None:
-                    listing = files.walk(self.path, max_depth)
-                    # A listing that broke off is begun again, and goes on after what was given out.
-                    walk = listing if last is None else (file for file in listing if file.path > last)
-                return next(walk, None)
-            except BaseException:
-                walk = None
-                raise
-
-        while (file := self._try(following, "list")) is not None:
-            last = file.path
-            yield file
+        Folders that `enter` (given a relative path) refuses are left out.
+        """
+        with storage_errors(self.uri, "list"):
+            yield from self._files().walk(self.path, max_depth, enter)
 
     def delete(self, *, missing_ok: bool = True) -> None:
         """Remove the file."""
