@@ -1,8 +1,8 @@
 """What a caption may not say next: scores of the next token, changed by what was said so far.
 
-Scores are logits (greedy search) or log-probabilities (beam search), as in `transformers`. A
-processor knows tokens only; the search decides what to do with the scores. Shapes: R rows
-(hypotheses), t tokens generated so far, V vocabulary entries.
+Greedy search changes logits, beam search log-probabilities, as in `transformers`. A processor knows
+tokens only; the search decides what to do with the scores. Shapes: R rows (hypotheses), t tokens
+generated so far.
 """
 
 from collections.abc import Sequence
@@ -11,35 +11,7 @@ import torch
 from torch import Tensor
 
 from captioning.decoding.settings import DecodingSettings
-
-_NEVER = -float("inf")
-
-
-def penalise_repetition(scores: Tensor, history: Tensor, penalty: float) -> Tensor:
-    """Make tokens less likely that the row already holds; a new tensor.
-
-    A negative score is multiplied by `penalty`, a positive one divided: above 1 both lower it,
-    once however often the token came (Keskar et al. 2019, CTRL). `scores` is (R, V), `history`
-    (R, t) long.
-    """
-    said = scores.gather(1, history)
-    return scores.scatter(1, history, torch.where(said < 0, said * penalty, said / penalty))
-
-
-def ban_repeated_ngrams_(scores: Tensor, history: Tensor, size: int) -> Tensor:
-    """Set to minus infinity, in place, every token that would complete an n-gram of `history` again.
-
-    `scores` is (R, V), `history` (R, t) long.
-    """
-    length = history.shape[1]
-    if length < size:
-        return scores
-    ngrams = history.unfold(1, size, 1)
-    context = history[:, length - size + 1 :]
-    repeats = (ngrams[:, :, :-1] == context[:, None, :]).all(dim=2)
-    # A token may end several n-grams of which one repeats: the smallest bound holds.
-    bounds = torch.zeros_like(repeats, dtype=scores.dtype).fill_(float("inf")).masked_fill_(repeats, _NEVER)
-    return scores.scatter_reduce_(1, ngrams[:, :, -1], bounds, "amin")
+from captioning.decoding.vocabulary import Scores
 
 
 class Processors:
@@ -52,20 +24,41 @@ class Processors:
     def __init__(self, settings: DecodingSettings, eos_id: int, banned: Sequence[int] = ()) -> None:
         self.settings = settings
         self.eos_id = eos_id
-        self._banned = torch.tensor(sorted({int(token) for token in banned} - {eos_id}), dtype=torch.long)
+        self._banned = sorted({int(token) for token in banned} - {eos_id})
 
-    def __call__(self, scores: Tensor, history: Tensor) -> Tensor:
-        """Scores (R, V) of the next token, given the tokens so far (R, t). `scores` stays as it is."""
+    def __call__(self, scores: Scores, history: Tensor, *, normalised: bool) -> None:
+        """Change `scores` of the next token, given the tokens so far (R, t).
+
+        `normalised` says whether the repetition penalty is one of log-probabilities, or of logits.
+        """
         settings, length = self.settings, history.shape[1]
         if settings.repetition_penalty != 1.0 and length > 0:
-            changed = penalise_repetition(scores, history, settings.repetition_penalty)
-        else:
-            changed = scores.clone()
+            penalise_repetition(scores, history, settings.repetition_penalty, normalised=normalised)
         if settings.no_repeat_ngram_size:
-            ban_repeated_ngrams_(changed, history, settings.no_repeat_ngram_size)
-        if length < settings.min_new_tokens:
-            changed[:, self.eos_id] = _NEVER
-        if len(self._banned):
-            self._banned = self._banned.to(scores.device)
-            changed.index_fill_(1, self._banned, _NEVER)
-        return changed
+            forbid_repeated_ngrams(scores, history, settings.no_repeat_ngram_size)
+        never = [*self._banned, *([self.eos_id] if length < settings.min_new_tokens else [])]
+        if never:
+            scores.forbid_everywhere(never)
+
+
+def penalise_repetition(scores: Scores, history: Tensor, penalty: float, *, normalised: bool) -> None:
+    """Make tokens less likely that the row already holds.
+
+    A negative score is multiplied by `penalty`, a positive one divided: above 1 both lower it,
+    once however often the token came (Keskar et al. 2019, CTRL). `history` is (R, t) long.
+    """
+    said = scores.of(history)
+    base = scores.normaliser[:, None] if normalised else torch.zeros_like(said[:, :1])
+    said = said - base
+    scores.set(history, torch.where(said < 0, said * penalty, said / penalty) + base)
+
+
+def forbid_repeated_ngrams(scores: Scores, history: Tensor, size: int) -> None:
+    """Rule out every token that would complete an n-gram of `history` (R, t) again."""
+    length = history.shape[1]
+    if length < size:
+        return
+    ngrams = history.unfold(1, size, 1)
+    context = history[:, length - size + 1 :]
+    repeats = (ngrams[:, :, :-1] == context[:, None, :]).all(dim=2)
+    scores.forbid(ngrams[:, :, -1], repeats)

@@ -35,15 +35,15 @@ def sample(
     assert count > 0
     assert max_new_tokens > 0
     assert temperature > 0
-    logits = stepper.start()
-    device = logits.device
+    states = stepper.start()
+    device = states.device
     never = torch.tensor(sorted({int(token) for token in banned} - {eos_id}), dtype=torch.long, device=device)
     # Rows of the stepper's last answer that are gone on with, and the captions that they belong to.
-    rows = torch.arange(len(logits), device=device).repeat_interleave(count)
+    rows = torch.arange(len(states), device=device).repeat_interleave(count)
     captions = torch.arange(len(rows), device=device)
     tokens = torch.full((len(rows), max_new_tokens), pad, dtype=torch.long, device=device)
     length = 0
-    probabilities = _probabilities(logits, never, temperature)[rows]
+    probabilities = _probabilities(stepper.vocabulary.logits(states), never, temperature)[rows]
     while len(captions):
         broken = ~probabilities[:, 0].isfinite()
         if broken.any():
@@ -56,7 +56,8 @@ def sample(
             break
         rows = rows[open_] if length == 1 else open_
         captions = captions[open_]
-        probabilities = _probabilities(stepper.advance(chosen[open_], rows), never, temperature)
+        states = stepper.advance(chosen[open_, None], rows[:, None])
+        probabilities = _probabilities(stepper.vocabulary.logits(states), never, temperature)
     return tokens[:, :length]
 
 

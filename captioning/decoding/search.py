@@ -69,8 +69,8 @@ def decode(
 
 
 def _greedy(stepper: Stepper, settings: DecodingSettings, processors: Processors) -> list[list[Hypothesis]]:
-    logits = stepper.start().float()
-    count, device = logits.shape[0], logits.device
+    states = stepper.start()
+    count, device = len(states), states.device
     if count == 0:
         return []
     images = torch.arange(count, device=device)
@@ -78,17 +78,19 @@ def _greedy(stepper: Stepper, settings: DecodingSettings, processors: Processors
     sums = torch.zeros(count, device=device)
     lengths = torch.zeros(count, dtype=torch.long, device=device)
     for step in range(settings.max_new_tokens):
+        scores = stepper.vocabulary.score(states)
         # As in transformers, greedy search penalises logits, beam search log-probabilities.
-        chosen = processors(logits, tokens[images, :step]).argmax(dim=1)
-        normaliser = logits.logsumexp(dim=1)
-        sums[images] += logits.gather(1, chosen[:, None]).squeeze(1) - normaliser
+        processors(scores, tokens[images, :step], normalised=False)
+        logits, chosen = scores.best(1)
+        sums[images] += scores.before(chosen, logits)[:, 0] - scores.normaliser
+        chosen = chosen[:, 0]
         tokens[images, step] = chosen
         lengths[images] = step + 1
-        rows = _open_rows(chosen != processors.eos_id, ~normaliser.isfinite(), images)
+        rows = _open_rows(chosen != processors.eos_id, scores.broken, images)
         if step + 1 == settings.max_new_tokens or len(rows) == 0:
             break
         images = images[rows]
-        logits = stepper.advance(chosen[rows], rows).float()
+        states = stepper.advance(chosen[rows, None], rows[:, None])
     return [
         [_hypothesis(row, total, length, total / length**settings.length_penalty, processors.eos_id)]
         for row, total, length in zip(tokens.tolist(), sums.tolist(), lengths.tolist(), strict=True)
@@ -126,8 +128,8 @@ class _Pool(NamedTuple):
 
 def _beam_search(stepper: Stepper, settings: DecodingSettings, processors: Processors) -> list[list[Hypothesis]]:
     beams, steps, eos_id = settings.beam_size, settings.max_new_tokens, processors.eos_id
-    logits = stepper.start().float()
-    (count, vocab), device = logits.shape, logits.device
+    states = stepper.start()
+    count, device = len(states), states.device
     if count == 0:
         return []
     images = torch.arange(count, device=device)
@@ -137,20 +139,28 @@ def _beam_search(stepper: Stepper, settings: DecodingSettings, processors: Proce
     running.ranks[:, 0] = 0
     for step in range(steps):
         open_images = len(images)
-        rows_each = len(logits) // open_images  # 1 at the first step, then one a beam
-        log_probs = logits.log_softmax(dim=1)
-        scores = processors(log_probs, running.tokens[:, :rows_each, :step].flatten(0, 1))
-        totals = (scores.view(open_images, rows_each, vocab) + running.ranks[:, :, None]).flatten(1)
-
-        # Of 2K continuations at most K end (there is one end token), so K remain to go on with.
+        rows_each = len(states) // open_images  # 1 at the first step, then one a beam
+        scores = stepper.vocabulary.score(states)
+        processors(scores, running.tokens[:, :rows_each, :step].flatten(0, 1), normalised=True)
+        # Of 2K continuations at most K end (there is one end token), so K remain to go on with; the 2K best of an
+        # image are among the 2K best of each of its rows.
+        logits, words = scores.best(2 * beams)
+        own = scores.before(words, logits) - scores.normaliser[:, None]
+        each = words.shape[1]
+        words, own, logits = (
+            part.view(open_images, rows_each, each).expand(-1, beams, -1).flatten(1)
+            for part in (words, own, logits - scores.normaliser[:, None])
+        )
+        totals = logits + running.ranks.repeat_interleave(each, dim=1)
         ranks, places = totals.topk(2 * beams, dim=1)
-        parents, tokens = places // vocab, places % vocab
-        first_rows = torch.arange(open_images, device=device)[:, None] * rows_each
-        parent_rows = first_rows + parents * (rows_each > 1)
+        parents = places // each
+        tokens = words.gather(1, places)
         candidates = running.take(parents)
         candidates.tokens[:, :, step] = tokens
         candidates = candidates._replace(
-            ranks=ranks, sums=candidates.sums + log_probs[parent_rows, tokens], lengths=candidates.lengths + 1
+            ranks=ranks,
+            sums=candidates.sums + own.gather(1, places),
+            lengths=candidates.lengths + 1,
         )
         ends = (tokens == eos_id) | (step + 1 == steps)
 
@@ -171,14 +181,15 @@ def _beam_search(stepper: Stepper, settings: DecodingSettings, processors: Proce
         # replace the worst of K finished ones (early_stopping=False in transformers).
         hope = running.ranks[:, :1] / scale
         worst = torch.where(kept.finished, kept.ranks.min(dim=1, keepdim=True).values, _NEVER)
-        broken = log_probs[:, 0].isnan().view(open_images, rows_each).any(dim=1)
+        broken = scores.broken.view(open_images, rows_each).any(dim=1)
         rows = _open_rows((hope > worst).any(dim=1), broken, images)
         if step + 1 == steps or len(rows) == 0:
             break
-        next_rows = parent_rows.gather(1, ahead)
+        first_rows = torch.arange(open_images, device=device)[:, None] * rows_each
+        next_rows = first_rows + parents.gather(1, ahead) * (rows_each > 1)
         if len(rows) < open_images:
             images, next_rows, running = images[rows], next_rows[rows], running.of_images(rows)
-        logits = stepper.advance(running.tokens[:, :, step].flatten(), next_rows.flatten()).float()
+        states = stepper.advance(running.tokens[:, :, step], next_rows)
     return _best_hypotheses(best, settings, eos_id)
 
 

@@ -1,4 +1,4 @@
-"""What the decoding engine asks of a model: logits for the next token, row by row.
+"""What the decoding engine asks of a model: states that the vocabulary scores, row by row.
 
 The engine knows tokens and scores. It does not know images, text or which model runs.
 """
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
+
+from captioning.decoding.vocabulary import Vocabulary
 
 
 class Stepper(Protocol):
@@ -17,12 +19,18 @@ class Stepper(Protocol):
     expanded, re-ordered and finished images dropped by one and the same argument.
     """
 
-    vocab_size: int
+    #: What scores the states.
+    vocabulary: Vocabulary
 
     def start(self) -> Tensor:
-        """Logits (B, V) float32 for the first token of every image."""
+        """States (B, E) that tell the first token of every image."""
         ...
 
     def advance(self, tokens: Tensor, rows: Tensor | Sequence[int]) -> Tensor:
-        """Append `tokens` (R,) to the previous rows named by `rows` (R,); logits (R, V) float32."""
+        """Append `tokens` to the previous rows named by `rows`; states (R, E) that tell the next ones.
+
+        Both are (R,); or (N, K) where each line is K hypotheses of one image whose parents are of
+        one line, lines keeping their order, so that what an image's hypotheses share need not be
+        copied.
+        """
         ...

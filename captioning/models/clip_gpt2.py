@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from captioning.config import to_dict
 from captioning.data.preprocess import PreprocessSettings
+from captioning.decoding.vocabulary import Vocabulary as Words
 from captioning.errors import CheckpointError, SettingsError
 from captioning.models.base import PAD_TARGET, CaptionModel, EncoderShare, TeacherForced, Vocabulary
 from captioning.models.carried_state import carried, keep_tied
@@ -24,10 +25,12 @@ from captioning.models.clip_gpt2_settings import LEARNING, ClipGpt2Settings, res
 from captioning.models.cnn_tower import CnnImageTower, CnnTower
 from captioning.models.encoders import EncoderSettings
 from captioning.models.gpt2_stepper import Gpt2Stepper
+from captioning.models.gpt2_weights import Gpt2Weights
 from captioning.models.lora import add_adapters, is_adapter, merged, scale_of
 from captioning.models.mapper import make_mapper
 from captioning.models.packing import GROUPS, Packing, pack
 from captioning.models.pixels import Normalise
+from captioning.models.prepared import prepared
 from captioning.models.state_digest import state_digest
 from captioning.models.towers import ClipTower, Gpt2Tower, grow_gpt2, load_clip, load_gpt2, make_clip, make_gpt2
 from captioning.models.warm_start import load_mapper
@@ -147,8 +150,14 @@ class ClipGpt2(CaptionModel):
 
     def stepper(self, features: Tensor, prompt: list[int] | None = None) -> Gpt2Stepper:
         """Decode the images of `features`, each caption going on from `prompt`."""
-        prefix = self.prefix(features, prompt or [])
-        return Gpt2Stepper(self.gpt2, prefix, vocab_size=self.vocab_size, check_length=self._check_length)
+        block = self.gpt2.transformer.h[0]
+        assert not (block.training and block.gradient_checkpointing), "decoding is in evaluation mode"
+        weights, vocabulary = prepared(self.gpt2, self._prepare)
+        return Gpt2Stepper(weights, vocabulary, self.prefix(features, prompt or []), check_length=self._check_length)
+
+    def _prepare(self, dtype: torch.dtype) -> tuple[Gpt2Weights, Words]:
+        # Some published vocabularies are padded beyond the tokenizer's.
+        return Gpt2Weights(self.gpt2, dtype), Words(self.gpt2.lm_head.weight[: self.vocab_size].to(dtype))
 
     def max_positions(self) -> int | None:
         """Positions that the prefix leaves for prompt and caption."""

@@ -8,7 +8,6 @@ those of Vaswani et al. 2017. Without attention the pooled feature alone speaks 
 E embedding, A heads, V vocabulary.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -22,6 +21,7 @@ from captioning.config import settings
 from captioning.data.preprocess import PreprocessSettings
 from captioning.models.base import PAD_TARGET, CaptionModel, EncoderShare, TeacherForced, Vocabulary
 from captioning.models.encoders import EncoderSettings, GridEncoder
+from captioning.models.lstm_stepper import LstmStepper
 from captioning.models.pixels import Normalise
 from captioning.models.recurrence import Packed, recur
 
@@ -139,7 +139,7 @@ class CnnLstm(CaptionModel):
         states = self._recur(words, nothing, captions.new_zeros(len(captions)), asked)
         return TeacherForced(self._logits(self._speak(states, None)))
 
-    def stepper(self, features: Features, prompt: list[int] | None = None) -> "LstmStepper":
+    def stepper(self, features: Features, prompt: list[int] | None = None) -> LstmStepper:
         """Decode the images of `features`, each caption going on from `prompt`."""
         return LstmStepper(self, features, prompt or [])
 
@@ -246,54 +246,3 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         return x.reshape(*x.shape[:-1], self.heads, -1).transpose(1, 2)
-
-
-class LstmStepper:
-    """Drives a `CnnLstm` one token at a time. A hypothesis's state is its two LSTM vectors.
-
-    The product of each word's embedding with the gates is looked up in a table, and that of the
-    pooled feature is made once an image.
-    """
-
-    def __init__(self, model: CnnLstm, features: Features, prompt: list[int]) -> None:
-        self.vocab_size = model.vocab_size
-        self._model = model
-        self._features = features
-        self._first = [model.bos_id, *prompt]
-        size = model.settings.embedding_size
-        lstm: Any = model.lstm
-        self._state_weight = lstm.weight_hh_l0.T
-        of_word, of_image = lstm.weight_ih_l0[:, :size], lstm.weight_ih_l0[:, size:]
-        self._word_gates = model.embed.weight @ of_word.T + (lstm.bias_ih_l0 + lstm.bias_hh_l0)
-        self._image_gates = features.pooled @ of_image.T
-        self._images = torch.arange(len(features.pooled), device=features.pooled.device)
-        self._hidden, self._cell = model._initial_state(features.pooled)
-
-    def start(self) -> Tensor:
-        """Logits (B, V) of the first token."""
-        rows = self._images
-        for token in self._first:
-            self._step(torch.full_like(rows, token))
-        return self._speak()
-
-    def advance(self, tokens: Tensor, rows: Tensor | Sequence[int]) -> Tensor:
-        """Append `tokens` (R,) to the hypotheses `rows` (R,); logits (R, V)."""
-        rows = torch.as_tensor(rows, device=self._images.device)
-        self._images, self._hidden, self._cell = self._images[rows], self._hidden[rows], self._cell[rows]
-        self._step(tokens)
-        return self._speak()
-
-    def _step(self, tokens: Tensor) -> None:
-        gates = self._word_gates[tokens] + self._image_gates[self._images]
-        gates = torch.addmm(gates, self._hidden, self._state_weight)
-        enter, forget, new, out = gates.chunk(4, dim=1)
-        self._cell = torch.sigmoid(forget) * self._cell + torch.sigmoid(enter) * torch.tanh(new)
-        self._hidden = torch.sigmoid(out) * torch.tanh(self._cell)
-
-    def _speak(self) -> Tensor:
-        model, states = self._model, self._hidden
-        looked = None
-        if model.attend is not None:
-            keys, values = self._features.keys[self._images], self._features.values[self._images]
-            looked = model.attend(states[:, None], keys, values)[:, 0]
-        return model._logits(model._speak(states, looked)).float()

@@ -1,52 +1,125 @@
 """GPT-2 driven one token at a time, from a prefix on: a `Stepper` for the decoding engine.
 
-Knows embeddings and tokens, not what the prefix was made of. Shapes: B images, R hypotheses,
-P prefix, E width, V vocabulary.
+The prefix is read once an image and shared by its hypotheses. What they say is kept side by side,
+and a mask tells each which of it is its own past: beams that part or die copy no keys and values.
+Knows embeddings and tokens, not what the prefix was made of. Shapes: B images, N lines of K
+hypotheses, R = N · K, P prefix, S places that are kept, E width, H heads, D width of a head.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from captioning.decoding.vocabulary import Vocabulary
+from captioning.models.gpt2_weights import Gpt2Weights
+
 
 class Gpt2Stepper:
-    """A hypothesis's state is its keys and values.
+    """A hypothesis's state is its line, and its row of the mask."""
 
-    The prefix is read once an image; hypotheses take their copies when beams part. `check_length`
-    hears how many positions are to be in use, and raises when they are too many.
-    """
-
-    def __init__(self, gpt2: Any, prefix: Tensor, *, vocab_size: int, check_length: Callable[[int], None]) -> None:
-        """`prefix` is (B, P, E); logits are those of the first `vocab_size` tokens."""
-        block = gpt2.transformer.h[0]
-        assert not (block.training and block.gradient_checkpointing), "checkpointed blocks keep no keys and values"
-        self.vocab_size = vocab_size
-        self._gpt2 = gpt2
+    def __init__(
+        self, weights: Gpt2Weights, vocabulary: Vocabulary, prefix: Tensor, *, check_length: Callable[[int], None]
+    ) -> None:
+        """`prefix` is (B, P, E); `check_length` hears how many positions are to be in use, and may raise."""
+        self.vocabulary = vocabulary
+        self._weights = weights
         self._prefix = prefix
         self._check_length = check_length
-        self._cache: Any = None
+        self._caches = [_Cache() for _ in weights.blocks]
+        self._mask: Tensor | None = None
         self._length = 0
+        self._lines = 0
 
     def start(self) -> Tensor:
-        """Logits (B, V) of the first token."""
-        from transformers import DynamicCache
-
-        self._cache = DynamicCache()
-        self._length = 0
-        return self._read(self._prefix)
+        """States (B, E) that tell the first token."""
+        prefix = self._prefix
+        self._lines, self._length = prefix.shape[:2]
+        self._check_length(self._length)
+        self._caches = [_Cache() for _ in self._weights.blocks]
+        self._mask = None
+        places = torch.arange(self._length, device=prefix.device)
+        x = self._weights.embed(prefix, places)
+        for block, cache in zip(self._weights.blocks, self._caches, strict=True):
+            query, keys, values = block.ask(x)
+            cache.keep(keys, values)
+            # Of the last block only the last place is asked for.
+            if block is self._weights.blocks[-1]:
+                x = block.answer(x[:, -1:], block.look(query[:, :, -1:], keys, values))
+            else:
+                x = block.answer(x, block.look(query, keys, values, causal=True))
+        return self._weights.end(x[:, -1])
 
     def advance(self, tokens: Tensor, rows: Tensor | Sequence[int]) -> Tensor:
-        """Append `tokens` (R,) to the hypotheses `rows` (R,); logits (R, V)."""
-        assert self._cache is not None, "start() comes first"
-        self._cache.reorder_cache(torch.as_tensor(rows, device=self._prefix.device))
-        tokens = torch.as_tensor(tokens, device=self._prefix.device)
-        return self._read(self._gpt2.transformer.wte(tokens)[:, None])
-
-    def _read(self, inputs: Tensor) -> Tensor:
-        self._length += inputs.shape[1]
+        """Append `tokens` to the hypotheses `rows`, both (R,) or (N, K); states (R, E)."""
+        assert self._length, "start() comes first"
+        self._length += 1
         self._check_length(self._length)
-        out = self._gpt2.transformer(inputs_embeds=inputs, past_key_values=self._cache, use_cache=True)
-        logits: Tensor = self._gpt2.lm_head(out.last_hidden_state[:, -1])[:, : self.vocab_size]
-        return logits.float()
+        device = self._prefix.device
+        lines = torch.as_tensor(rows, device=device)
+        ordered = lines.ndim == 2
+        lines = lines if ordered else lines[:, None]
+        count, beams = lines.shape
+        self._follow(lines, ordered=ordered)
+        words = self._weights.words(torch.as_tensor(tokens, device=device).reshape(count, beams))
+        x = self._weights.embed(words, torch.tensor(self._length - 1, device=device))
+        for block, cache in zip(self._weights.blocks, self._caches, strict=True):
+            query, keys, values = block.ask(x)
+            keys, values = cache.add(keys, values)
+            x = block.answer(x, block.look(query, keys, values, mask=self._mask))
+        return self._weights.end(x).flatten(0, 1)
+
+    def _follow(self, lines: Tensor, *, ordered: bool) -> None:
+        """Make the rows of the step before, N' lines of K', into those that go on, (N, K) of them, named by `lines`."""
+        count, beams = lines.shape
+        before = 1 if self._mask is None else self._mask.shape[1]
+        owners = torch.div(lines[:, 0], before, rounding_mode="floor")
+        if count != self._lines or not ordered:
+            for cache in self._caches:
+                cache.take(owners, room=beams)
+            self._lines = count
+        if beams == 1 and self._mask is None:
+            # A line is its hypothesis, and sees all of itself.
+            return
+        size = self._caches[0].size
+        if self._mask is None:
+            past = lines.new_zeros(count, beams, size, dtype=self._weights.dtype)
+        else:
+            past = self._mask[owners[:, None], lines - owners[:, None] * before]
+        own = past.new_full((beams, beams), -float("inf")).fill_diagonal_(0)
+        self._mask = torch.cat([past, own.expand(count, -1, -1)], dim=2)
+
+
+class _Cache:
+    """Keys and values (N, H, S, D) of one block, in memory (2, N, H, …, D) with room for more."""
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+        self.size = 0
+
+    def keep(self, keys: Tensor, values: Tensor) -> None:
+        """These alone."""
+        self._memory = torch.stack((keys, values))
+        self.size = keys.shape[2]
+
+    def take(self, lines: Tensor, *, room: int) -> None:
+        """Those of `lines` alone, in their order, with room for some steps of `room` places."""
+        self._make_room(8 * room, lines)
+
+    def add(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep keys and values (N, H, K, D) too; all there are."""
+        assert self._memory is not None
+        size = self.size + keys.shape[2]
+        if size > self._memory.shape[3]:
+            self._make_room(size)
+        self._memory[0, :, :, self.size : size] = keys
+        self._memory[1, :, :, self.size : size] = values
+        self.size = size
+        return self._memory[0, :, :, :size], self._memory[1, :, :, :size]
+
+    def _make_room(self, more: int, lines: Tensor | None = None) -> None:
+        assert self._memory is not None
+        old = self._memory[:, :, :, : self.size]
+        _, count, heads, size, width = old.shape
+        self._memory = old.new_empty(2, count if lines is None else len(lines), heads, size + more, width)
+        self._memory[:, :, :, :size] = old if lines is None else old[:, lines]

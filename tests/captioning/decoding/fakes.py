@@ -5,6 +5,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from captioning.decoding.stepper import Stepper
+from captioning.decoding.vocabulary import Vocabulary
+
+
+def of_logits(size: int) -> Vocabulary:
+    """The vocabulary of a stepper whose states are the logits themselves."""
+    return Vocabulary(torch.eye(size))
+
+
+class Spoken:
+    """A stepper that gives logits (R, V) in the place of states."""
+
+    def __init__(self, stepper: Stepper) -> None:
+        self.stepper = stepper
+
+    def start(self) -> Tensor:
+        return self.stepper.vocabulary.logits(self.stepper.start())
+
+    def advance(self, tokens: Tensor, rows: Tensor | Sequence[int]) -> Tensor:
+        return self.stepper.vocabulary.logits(self.stepper.advance(tokens, rows))
+
 
 class TableStepper:
     """A language model whose next-token logits depend on the image and the last two tokens.
@@ -15,6 +36,7 @@ class TableStepper:
     def __init__(self, first: Tensor, table: Tensor) -> None:
         self.first, self.table = first, table
         self.vocab_size = first.shape[1]
+        self.vocabulary = of_logits(self.vocab_size)
         self.rows_seen: list[int] = []
 
     @classmethod
@@ -40,7 +62,7 @@ class TableStepper:
         return self.first.clone()
 
     def advance(self, tokens: Tensor, rows: Tensor | Sequence[int]) -> Tensor:
-        places = torch.as_tensor(rows)
+        places, tokens = torch.as_tensor(rows).flatten(), tokens.flatten()
         self._image, before = self._image[places], self._last[places]
         self._last = tokens
         self.rows_seen.append(len(tokens))

@@ -3,38 +3,60 @@
 import pytest
 import torch
 
-from captioning.decoding.processors import Processors, ban_repeated_ngrams_, penalise_repetition
+from captioning.decoding.processors import Processors, forbid_repeated_ngrams, penalise_repetition
 from captioning.decoding.search import decode
 from captioning.decoding.settings import DecodingSettings
-from tests.captioning.decoding.fakes import TableStepper
+from captioning.decoding.vocabulary import Scores
+from tests.captioning.decoding.fakes import TableStepper, of_logits
 
 EOS = 0
 NEVER = -float("inf")
 
 
+def scored(logits: list[list[float]]) -> Scores:
+    return of_logits(len(logits[0])).score(torch.tensor(logits))
+
+
+def all_of(scores: Scores, size: int) -> list[list[float]]:
+    rows = len(scores.normaliser)
+    return [[round(value, 4) for value in row] for row in scores.of(torch.arange(size).expand(rows, -1)).tolist()]
+
+
 def test_the_repetition_penalty_lowers_positive_and_negative_scores() -> None:
-    scores = torch.tensor([[2.0, -2.0, 4.0, -4.0]])
-    penalised = penalise_repetition(scores, torch.tensor([[0, 1, 1, 0]]), 2.0)
-    assert penalised.tolist() == [[1.0, -4.0, 4.0, -4.0]]
-    assert scores.tolist() == [[2.0, -2.0, 4.0, -4.0]]
+    scores = scored([[2.0, -2.0, 4.0, -4.0]])
+    penalise_repetition(scores, torch.tensor([[0, 1, 1, 0]]), 2.0, normalised=False)
+    assert all_of(scores, 4) == [[1.0, -4.0, 4.0, -4.0]]
+
+
+def test_of_log_probabilities_the_penalty_lowers_all() -> None:
+    scores = scored([[2.0, -2.0, 4.0, -4.0]])
+    penalise_repetition(scores, torch.tensor([[2]]), 3.0, normalised=True)
+    before = torch.tensor([2.0, -2.0, 4.0, -4.0]).log_softmax(0)
+    [after] = scores.of(torch.arange(4)[None]) - scores.normaliser
+    torch.testing.assert_close(after, before * torch.tensor([1.0, 1.0, 3.0, 1.0]))
+    # What the model itself gave is still known.
+    logits, words = scores.best(4)
+    torch.testing.assert_close(scores.before(words, logits)[0], torch.tensor([2.0, -2.0, 4.0, -4.0])[words[0]])
 
 
 def test_ngrams_are_banned_per_row() -> None:
-    history = torch.tensor([[1, 2, 3, 1, 2], [1, 2, 3, 4, 1], [1, 2, 1, 3, 1]])
-    scores = ban_repeated_ngrams_(torch.zeros(3, 5), history, 2)
-    assert scores.tolist() == [[0, 0, 0, NEVER, 0], [0, 0, NEVER, 0, 0], [0, 0, NEVER, NEVER, 0]]
-    scores = ban_repeated_ngrams_(torch.zeros(3, 5), history, 3)
-    assert scores.tolist() == [[0, 0, 0, NEVER, 0], [0] * 5, [0] * 5]
-    scores = ban_repeated_ngrams_(torch.zeros(1, 5), torch.tensor([[4, 2]]), 1)
-    assert scores.tolist() == [[0, 0, NEVER, 0, NEVER]]
-    assert ban_repeated_ngrams_(torch.zeros(1, 5), torch.tensor([[4, 2]]), 3).tolist() == [[0] * 5]
+    def banned(rows: int, history: list[list[int]], size: int) -> list[list[float]]:
+        scores = scored([[0.0] * 5] * rows)
+        forbid_repeated_ngrams(scores, torch.tensor(history), size)
+        return all_of(scores, 5)
+
+    history = [[1, 2, 3, 1, 2], [1, 2, 3, 4, 1], [1, 2, 1, 3, 1]]
+    assert banned(3, history, 2) == [[0, 0, 0, NEVER, 0], [0, 0, NEVER, 0, 0], [0, 0, NEVER, NEVER, 0]]
+    assert banned(3, history, 3) == [[0, 0, 0, NEVER, 0], [0] * 5, [0] * 5]
+    assert banned(1, [[4, 2]], 1) == [[0, 0, NEVER, 0, NEVER]]
+    assert banned(1, [[4, 2]], 3) == [[0] * 5]
 
 
 def test_the_end_token_is_never_banned() -> None:
     processors = Processors(DecodingSettings(), EOS, banned=(EOS, 3, 3))
-    scores = torch.zeros(2, 5)
-    assert processors(scores, torch.zeros(2, 0, dtype=torch.long)).tolist() == [[0, 0, 0, NEVER, 0]] * 2
-    assert scores.tolist() == [[0] * 5] * 2
+    scores = scored([[0.0] * 5] * 2)
+    processors(scores, torch.zeros(2, 0, dtype=torch.long), normalised=True)
+    assert all_of(scores, 5) == [[0, 0, 0, NEVER, 0]] * 2
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])

@@ -13,6 +13,7 @@ from transformers import DynamicCache, GenerationConfig, GPT2Config, GPT2LMHeadM
 
 from captioning.decoding.search import decode
 from captioning.decoding.settings import DecodingSettings
+from tests.captioning.decoding.fakes import of_logits
 
 EOS, VOCAB, WIDTH, PREFIX = 96, 97, 32, 4
 PROMPT = [5, 17, 8]
@@ -22,7 +23,7 @@ NUM_PREFIXES = 24
 class Gpt2Stepper:
     """GPT-2 over prefix embeddings (B, P, D), with transformers' own cache."""
 
-    vocab_size = VOCAB
+    vocabulary = of_logits(VOCAB)
 
     def __init__(self, model: GPT2LMHeadModel, prefix: Tensor) -> None:
         self.model, self.prefix = model, prefix
@@ -32,8 +33,8 @@ class Gpt2Stepper:
         return self._logits(inputs_embeds=self.prefix)
 
     def advance(self, tokens: Tensor, rows: Tensor | Sequence[int]) -> Tensor:
-        self.cache.reorder_cache(torch.as_tensor(rows))
-        return self._logits(input_ids=tokens[:, None])
+        self.cache.reorder_cache(torch.as_tensor(rows).flatten())
+        return self._logits(input_ids=tokens.reshape(-1, 1))
 
     def _logits(self, **inputs: Tensor) -> Tensor:
         output = self.model(**inputs, past_key_values=self.cache, use_cache=True)

@@ -35,6 +35,7 @@ from captioning.models.checkpoint import save_checkpoint
 from captioning.models.clip_fit import CLIP_MEAN, CLIP_STD
 from captioning.models.clip_gpt2 import ClipGpt2, ClipGpt2Settings
 from captioning.models.clip_gpt2_settings import resolved
+from tests.captioning.decoding.fakes import Spoken
 from tests.captioning.models.clips import (
     CAPTIONS,
     CLIP,
@@ -61,7 +62,7 @@ class TestTeacherForcing:
         forced = model(features, CAPTIONS, IMAGES, prompt=prompt).logits
         stepped = []
         for caption, image in zip(CAPTIONS.tolist(), IMAGES.tolist(), strict=True):
-            stepper = model.stepper(features[image : image + 1], prompt)
+            stepper = Spoken(model.stepper(features[image : image + 1], prompt))
             stepped.append(stepper.start())
             # The end is a target, never an input.
             stepped += [stepper.advance(torch.tensor([token]), [0]) for token in caption if token not in (-100, 29)]
@@ -120,7 +121,7 @@ class TestStepper:
     def test_rows_are_chosen_repeated_and_dropped(self) -> None:
         model = sharpened(make(tiny()))
         features = model.encode(photos(3))
-        stepper = model.stepper(features)
+        stepper = Spoken(model.stepper(features))
         stepper.start()
         stepper.advance(torch.tensor([5, 6, 7, 8]), [0, 0, 2, 1])
         logits = stepper.advance(torch.tensor([1, 2]), torch.tensor([3, 1]))
@@ -130,7 +131,7 @@ class TestStepper:
     @torch.no_grad()
     def test_it_can_be_started_again(self) -> None:
         model = make(tiny())
-        stepper = model.stepper(model.encode(photos(2)))
+        stepper = Spoken(model.stepper(model.encode(photos(2))))
         first = stepper.start()
         stepper.advance(torch.tensor([1, 2]), [0, 1])
         torch.testing.assert_close(stepper.start(), first)
@@ -309,7 +310,7 @@ class TestPublishedWeights:
         model = make(from_folders(published))
         features = model.encode(photos(3))
         assert model(features, CAPTIONS, IMAGES).logits.shape[1] == model.vocab_size == 30
-        assert model.stepper(features).start().shape == (3, 30)
+        assert Spoken(model.stepper(features)).start().shape == (3, 30)
 
     def test_a_larger_tokenizer_is_refused(self, published: Path) -> None:
         with pytest.raises(SettingsError, match="40 tokens and this GPT-2 32"):

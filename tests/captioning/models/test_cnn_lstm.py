@@ -8,6 +8,7 @@ from captioning.errors import SettingsError
 from captioning.models.base import PAD_TARGET
 from captioning.models.cnn_lstm import CnnLstmSettings
 from captioning.models.encoders import EncoderSettings, GridEncoder
+from tests.captioning.decoding.fakes import Spoken
 from tests.tiny import tiny_model, tiny_settings
 
 
@@ -27,7 +28,7 @@ def test_the_stepper_gives_the_logits_of_teacher_forcing(attention: bool) -> Non
     logits = model(features, CAPTIONS, IMAGES).logits
     assert logits.shape == (int((CAPTIONS != PAD_TARGET).sum()), model.vocab_size)
 
-    stepper = model.stepper(features)
+    stepper = Spoken(model.stepper(features))
     steps = [stepper.start()[IMAGES]]
     rows = IMAGES
     for at in range(CAPTIONS.shape[1] - 1):
@@ -55,12 +56,12 @@ def test_text_is_read_without_an_image() -> None:
 def test_a_prompt_is_where_decoding_goes_on() -> None:
     model = tiny_model()
     features = model.encode(pixels(2))
-    stepper = model.stepper(features)
+    stepper = Spoken(model.stepper(features))
     stepper.start()
     rows = torch.arange(2)
     stepper.advance(torch.tensor([5, 5]), rows)
     expected = stepper.advance(torch.tensor([6, 6]), rows)
-    torch.testing.assert_close(model.stepper(features, prompt=[5, 6]).start(), expected)
+    torch.testing.assert_close(Spoken(model.stepper(features, prompt=[5, 6])).start(), expected)
 
 
 @torch.no_grad()
@@ -68,7 +69,7 @@ def test_attention_looks_at_the_grid() -> None:
     model = tiny_model()
     features = model.encode(pixels(1))
     swapped = type(features)(features.keys, features.values.flip(0) + 1.0, features.pooled)
-    assert not torch.allclose(model.stepper(features).start(), model.stepper(swapped).start())
+    assert not torch.allclose(Spoken(model.stepper(features)).start(), Spoken(model.stepper(swapped)).start())
 
 
 def test_the_attention_penalty_is_one_number_a_target() -> None:

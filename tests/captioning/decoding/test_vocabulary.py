@@ -1,0 +1,76 @@
+"""The scores of a vocabulary, whole or in pieces, are those of plain logits."""
+
+import pytest
+import torch
+
+from captioning.decoding.vocabulary import Scores, Vocabulary
+
+NEVER = -float("inf")
+#: Words and rows: less than a block, one piece, many pieces, more rows than are taken at once.
+SIZES = [(30, 3), (700, 5), (5000, 7), (1500, 400)]
+
+
+@pytest.fixture(params=SIZES, ids=str)
+def case(request: pytest.FixtureRequest) -> tuple[Vocabulary, torch.Tensor, torch.Tensor]:
+    words, rows = request.param
+    generator = torch.Generator().manual_seed(words)
+    weight, states = torch.randn(words, 16, generator=generator), torch.randn(rows, 16, generator=generator)
+    bias = torch.randn(words, generator=generator)
+    return Vocabulary(weight, bias), states, states @ weight.T + bias
+
+
+def test_logits_and_the_normaliser(case: tuple[Vocabulary, torch.Tensor, torch.Tensor]) -> None:
+    vocabulary, states, logits = case
+    torch.testing.assert_close(vocabulary.logits(states), logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(vocabulary.score(states).normaliser, logits.logsumexp(1), atol=1e-4, rtol=1e-4)
+
+
+def check_best(scores: Scores, logits: torch.Tensor) -> None:
+    found, words = scores.best(10)
+    expected, places = logits.topk(10, dim=1)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert words.tolist() == places.tolist()
+
+
+def test_the_best_before_and_after_changes(case: tuple[Vocabulary, torch.Tensor, torch.Tensor]) -> None:
+    vocabulary, states, logits = case
+    scores = vocabulary.score(states)
+    check_best(scores, logits)
+    best = logits.topk(6, dim=1).indices
+
+    changed = logits.clone()
+    lowered = best[:, :2]
+    scores.set(lowered, scores.of(lowered) - 50)
+    changed.scatter_add_(1, lowered, torch.full_like(lowered, -50, dtype=torch.float32))
+    raised = (best[:, 2:3] + 17) % vocabulary.size
+    scores.set(raised, torch.full_like(raised, 40, dtype=torch.float32))
+    changed.scatter_(1, raised, 40.0)
+    check_best(scores, changed)
+
+    # Named twice, ruled out once.
+    named = best[:, [3, 4, 3]]
+    scores.forbid(named, torch.tensor([[True, False, False]]).expand(len(named), -1))
+    changed.scatter_(1, best[:, 3:4], NEVER)
+    check_best(scores, changed)
+
+    never = [int(best[0, 5]), vocabulary.size - 1]
+    scores.forbid_everywhere(never)
+    changed[:, never] = NEVER
+    check_best(scores, changed)
+    found, words = scores.best(10)
+    torch.testing.assert_close(scores.before(words, found), logits.gather(1, words), atol=1e-4, rtol=1e-4)
+
+
+def test_a_row_that_is_no_number_is_told() -> None:
+    vocabulary = Vocabulary(torch.randn(3000, 8))
+    states = torch.randn(4, 8)
+    states[2] = float("nan")
+    assert vocabulary.score(states).broken.tolist() == [False, False, True, False]
+
+
+def test_the_room_is_used_again() -> None:
+    vocabulary = Vocabulary(torch.randn(3000, 8))
+    states = torch.randn(6, 8)
+    first = vocabulary.score(states).best(3)[1]
+    vocabulary.score(torch.randn(2, 8)).forbid_everywhere([1, 2])
+    assert vocabulary.score(states).best(3)[1].tolist() == first.tolist()
