@@ -41,17 +41,16 @@ class Vocabulary:
                 part = functional.pad(part, (0, 0, 0, missing))
                 of_part = functional.pad(of_part, (0, missing), value=_NEVER)
             self._pieces.append(Linear(part, of_part))
-        self._room: Tensor | None = None
 
     def logits(self, states: Tensor) -> Tensor:
         """Logits (R, V) float32 of states (R, E)."""
         states = states.to(self.dtype)
         return torch.cat([piece(states).float() for piece in self._pieces], dim=1)[:, : self.size]
 
-    def score(self, states: Tensor) -> "Scores":
-        """The scores of all words after states (R, E); good until `score` is called again."""
+    def score(self, states: Tensor, used: "Scores | None" = None) -> "Scores":
+        """The scores of all words after states (R, E); in the memory of `used`, which are not needed any more."""
         count, pieces = len(states), len(self._pieces)
-        room = self._take_room(count, states.device)
+        room = self._room(count, states.device, used)
         maxima = torch.empty(count, pieces * self.width // _BLOCK, device=states.device)
         normalisers = torch.empty(count, pieces, device=states.device)
         for low in range(0, count, _ROWS if self._on_cpu else count):
@@ -68,12 +67,13 @@ class Vocabulary:
         maxima = (maxima.view(count, pieces, -1) + normalisers[:, :, None]).flatten(1)
         return Scores(room, normalisers, maxima, self.size)
 
-    def _take_room(self, rows: int, device: torch.device) -> Tensor:
-        """Memory (pieces, R, width), taken once: fresh pages cost as much as a pass over them."""
-        size = len(self._pieces) * rows * self.width
-        if self._room is None or self._room.numel() < size or self._room.device != device:
-            self._room = torch.empty(size, device=device)
-        return self._room[:size].view(len(self._pieces), rows, self.width)
+    def _room(self, rows: int, device: torch.device, used: "Scores | None") -> Tensor:
+        """Memory (pieces, R, width). Fresh pages cost as much as a pass over them."""
+        shape = len(self._pieces), rows, self.width
+        size = shape[0] * shape[1] * shape[2]
+        if used is not None and used.room.numel() >= size:
+            return used.room.view(-1)[:size].view(shape)
+        return torch.empty(shape, device=device)
 
 
 class Scores:
@@ -85,7 +85,7 @@ class Scores:
     def __init__(self, kept: Tensor, normalisers: Tensor, maxima: Tensor, size: int) -> None:
         """`kept` (P, R, W) are log-probabilities within each of P pieces, whose normalisers are (R, P)."""
         self.normaliser = normalisers.logsumexp(1)
-        self._kept = kept
+        self.room = kept
         self._normalisers = normalisers
         self._maxima = maxima
         self._size = size
@@ -99,30 +99,30 @@ class Scores:
 
     def of(self, words: Tensor) -> Tensor:
         """Logits (R, M) of `words` (R, M), as they stand."""
-        return self._kept.view(-1)[self._places(words)] + self._shifts(words)
+        return self.room.view(-1)[self._places(words)] + self._shifts(words)
 
     def set(self, words: Tensor, logits: Tensor) -> None:
         """Change the logits (R, M) of `words` (R, M). A word that comes twice must be given the same twice."""
         self._changed.append((words, self.of(words)))
-        self._kept.view(-1)[self._places(words)] = logits - self._shifts(words)
+        self.room.view(-1)[self._places(words)] = logits - self._shifts(words)
         self._look_again(words)
 
     def forbid(self, words: Tensor, where: Tensor) -> None:
         """Rule out those of `words` (R, M) `where` (R, M) is true."""
         self._changed.append((words, self.of(words)))
         # A word may be named twice of which once is ruled out: the smaller bound holds.
-        bounds = torch.full_like(where, -_NEVER, dtype=self._kept.dtype).masked_fill_(where, _NEVER)
-        self._kept.view(-1).scatter_reduce_(0, self._places(words).flatten(), bounds.flatten(), "amin")
+        bounds = torch.full_like(where, -_NEVER, dtype=self.room.dtype).masked_fill_(where, _NEVER)
+        self.room.view(-1).scatter_reduce_(0, self._places(words).flatten(), bounds.flatten(), "amin")
         self._look_again(words)
 
     def forbid_everywhere(self, words: Sequence[int]) -> None:
         """Rule out words in every row. They are not to be chosen: their own logits are lost."""
-        width = self._kept.shape[2]
+        width = self.room.shape[2]
         for word in words:
-            self._kept[word // width, :, word % width] = _NEVER
+            self.room[word // width, :, word % width] = _NEVER
         for block in {word // _BLOCK for word in words}:
             piece, at = block * _BLOCK // width, block * _BLOCK % width
-            highest = self._kept[piece, :, at : at + _BLOCK].amax(1)
+            highest = self.room[piece, :, at : at + _BLOCK].amax(1)
             self._maxima[:, block] = highest + self._normalisers[:, piece]
 
     def best(self, count: int) -> tuple[Tensor, Tensor]:
@@ -142,20 +142,20 @@ class Scores:
 
     def _places(self, words: Tensor) -> Tensor:
         """Where `words` (R, M) lie in what is kept, as a line."""
-        _, rows, width = self._kept.shape
+        _, rows, width = self.room.shape
         return (words // width * rows + self._rows) * width + words % width
 
     def _shifts(self, words: Tensor) -> Tensor:
         """What makes logits (R, M) of what is kept of `words`."""
-        return self._normalisers.gather(1, words // self._kept.shape[2])
+        return self._normalisers.gather(1, words // self.room.shape[2])
 
     def _block(self, blocks: Tensor) -> Tensor:
         """The logits (R, M, words of a block) of `blocks` (R, M)."""
-        _, rows, width = self._kept.shape
+        _, rows, width = self.room.shape
         each = width // _BLOCK
         places = (blocks // each * rows + self._rows) * each + blocks % each
         # Whole blocks are copied, not numbers one by one.
-        found = self._kept.view(-1, _BLOCK).index_select(0, places.flatten()).view(*blocks.shape, _BLOCK)
+        found = self.room.view(-1, _BLOCK).index_select(0, places.flatten()).view(*blocks.shape, _BLOCK)
         return found + self._normalisers.gather(1, blocks // each)[:, :, None]
 
     def _look_again(self, words: Tensor) -> None:

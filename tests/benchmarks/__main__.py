@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from captioning.errors import CaptioningError, UnfinishedError
+from tests.benchmarks.decoding_results import decoding_ratios, make_decoding_table
 from tests.benchmarks.measure import measure
 from tests.benchmarks.photos import collect_photos
 from tests.benchmarks.results import (
@@ -92,7 +93,7 @@ class Bench:
         return {"round": round_number, **json.loads(result.read_text())}
 
     def run_decoding(self, rounds: int) -> list[dict[str, Any]]:
-        """Our decoding and `generate`, in turn."""
+        """Our decoding and other ways to do the same, in turn."""
         result = self.folder / "decoding.json"
         self._python(["tests.benchmarks.decoding", str(result), "--rounds", str(rounds)], "decoding")
         turns: list[dict[str, Any]] = json.loads(result.read_text())
@@ -178,7 +179,8 @@ def run_benchmark(args: argparse.Namespace) -> dict[str, Any]:
             "model": args.model or "bundled",
             "shards": args.shards or "made",
         },
-        **ratios(summary, decoding),
+        **ratios(summary),
+        **decoding_ratios(decoding),
         **training_costs(training),
         **scale_figures(scale),
         "summary": summary,
@@ -197,7 +199,8 @@ def main() -> int:
     args.output.write_text(json.dumps(results, indent=2) + "\n")
     raw = results["raw"]
     tables = (
-        make_table(results["summary"], results, raw["decoding"]),
+        make_table(results["summary"], results),
+        make_decoding_table(raw["decoding"]),
         make_training_table(raw["training"]),
         *make_scale_tables(raw["scale"]),
     )

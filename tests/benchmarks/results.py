@@ -65,8 +65,8 @@ def summarise(runs: Mapping[str, Sequence[Raw]], ceilings: Sequence[Raw], cores:
     return summary
 
 
-def ratios(summary: Mapping[str, Mapping[str, Any]], decoding: Sequence[Raw]) -> dict[str, float | None]:
-    """Our figure over theirs: above 1 we are faster. The top-level ones are the smaller of their cases."""
+def ratios(summary: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """Our figure over theirs: above 1 we are faster."""
     ours, ceiling = summary["job"], summary["ceiling"]["images_per_second"]
     found: dict[str, float | None] = {
         "job_vs_ceiling": ours["images_per_second"] / ceiling,
@@ -76,14 +76,6 @@ def ratios(summary: Mapping[str, Mapping[str, Any]], decoding: Sequence[Raw]) ->
         if name not in ("job", "ceiling"):
             found[f"job_vs_{name}"] = ours["images_per_second"] / theirs["images_per_second"]
             found[f"job_steady_vs_{name}"] = _over(ours["steady_images_per_second"], theirs["steady_images_per_second"])
-    cases = {}
-    for beams in sorted({turn["beams"] for turn in decoding}):
-        turns = [turn for turn in decoding if turn["beams"] == beams]
-        theirs_seconds = median(turn["generate_seconds"] for turn in turns)
-        cases[beams] = theirs_seconds / median(turn["ours_seconds"] for turn in turns)
-    if cases:
-        found["decode_vs_generate_4x256"] = min(cases.values())
-        found |= {f"decode_vs_generate_4x256_beam_{beams}": ratio for beams, ratio in cases.items()}
     return found
 
 
@@ -123,10 +115,8 @@ def make_training_table(turns: Sequence[Raw]) -> Table:
     return table
 
 
-def make_table(
-    summary: Mapping[str, Mapping[str, Any]], found: Mapping[str, float | None], decoding: Sequence[Raw]
-) -> Table:
-    """The published table: one line a program, then the ceiling and decoding."""
+def make_table(summary: Mapping[str, Mapping[str, Any]], found: Mapping[str, float | None]) -> Table:
+    """The published table: one line a program, then the ceiling."""
     table = Table(pad_edge=False)
     table.add_column("", no_wrap=True)
     for heading in ("images/s", "steady", "ours ÷ it", "steady", "start-up s", "GiB", "same captions"):
@@ -151,18 +141,7 @@ def make_table(
         _number(found["job_vs_ceiling"], 2),
         _number(found["job_steady_vs_ceiling"], 2),
         *("", "", ""),
-        end_section=True,
     )
-    for beams in sorted({turn["beams"] for turn in decoding}):
-        turns = [turn for turn in decoding if turn["beams"] == beams]
-        table.add_row(
-            f"decoding by generate, 4×256, beam {beams}",
-            _number(median(turn["images"] / turn["generate_seconds"] for turn in turns)),
-            "",
-            _number(found[f"decode_vs_generate_4x256_beam_{beams}"], 2),
-            *("", "", ""),
-            f"{min(turn['same_tokens'] for turn in turns):,} of {turns[0]['images']:,}",
-        )
     return table
 
 

@@ -68,9 +68,24 @@ def test_a_row_that_is_no_number_is_told() -> None:
     assert vocabulary.score(states).broken.tolist() == [False, False, True, False]
 
 
-def test_the_room_is_used_again() -> None:
+def test_memory_is_used_again_where_it_is_given_back() -> None:
     vocabulary = Vocabulary(torch.randn(3000, 8))
     states = torch.randn(6, 8)
-    first = vocabulary.score(states).best(3)[1]
-    vocabulary.score(torch.randn(2, 8)).forbid_everywhere([1, 2])
-    assert vocabulary.score(states).best(3)[1].tolist() == first.tolist()
+    first = vocabulary.score(states)
+    best = first.best(3)[1].tolist()
+    first.forbid_everywhere([1, 2])
+    fewer = vocabulary.score(states[:4], first)
+    assert fewer.room.data_ptr() == first.room.data_ptr()
+    assert fewer.best(3)[1].tolist() == best[:4]
+    # What has not been given back stays as it is.
+    kept = fewer.best(3)[0].clone()
+    assert vocabulary.score(torch.randn(4, 8)).room.data_ptr() != fewer.room.data_ptr()
+    assert torch.equal(fewer.best(3)[0], kept)
+
+
+def test_a_row_does_not_depend_on_the_others() -> None:
+    vocabulary = Vocabulary(torch.randn(3000, 64))
+    states = torch.randn(40, 64)
+    together = vocabulary.score(states).best(5)[0]
+    for rows in (slice(0, 1), slice(3, 10), slice(8, 40)):
+        torch.testing.assert_close(vocabulary.score(states[rows]).best(5)[0], together[rows], rtol=1e-6, atol=1e-6)
