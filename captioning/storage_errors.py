@@ -6,12 +6,11 @@ module turns all of them into `StorageError`. It does not know how files are rea
 
 import asyncio
 import errno
-import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from captioning.errors import CaptioningError, StorageError
+from captioning.redaction import without_secrets
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -78,23 +77,6 @@ _ADVICE = {
     "no_space": "Free some space, or choose another place.",
     "storage": "See the reason above.",
 }
-
-#: What must not be shown of a URL or a client's own words: keys, signatures, passwords.
-_SECRETS = re.compile(
-    r"(?i)((?:X-Amz-(?:Signature|Credential|Security-Token)|AWSAccessKeyId|Signature|sig|token|password)=)[^&\s\"']+"
-    r"|(?<=://)[^/\s@]+(?=@)"
-)
-_SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
-
-
-def without_secrets(text: str) -> str:
-    """`text` without signatures, passwords and the credentials of the environment."""
-    for name in _SECRET_VARIABLES:
-        value = os.environ.get(name, "")
-        # A short one would be found in ordinary words.
-        if len(value) >= 12:
-            text = text.replace(value, "***")
-    return _SECRETS.sub(lambda match: f"{match[1] or ''}***", text)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Annotated, ParamSpec, TypeVar
 import typer
 
 from captioning.errors import CaptioningError, UsageError
+from captioning.redaction import without_secrets
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -120,5 +121,5 @@ def _interrupt(*_: object) -> None:
 
 
 def _end(message: str, code: int) -> typer.Exit:
-    print(message, file=sys.stderr, flush=True)
+    print(without_secrets(message), file=sys.stderr, flush=True)
     return typer.Exit(code)

@@ -3,8 +3,10 @@
 Knows the order of the steps; each step is somebody else's.
 """
 
+import io
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +118,8 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
     where = standing(there[0]) if there is not None else None
     pending = archive.images if there is None or where is None else _pending(there[1], where, archive)
 
-    with ray_session():
+    # Ray tells on stdout of the actors that are ended with the sample: here that is no news.
+    with redirect_stdout(io.StringIO()), ray_session():
         nodes = cluster_nodes()
         wanted = settings.output.shard_size or choose_shard_size(archive.images)
         pools = plan_pools(settings.runtime, nodes, shards=-(-archive.images // wanted))

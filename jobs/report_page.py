@@ -6,11 +6,12 @@ policy forbids it to load anything. Knows nothing of where the facts come from.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape as escape_markup
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from captioning.redaction import without_secrets
 from jobs.progress import duration
 from jobs.report_charts import curve, histogram
 from jobs.report_photos import Thumbnail
@@ -35,6 +36,11 @@ class PageFacts:
     versions: Mapping[str, str]
     complete: bool
     """Whether every indexed image has its row."""
+
+
+def escape(text: str) -> str:
+    """`text` for the page: no markup, and no credentials, since a report is sent around."""
+    return escape_markup(without_secrets(text))
 
 
 def page(facts: PageFacts) -> str:
@@ -100,7 +106,7 @@ def _gallery(facts: PageFacts) -> str:
 def _photo(row: PhotoRow, thumbnail: Thumbnail | None) -> str:
     if thumbnail is not None and thumbnail.data_uri:
         picture = (
-            f'<img src="{escape(thumbnail.data_uri)}" width="{thumbnail.width}" height="{thumbnail.height}" '
+            f'<img src="{escape_markup(thumbnail.data_uri)}" width="{thumbnail.width}" height="{thumbnail.height}" '
             f'loading="lazy" alt="{escape(row.caption)}">'
         )
     else:

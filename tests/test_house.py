@@ -63,6 +63,68 @@ def test_the_library_never_imports_ray() -> None:
         assert "ray" not in imported(path), f"{path.relative_to(ROOT)} imports Ray"
 
 
+#: Modules that run code from what they read, and calls that unpack or evaluate what a stranger wrote.
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+#: Takes the loader of a captioner from its own parent process, over a pipe.
+FROM_ITS_PARENT = {"jobs/captioner_child.py": ["imports pickle"]}
+FORBIDDEN_CALLS = {"eval", "exec", "extractall", "full_load", "unsafe_load", "read_pickle"}
+
+
+def unsafe(path: Path) -> list[str]:
+    """What a file does that could run code from a checkpoint, a configuration, an archive or a file name."""
+    found = [f"imports {name}" for name in sorted(imported(path) & FORBIDDEN_MODULES)]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        bare = name.rpartition(".")[2]
+        if bare in FORBIDDEN_CALLS and not (bare == "eval" and "." in name):  # a model's `.eval()`
+            found.append(f"calls {name}, line {node.lineno}")
+        if name == "torch.load" and given.get("weights_only") != "True":
+            found.append(f"calls torch.load without weights_only=True, line {node.lineno}")
+        if name in ("np.load", "numpy.load") and given.get("allow_pickle", "False") != "False":
+            found.append(f"lets np.load unpickle, line {node.lineno}")
+        if name in ("yaml.load", "yaml.load_all") and given.get("Loader") not in ("_Loader", "yaml.SafeLoader"):
+            found.append(f"calls {name} without a safe loader, line {node.lineno}")
+        if given.get("shell", "False") != "False":
+            found.append(f"runs a shell, line {node.lineno}")
+        if bare == "extract" and "tar" in name.lower():
+            found.append(f"unpacks a tar to the disk, line {node.lineno}")
+    return found
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_nothing_that_is_read_can_run_code(package: str) -> None:
+    found = {str(path.relative_to(ROOT)): faults for path in sources(package) if (faults := unsafe(path))}
+    assert found == {path: faults for path, faults in FROM_ITS_PARENT.items() if path.startswith(package)}
+
+
+def test_code_that_runs_what_it_reads_is_found(tmp_path: Path) -> None:
+    lines = (
+        "import pickle",
+        "torch.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "yaml.load(text, Loader=yaml.Loader)",
+        "eval(text)",
+        "subprocess.run(text, shell=True)",
+        "tar.extractall()",
+    )
+    for line in lines:
+        (tmp_path / "bad.py").write_text(line)
+        assert unsafe(tmp_path / "bad.py"), line
+    (tmp_path / "good.py").write_text("model.eval()\ntorch.load(path, weights_only=True)\nnp.load(path)\n")
+    assert not unsafe(tmp_path / "good.py")
+
+
+def test_the_safe_loader_is_safe() -> None:
+    import yaml
+
+    from captioning.config import _Loader
+
+    assert issubclass(_Loader, yaml.SafeLoader)
+
+
 def test_every_module_of_the_library_imports_without_extras() -> None:
     modules = [
         str(path.relative_to(ROOT).with_suffix("")).replace(os.sep, ".").removesuffix(".__init__")

@@ -1,12 +1,13 @@
 """A run's diary: one JSON object a line, only ever added to, for people and for the report.
 
-Nothing depends on it: a damaged line is passed over. Knows nothing of what the events mean.
+Nothing depends on it: a damaged line is passed over; no credentials are in it. Knows nothing of what the events mean.
 """
 
 import json
 from datetime import UTC, datetime
 from typing import Any
 
+from captioning.redaction import redacted
 from captioning.run.layout import RunLayout
 
 
@@ -15,7 +16,7 @@ def append_event(layout: RunLayout, kind: str, **fields: Any) -> None:
 
     On an object store the file is written again each time: for events that are seconds apart.
     """
-    event = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": kind, **fields}
+    event = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": kind, **redacted(fields)}
     layout.events.append_bytes((json.dumps(event, ensure_ascii=True) + "\n").encode())
 
 

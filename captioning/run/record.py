@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from captioning.errors import RunConflictError, UsageError
+from captioning.redaction import redacted
 from captioning.run.fingerprint import difference, fingerprint
 from captioning.run.layout import RunLayout
 
@@ -48,7 +49,7 @@ def _now() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What `run.json` says.
+    """What `run.json` says, in which no credentials are: INPUTs and settings are redacted.
 
     `inputs` are the INPUTs as `Source.given` has them, `archive` what their image ids are relative
     to; `settings` are resolved; `fingerprint_parts` are what the fingerprint hashes; `selection` is
@@ -64,6 +65,12 @@ class RunRecord:
     versions: Mapping[str, str] = field(default_factory=versions)
     created: str = field(default_factory=_now)
     format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        # Frozen; two records of the same run are equal whether they were read or made.
+        for name in ("inputs", "archive"):
+            object.__setattr__(self, name, tuple(redacted(getattr(self, name))))
+        object.__setattr__(self, "settings", redacted(self.settings))
 
     @property
     def fingerprint(self) -> str:
@@ -129,7 +136,8 @@ class RunRecord:
         lines += difference(
             *({f"--{name}": value for name, value in each.items()} for each in (self.selection, selection))
         )
-        lines += [f"INPUT {given}: in this run → not given" for given in self.inputs if given not in inputs]
+        shown_inputs = redacted(inputs)
+        lines += [f"INPUT {given}: in this run → not given" for given in self.inputs if given not in shown_inputs]
         if lines:
             shown = "\n  ".join(lines)
             raise RunConflictError(

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from captioning.errors import InputError, StorageError
+from captioning.redaction import without_secrets
 from captioning.run.index import Index
 from captioning.run.layout import PartRange, RunLayout, Shard
 from captioning.run.sources import Entry
@@ -298,8 +299,8 @@ def _from_parquet(data: bytes) -> pa.Table:
 
 
 def _plain(message: str | None) -> str | None:
-    """A message as valid Unicode and of bounded length."""
+    """A message as valid Unicode, of bounded length and without credentials."""
     if message is None:
         return None
-    text = message.encode("utf-8", "backslashreplace").decode("utf-8")
+    text = without_secrets(message.encode("utf-8", "backslashreplace").decode("utf-8"))
     return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 1] + "…"

@@ -40,6 +40,11 @@ def test_a_user_error_is_one_message_and_a_code(error, code) -> None:
     assert run(raising(error)) == (code, "Error: no such folder\n")
 
 
+def test_a_message_shows_no_credentials() -> None:
+    said = run(raising(InputError("nothing at ftp://me:s3cr3t@host/a")))
+    assert said == (2, "Error: nothing at ftp://***@host/a\n")
+
+
 def test_an_interrupt_says_how_to_go_on() -> None:
     code, said = run(raising(KeyboardInterrupt()))
     assert code == 130

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -89,6 +90,37 @@ def test_nothing_from_the_archive_becomes_markup(run):
     assert EVIL_NAME in page.text
     assert EVIL_CAPTION in [picture["alt"] for picture in page.all("img")]
     assert "The file is <b>empty</b> (0 bytes)." in page.text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "javascript:alert(1).jpg",
+        '"><svg onload=alert(1)>.jpg',
+        "' onmouseover='alert(1).jpg",
+        "${title} $body.jpg",
+        "<!--.jpg",
+        "]]><style>*{display:none}<.jpg",
+    ],
+)
+def test_hostile_names_are_only_text(tmp_path, name):
+    page = Page(written(make_run(tmp_path, [name, "fine.jpg"]))[0])
+    assert name in page.text
+    assert not [tag for tag, attrs in page.tags if tag == "script" or any(key.startswith("on") for key in attrs)]
+    assert len([tag for tag, _ in page.tags if tag == "style"]) == 1
+    assert all(link["href"].startswith("#") for link in page.all("a"))
+    assert len(page.all("img")) == 2
+
+
+def test_the_page_shows_no_credentials(run):
+    [part] = run.output.glob("part-*.parquet")
+    table = pq.read_table(part)
+    uris = [f"https://host/{number}.jpg?X-Amz-Signature=s3cr3t" for number in range(table.num_rows)]
+    place = table.schema.get_field_index("uri")
+    pq.write_table(table.set_column(place, table.schema.field(place), [uris]), part)
+    text, _ = written(run)
+    assert "https://host/" in text
+    assert "s3cr3t" not in text
 
 
 def test_the_page_needs_nothing_else(run):
