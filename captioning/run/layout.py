@@ -20,7 +20,7 @@ _PART = re.compile(r"^part-(\d{8,})-(\d{8,})\.parquet$")
 _STAGED = re.compile(r"^shard-(\d{8,})\.parquet$")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """A run of index rows: the unit of scheduling, of commit and of resume.
 

@@ -48,7 +48,7 @@ SCHEMA = pa.schema(
 #: Files of an object store are read and deleted this many at a time.
 _PARALLEL = 8
 #: Rows of a part that are in memory at once, and bytes of each of its columns.
-_BATCH_ROWS, _READ_AHEAD = 8192, 1 << 20
+_BATCH_ROWS, _READ_AHEAD = 4096, 1 << 20
 _LONGEST_MESSAGE = 1000
 
 #: The age of a temporary file, in nanoseconds, at which its writer is surely gone.
@@ -246,7 +246,7 @@ def part_batches(layout: RunLayout, part: PartRange, columns: Sequence[str] | No
     file = location.open_read() if location.is_local else io.BytesIO(location.read_bytes())
     with file:
         try:
-            parquet = pq.ParquetFile(file, buffer_size=_READ_AHEAD, page_checksum_verification=True)
+            parquet = pq.ParquetFile(file, buffer_size=_READ_AHEAD, pre_buffer=False, page_checksum_verification=True)
             _check_columns(location, parquet.schema_arrow)
             yield from parquet.iter_batches(_BATCH_ROWS, columns=list(columns or parquet.schema_arrow.names))
         except (pa.ArrowInvalid, OSError) as error:
