@@ -9,6 +9,7 @@
     ├── StorageError                a file that could not be read or written; has an `error_class`
     ├── ImageError                  an image that cannot be decoded; has an `error_class`
     └── UnfinishedError             the work stopped or failed its check: exit code 1
+        └── HeldError               another driver works in the OUTPUT, or has taken it over
 
 A message says what was wrong, where, and what to do next. This module knows nothing of what
 raises them, nor of how they are shown.
@@ -41,6 +42,10 @@ class RunConflictError(UsageError):
 
 class UnfinishedError(CaptioningError):
     """The work is not complete, or did not pass its check. The command ends with exit code 1."""
+
+
+class HeldError(UnfinishedError):
+    """Another driver works in the OUTPUT: one at a time."""
 
 
 class StorageError(CaptioningError):

@@ -115,6 +115,33 @@ class RemoteFiles:
             raise
         file.close()
 
+    def put_if(self, uri: str, data: bytes, version: str | None) -> str | None:
+        """Put the object on S3 if its version still is `version`, or if there is none (None).
+
+        The new version, or None when the condition does not hold.
+        """
+        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": f'"{version}"'}
+        bucket, key, _ = self._fs.split_path(self._path(uri))
+        try:
+            answer = self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
+        except (FileExistsError, FileNotFoundError):
+            return None
+        except OSError as error:
+            if _code(error) in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
+                return None
+            raise
+        return str(answer["ETag"]).strip('"')
+
+    def abort_uploads(self, uri: str) -> int:
+        """Abort the multipart uploads under way of objects whose URI begins with `uri`; how many there were."""
+        if self.protocol not in ("s3", "s3a"):
+            return 0
+        bucket, prefix, _ = self._fs.split_path(self._path(uri))
+        found = self._fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix).get("Uploads", [])
+        for upload in found:
+            self._fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+        return len(found)
+
     def append(self, uri: str, data: bytes) -> None:
         """Add `data` at the end by writing the object again: for small files of one writer only."""
         before = self.read(uri) if self.info(uri) is not None else b""
@@ -248,6 +275,12 @@ def _options(protocol: str, storage: StorageSettings, hurried: bool) -> dict[str
         if storage.requester_pays:
             options["requester_pays"] = True
     return options
+
+
+def _code(error: BaseException) -> str:
+    """S3's own word for what went wrong."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return str(response.get("Error", {}).get("Code", ""))
 
 
 def _version(info: dict[str, Any]) -> str:

@@ -201,6 +201,15 @@ class Location:
             raise StorageError("missing", f"Could not delete {self.uri}: there is no such file.")
         self._try(lambda files: files.delete(self.path), "delete")
 
+    def abort_uploads(self, prefix: str) -> int:
+        """Abort uploads in pieces, of objects whose names begin with `prefix`, that a killed writer left; how many.
+
+        Only S3 has such, and charges for them. Nobody may be writing such an object at the moment.
+        """
+        with storage_errors(self.uri, "list"):
+            files = self._files()
+            return files.abort_uploads(f"{self.path}/{prefix}") if isinstance(files, RemoteFiles) else 0
+
     def download(self, folder: Path) -> None:
         """Copy this file, or everything below this folder, into the local `folder`."""
         target = Location.parse(str(folder))

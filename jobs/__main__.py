@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 from jobs.cli import TRACEBACK_VARIABLE, guard
 
 #: The verbs, in the order in which `--help` lists them.
-VERBS = ("caption", "plan", "status", "verify", "report", "export", "prepare", "train", "evaluate", "average")
+VERBS = ("caption", "plan", "status", "verify", "retry", "report", "export", "prepare", "train", "evaluate", "average")
 
 
 class VerbGroup(TyperGroup):

@@ -1,10 +1,9 @@
 """The verb `caption`: a caption for every image of an archive, in a Parquet table."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from captioning.errors import UnfinishedError
 from jobs.cli import ConfigOption, ModelOption, SetOption
 
 
@@ -46,6 +45,13 @@ def caption(
             show_default=False,
         ),
     ] = None,
+    add: Annotated[
+        bool, typer.Option("--add", help="Take these further INPUTs into the run in OUTPUT; its own need not be given.")
+    ] = False,
+    refresh: Annotated[
+        Literal["changed"] | None,
+        typer.Option("--refresh", help="Caption again what changed in the archive since it was captioned."),
+    ] = None,
     config: ConfigOption = None,
     settings: SetOption = None,
 ) -> None:
@@ -64,20 +70,14 @@ def caption(
     --set runtime.batch_size=64, --set errors.max_fraction=0.5.
     """
     from captioning.run.selection import Selection
-    from jobs.caption_outcome import final_lines
+    from jobs.caption_outcome import final_lines, require_success
     from jobs.caption_run import Request, caption_archive
     from jobs.caption_settings import read_caption_settings
 
     parsed, decoding = read_caption_settings(config, settings or [])
     selection = Selection(limit=limit, sample=sample, where=where)
-    outcome = caption_archive(Request(tuple(inputs), output, model, parsed, decoding, selection))
+    refreshing = refresh is not None
+    outcome = caption_archive(Request(tuple(inputs), output, model, parsed, decoding, selection, add, refreshing))
     for line in final_lines(outcome, output):
         print(line)
-    if not outcome.verdict.ok:
-        problems = "\n  ".join(outcome.verdict.problems)
-        raise UnfinishedError(f"The table in {output} is not complete:\n  {problems}\nGive the same command again.")
-    if outcome.too_many_errors:
-        raise UnfinishedError(
-            f"More images failed than errors.max_fraction={outcome.max_error_fraction:g} allows. Their rows are "
-            f"written, with the reasons in error_class and error_message; see: python -m jobs report {output}"
-        )
+    require_success(outcome, output, "Give the same command again.")

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from captioning.errors import UnfinishedError
 from captioning.run.sources import Source
 from captioning.run.verify import Verdict
 from jobs.pipeline import ShardResult
@@ -71,12 +72,44 @@ def final_lines(outcome: Outcome, output: str) -> list[str]:
             f"{counted(summary['captioned'], 'image')} captioned{before}, in {duration(summary['seconds'])}{speed}. "
             f"The table: {output}/part-*.parquet"
         ]
-    if verdict.errors:
-        classes = ", ".join(f"{count:,} {name}" for name, count in sorted(verdict.errors.items()))
-        lines.append(
-            f"{sum(verdict.errors.values()):,} of {verdict.inputs:,} images failed and have an error row: {classes}."
+    return lines + error_lines(verdict)
+
+
+def retry_lines(outcome: Outcome, output: str, classes: Sequence[str]) -> list[str]:
+    """What a person is told at the end of `retry`, a line each."""
+    summary, verdict = outcome.summary, outcome.verdict
+    captioned, again = summary["captioned"], summary["errors"]
+    if not captioned + again:
+        which = f" with {' or '.join(classes)}" if classes else ""
+        lines = [f"Nothing to retry: no row of {output} failed{which}."]
+    else:
+        lines = [
+            f"Of {counted(captioned + again, 'image')} that had failed, {captioned:,} "
+            f"{'has a caption' if captioned == 1 else 'have captions'} now and {again:,} failed again, "
+            f"in {duration(summary['seconds'])}. The table: {output}/part-*.parquet"
+        ]
+    return lines + error_lines(verdict)
+
+
+def require_success(outcome: Outcome, output: str, again: str) -> None:
+    """Raise `UnfinishedError` when rows are missing (`again` says how to go on), or when too many images failed."""
+    if not outcome.verdict.ok:
+        problems = "\n  ".join(outcome.verdict.problems)
+        raise UnfinishedError(f"The table in {output} is not complete:\n  {problems}\n{again}")
+    if outcome.too_many_errors:
+        raise UnfinishedError(
+            f"More images failed than errors.max_fraction={outcome.max_error_fraction:g} allows. Their rows are "
+            f"written, with the reasons in error_class and error_message; see: python -m jobs report {output}"
         )
-    return lines
+
+
+def error_lines(verdict: Verdict) -> list[str]:
+    """How many of the table's images failed, and why; nothing when none did."""
+    if not verdict.errors:
+        return []
+    classes = ", ".join(f"{count:,} {name}" for name, count in sorted(verdict.errors.items()))
+    failed = sum(verdict.errors.values())
+    return [f"{failed:,} of {verdict.inputs:,} images failed and have an error row: {classes}."]
 
 
 def listing_lines(sources: Sequence[Source]) -> list[str]:

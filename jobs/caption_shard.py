@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from captioning.errors import CaptioningError, ImageError, UnfinishedError
-from captioning.run.index import Index
+from captioning.run.book import ShardBook
 from captioning.run.sources import Entry
-from captioning.run.table import Row, write_staged
+from captioning.run.table import Row
 from captioning.storage import StorageSettings
 from jobs.attempts import Attempts
 from jobs.decode_shard import pixels_of
@@ -85,12 +85,12 @@ class CaptionShard:
     def __init__(
         self,
         load: Callable[[], CaptionerLike],
-        index: Index,
+        book: ShardBook,
         batch_size: int,
         attempts: Attempts | None = None,
         hang_s: float = 0.0,
     ) -> None:
-        self.index = index
+        self.book = book
         self.load = load
         self.attempts = attempts
         self.hang_s = hang_s
@@ -125,8 +125,7 @@ class CaptionShard:
             caption = Isolation(self.load, self.batch_size, self.hang_s).caption
         rows = caption_rows(caption, decoded, model=self.batches.captioner.name)
         captioned = time.perf_counter()
-        shard = self.index.shard(number)
-        write_staged(self.index.layout, shard, rows, self.index.kept(shard))
+        self.book.stage(number, rows)
         self._end(f"shard-{number}")
         written = time.perf_counter()
         result = {

@@ -20,8 +20,8 @@ import pyarrow as pa
 
 from captioning.data.preprocess import PreprocessSettings
 from captioning.errors import CaptioningError, ImageError, StorageError
+from captioning.run.book import ShardBook
 from captioning.run.fetch import FetchSettings, fetch
-from captioning.run.index import Index
 from captioning.run.sources import Entry
 from captioning.storage import StorageSettings
 from jobs.decode_process import Decoder, DecodeSettings, decoder_of
@@ -58,7 +58,7 @@ DECODED = pa.schema(
 class DecodeShard:
     """A Ray Data function: a batch with one shard's number in, the shard's decoded images out."""
 
-    index: Index
+    book: ShardBook
     preprocess: PreprocessSettings
     storage: StorageSettings
     fetching: FetchSettings = FetchSettings()
@@ -67,7 +67,7 @@ class DecodeShard:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """`DECODED` for the shard that the batch names."""
         [number] = batch.column("shard").to_pylist()
-        entries = self.index.rows(self.index.shard(number))
+        entries = self.book.entries(number)
         return decode_entries(number, entries, self.preprocess, self.storage, self.fetching, self.decoding)
 
 

@@ -16,9 +16,8 @@ from typing import Any
 
 from captioning.data.preprocess import PreprocessSettings
 from captioning.errors import UnfinishedError
+from captioning.run.book import ShardBook
 from captioning.run.fetch import FetchSettings
-from captioning.run.index import Index
-from captioning.run.layout import Shard
 from captioning.storage import StorageSettings
 from jobs.attempts import Attempts
 from jobs.caption_shard import CaptionShard
@@ -67,7 +66,7 @@ class ShardResult:
 class Work:
     """What the workers need to know. Small, and picklable."""
 
-    index: Index
+    book: ShardBook
     preprocess: PreprocessSettings
     storage: StorageSettings
     load: Callable[[], CaptionerLike]
@@ -88,8 +87,8 @@ def cluster_nodes() -> list[Node]:
     ]
 
 
-def caption_shards(work: Work, pools: Pools, shards: Sequence[Shard]) -> Iterator[ShardResult]:
-    """Caption these shards, in windows; yields each as it is finished, in no order.
+def caption_shards(work: Work, pools: Pools, shards: Sequence[int]) -> Iterator[ShardResult]:
+    """Caption the shards of these numbers, in windows; yields each as it is finished, in no order.
 
     Raises the `CaptioningError` of a worker as such, and `UnfinishedError` for workers that died.
     """
@@ -113,7 +112,7 @@ def caption_shards(work: Work, pools: Pools, shards: Sequence[Shard]) -> Iterato
             ) from error
 
 
-def _window(work: Work, pools: Pools, shards: Sequence[Shard], attempts: Attempts) -> Iterator[ShardResult]:
+def _window(work: Work, pools: Pools, shards: Sequence[int], attempts: Attempts) -> Iterator[ShardResult]:
     import pyarrow as pa
     import ray.data
     from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
@@ -130,10 +129,10 @@ def _window(work: Work, pools: Pools, shards: Sequence[Shard], attempts: Attempt
     _quiet_console()
     with DataContext.current(context), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        blocks = [pa.table({"shard": pa.array([shard.number], pa.int64())}) for shard in shards]
+        blocks = [pa.table({"shard": pa.array([number], pa.int64())}) for number in shards]
         dataset = ray.data.from_arrow(blocks)
         dataset = dataset.map_batches(
-            DecodeShard(work.index, work.preprocess, work.storage, work.fetching, work.decoding),
+            DecodeShard(work.book, work.preprocess, work.storage, work.fetching, work.decoding),
             batch_size=None,
             batch_format="pyarrow",
             compute=TaskPoolStrategy(size=pools.decode_tasks),
@@ -142,7 +141,7 @@ def _window(work: Work, pools: Pools, shards: Sequence[Shard], attempts: Attempt
         )
         dataset = dataset.map_batches(
             CaptionShard,
-            fn_constructor_args=(work.load, work.index, pools.batch_size, attempts, work.hang_s),
+            fn_constructor_args=(work.load, work.book, pools.batch_size, attempts, work.hang_s),
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=pools.actors, max_tasks_in_flight_per_actor=2),

@@ -78,7 +78,7 @@ def run_sample(
     stages: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     done = 0
-    results = caption_shards(work(index), pools, shards)
+    results = caption_shards(work(index), pools, [shard.number for shard in shards])
     try:
         for result in results:
             done += result.images
@@ -110,7 +110,7 @@ def try_batch_sizes(entries: Sequence[Entry], pools: Pools, work: Callable[[Samp
 
 def _trial(work: Work, sizes: Sequence[int]) -> Trial:
     captioner = work.load()
-    decode = DecodeShard(work.index, work.preprocess, work.storage, work.fetching, work.decoding)
+    decode = DecodeShard(work.book, work.preprocess, work.storage, work.fetching, work.decoding)
     decoded = decode(pa.table({"shard": pa.array([0], pa.int64())}))
     pixels = pixels_of(decoded)
     began = time.monotonic()

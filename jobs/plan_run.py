@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from captioning.errors import StorageError, UsageError
+from captioning.run.book import IndexBook
 from captioning.run.index import choose_shard_size
 from captioning.run.layout import RunLayout
 from captioning.run.record import RunRecord
@@ -18,7 +19,6 @@ from captioning.run.sources import Source, kept_schema, open_sources
 from captioning.run.standing import Standing, standing
 from captioning.run.table import schema_description
 from captioning.storage import Location
-from jobs.caption_run import absolute_ref
 from jobs.caption_settings import CaptionSettings
 from jobs.caption_shard import LoadCaptioner
 from jobs.pipeline import Work, cluster_nodes
@@ -38,6 +38,7 @@ from jobs.plan_sample import SampleIndex, Survey, survey
 from jobs.pools import Pools, plan_pools
 from jobs.progress import counted
 from jobs.ray_session import ray_session
+from jobs.run_driver import absolute_ref
 
 if TYPE_CHECKING:
     from captioning.captioner import CaptionerInfo
@@ -136,7 +137,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
 
         def work(index: SampleIndex) -> Work:
             return Work(
-                index,
+                IndexBook(index),
                 info.preprocess,
                 settings.storage,
                 load,

@@ -1,15 +1,17 @@
 """What has changed in an archive since its index was made: new images become a new segment.
 
-Images that changed or are gone are counted and named; their rows stay as they are. Called only
-when every shard of the index is done. Knows nothing of captions.
+Images that changed or are gone are counted and named; their rows stay as they are, unless somebody
+collects the changed ones to caption them again. Called only when every shard of the index is done.
+Knows nothing of captions.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from captioning.run.digests import DIGEST, Digests, find
 from captioning.run.hashing import Words, text_digests
@@ -17,6 +19,8 @@ from captioning.run.index import Index, PendingSegment, write_tables
 from captioning.run.listing import Listing
 from captioning.run.selection import EVERYTHING, Selection
 from captioning.run.sources import Source
+
+OnChanged = Callable[[NDArray[np.int64], pa.Table], None]
 
 _EXAMPLES = 5
 #: Columns of the index that say whether an image is still the one it was.
@@ -34,11 +38,15 @@ class Growth:
     changed_examples: tuple[str, ...]
     vanished_examples: tuple[str, ...]
 
-    def lines(self) -> list[str]:
-        """What a person should know, a line each; nothing when the archive is as it was."""
+    def lines(self, *, refreshing: bool = False) -> list[str]:
+        """What a person should know, a line each; nothing when the archive is as it was.
+
+        `refreshing` when the changed images are captioned again.
+        """
+        changed = "are captioned again" if refreshing else "their captions stay (--refresh changed makes new ones)"
         said = [f"{self.new:,} new images in the archive."] if self.new else []
         for count, what, examples in (
-            (self.changed, "changed since they were captioned; their captions stay", self.changed_examples),
+            (self.changed, f"changed since they were captioned; {changed}", self.changed_examples),
             (self.vanished, "no longer in the archive; their rows stay", self.vanished_examples),
         ):
             if count:
@@ -48,16 +56,20 @@ class Growth:
 
 @dataclass
 class _Known:
-    """The images of the index, sorted by the digest of their id: some forty bytes each."""
+    """The images of the index, sorted by the digest of their id: some forty bytes each.
+
+    `rows` are their places in the index, where somebody wants to know them.
+    """
 
     ids: Digests
     versions: Words
+    rows: NDArray[np.int64] | None
     seen: np.ndarray[tuple[int], np.dtype[np.bool_]]
     changed: int = 0
     changed_examples: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, index: Index) -> "_Known":
+    def of(cls, index: Index, *, keep_rows: bool) -> "_Known":
         ids, versions = np.empty(index.rows_total, DIGEST), np.empty(index.rows_total, np.uint64)
         at = 0
         for table in index.tables(["image_id", *_VERSION]):
@@ -66,9 +78,9 @@ class _Known:
             at += table.num_rows
         assert at == len(ids), "the files hold what the markers say"
         order = np.argsort(ids["high"], kind="stable")
-        return cls(ids[order], versions[order], np.zeros(len(order), np.bool_))
+        return cls(ids[order], versions[order], order if keep_rows else None, np.zeros(len(order), np.bool_))
 
-    def new(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    def new(self, tables: Iterable[pa.Table], on_changed: OnChanged | None) -> Iterator[pa.Table]:
         """Those rows that the index does not have; the others are compared with it."""
         for table in tables:
             at = find(self.ids, text_digests(table["image_id"]))
@@ -78,22 +90,33 @@ class _Known:
             self.changed += int(changed.sum())
             wanted = _EXAMPLES - len(self.changed_examples)
             self.changed_examples += table["image_id"].take(np.flatnonzero(changed)[:wanted]).to_pylist()
+            if on_changed is not None and self.rows is not None and changed.any():
+                on_changed(self.rows[at[changed]], table.filter(pa.array(changed)))
             yield table.filter(pa.array(~known))
 
 
-def grow(index: Index, sources: Sequence[Source], *, shard_size: int, selection: Selection = EVERYTHING) -> Growth:
+def grow(
+    index: Index,
+    sources: Sequence[Source],
+    *,
+    shard_size: int,
+    selection: Selection = EVERYTHING,
+    on_changed: OnChanged | None = None,
+) -> Growth:
     """List the archive again and write what is new as a further segment, not committed yet.
 
     Of new images those count that the run's `selection` takes: none where it is of a fixed number.
+    `on_changed` is given the images that changed, some at a time: their rows in the index, and a
+    table of `INDEX_SCHEMA` with what they are now.
     Raises `InputError` and `StorageError` as the first listing does, and leaves nothing behind.
     """
     assert index.segments, "a run without an index begins with write_segment"
-    known = _Known.of(index)
+    known = _Known.of(index, keep_rows=on_changed is not None)
     listing = Listing(sources, may_be_empty=True)
     if selection.grows:
-        new = known.new(selection.of(listing.tables()))
+        new = known.new(selection.of(listing.tables()), on_changed)
     else:
-        new = (table.slice(0, 0) for table in known.new(listing.tables()))
+        new = (table.slice(0, 0) for table in known.new(listing.tables(), on_changed))
     pending = write_tables(index, new, sources, shard_size, check=listing.check_ids)
     vanished = int((~known.seen).sum())
     return Growth(

@@ -14,7 +14,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from captioning.errors import InputError, StorageError
 from captioning.run.layout import SHARDS_A_PART, PartRange, RunLayout, Shard
@@ -28,6 +31,8 @@ from captioning.run.segment import (
     read_columns,
     read_group,
     read_kept,
+    read_table,
+    table_to_entries,
     write_file,
 )
 from captioning.run.selection import EVERYTHING, Selection
@@ -84,6 +89,13 @@ class Index:
         """The shard of this number."""
         return self._segment(number).shard(number)
 
+    def shard_of_row(self, row: int) -> Shard:
+        """The shard that a row of the index lies in."""
+        for segment in self.segments:
+            if segment.first_row <= row < segment.stop_row:
+                return segment.shard(segment.first_shard + (row - segment.first_row) // segment.shard_size)
+        raise IndexError(f"the index has no row {row}")
+
     def ranges(self) -> list[PartRange]:
         """The ranges of shards that become a part each, in order."""
         return [part for segment in self.segments for part in segment.ranges()]
@@ -124,7 +136,29 @@ class Index:
     def batches(self) -> Iterator[list[Entry]]:
         """All entries, in order, a part's range at a time: for few images only, `tables` is far faster."""
         for table in self.tables():
-            yield [Entry(**row) for row in table.to_pylist()]
+            yield table_to_entries(table)
+
+    def range_table(self, part: PartRange) -> pa.Table:
+        """All columns that the index has of the images of a part, in order."""
+        return read_table(self.layout, self._segment(part.first).file_of(part.first)[0])
+
+    def shard_numbers(self, part: PartRange) -> NDArray[np.int64]:
+        """For each image of a part, in order, the number of its shard."""
+        return np.repeat(np.array(part.numbers), [self.shard(number).rows for number in part.numbers])
+
+    def amend(self, part: PartRange, newer: pa.Table) -> None:
+        """Take the present place, size and version of images of a part; which images a shard has never changes.
+
+        `newer` has the columns of the index. One file of it is replaced in one atomic step. Raises `StorageError`.
+        """
+        segment = self._segment(part.first)
+        before = self.range_table(part)
+        places = pc.fill_null(pc.index_in(before["image_id"], newer["image_id"].combine_chunks()), -1).to_numpy()
+        rows = np.where(places < 0, np.arange(before.num_rows), before.num_rows + places)
+        newer = newer.select(before.schema.names).cast(before.schema)
+        after = pa.concat_tables([before, newer]).take(pa.array(rows, pa.int64()))
+        if not after.equals(before):
+            write_file(self.layout, segment.file_of(part.first)[0], after, segment.shard_size)
 
     def _segment(self, shard: int) -> Segment:
         for segment in self.segments:

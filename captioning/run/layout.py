@@ -4,7 +4,9 @@ OUTPUT/part-00000000-00000255.parquet     the table, a file for a range of shard
 OUTPUT/_run/run.json                      what was run (`record`)
 OUTPUT/_run/index/                        the listing of the archive (`index`)
 OUTPUT/_run/staging/shard-00000000.parquet  finished shards that are not in a part yet
+OUTPUT/_run/retry/                        rows that are made again (`redo`)
 OUTPUT/_run/tmp/                          files being written
+OUTPUT/_run/hold.json                     which driver works here at the moment (`hold`)
 OUTPUT/_run/events.jsonl, summary.json
 """
 
@@ -78,9 +80,19 @@ class RunLayout:
         return self.root / "_run" / "staging"
 
     @property
+    def retry_dir(self) -> Location:
+        """The folder of rows that are made again, until their parts are rewritten."""
+        return self.root / "_run" / "retry"
+
+    @property
     def tmp_dir(self) -> Location:
         """The folder of files being written."""
         return self.root / "_run" / "tmp"
+
+    @property
+    def hold(self) -> Location:
+        """Which driver works here at the moment."""
+        return self.root / "_run" / "hold.json"
 
     @property
     def events(self) -> Location:

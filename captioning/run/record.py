@@ -127,10 +127,11 @@ class RunRecord:
         inputs: Sequence[str],
         fingerprint_parts: Mapping[str, Any],
         selection: Mapping[str, Any],
+        add: bool = False,
     ) -> None:
         """Raise `RunConflictError`, with the difference, unless this is a run of the same captioner and archive.
 
-        Further INPUTs are allowed: the archive has grown.
+        With `add`, further INPUTs are allowed: the archive grows.
         """
         lines = difference(self.fingerprint_parts, fingerprint_parts)
         lines += difference(
@@ -138,11 +139,24 @@ class RunRecord:
         )
         shown_inputs = redacted(inputs)
         lines += [f"INPUT {given}: in this run → not given" for given in self.inputs if given not in shown_inputs]
+        further = [] if add else [given for given in shown_inputs if given not in self.inputs]
+        lines += [f"INPUT {given}: not in this run → given" for given in further]
+        if lines:
+            shown = "\n  ".join(lines)
+            hint = " To take further INPUTs into that run, add --add." if further else ""
+            raise RunConflictError(
+                f"{layout.root} holds a run that differs from this one (there → now):\n  {shown}\n"
+                f"Give another OUTPUT with -o, or the model, settings and INPUTs of that run.{hint}"
+            )
+
+    def check_captioner(self, layout: RunLayout, fingerprint_parts: Mapping[str, Any]) -> None:
+        """Raise `RunConflictError`, with the difference, unless the captioner is that of this run."""
+        lines = difference(self.fingerprint_parts, fingerprint_parts)
         if lines:
             shown = "\n  ".join(lines)
             raise RunConflictError(
-                f"{layout.root} holds a run that differs from this one (there → now):\n  {shown}\n"
-                "Give another OUTPUT with -o, or the model, settings and INPUTs of that run."
+                f"The captioner is not the one that the run in {layout.root} was made with (there → now):\n  {shown}\n"
+                "Give the captioner of that run with --model REF."
             )
 
     def widen(self, layout: RunLayout, *, inputs: Sequence[str], archive: Sequence[str]) -> "RunRecord":

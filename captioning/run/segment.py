@@ -143,6 +143,17 @@ def entries_to_table(entries: Sequence[Entry], kept: pa.Schema | None = None) ->
     return pa.Table.from_arrays(arrays, schema=index_schema(kept))
 
 
+def table_to_entries(table: pa.Table) -> list[Entry]:
+    """The entries of a table with the columns of the index, in its order, without what is kept of the archive."""
+    there = set(table.schema.names)
+    return [Entry(**row) for row in table.select([name for name in INDEX_SCHEMA.names if name in there]).to_pylist()]
+
+
+def kept_of(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The kept columns, of this `schema`, of a table with the columns of the index."""
+    return table.select([KEPT_PREFIX + name for name in schema.names]).rename_columns(schema.names).cast(schema)
+
+
 def write_file(layout: RunLayout, name: str, table: pa.Table, shard_size: int) -> None:
     """Write one index file, a row group for each `shard_size` rows."""
     buffer = io.BytesIO()
@@ -161,13 +172,12 @@ def write_file(layout: RunLayout, name: str, table: pa.Table, shard_size: int) -
 
 def read_group(layout: RunLayout, name: str, group: int, expected: int) -> list[Entry]:
     """The entries of one row group. Raises `StorageError` when the file is damaged."""
-    return [Entry(**row) for row in _read_group(layout, name, group, expected, INDEX_SCHEMA.names).to_pylist()]
+    return table_to_entries(_read_group(layout, name, group, expected, INDEX_SCHEMA.names))
 
 
 def read_kept(layout: RunLayout, name: str, group: int, expected: int, schema: pa.Schema) -> pa.Table:
     """The kept columns, of this `schema`, of one row group. Raises `StorageError` when the file is damaged."""
-    table = _read_group(layout, name, group, expected, [KEPT_PREFIX + field for field in schema.names])
-    return table.rename_columns(schema.names).cast(schema)
+    return kept_of(_read_group(layout, name, group, expected, [KEPT_PREFIX + field for field in schema.names]), schema)
 
 
 def _read_group(layout: RunLayout, name: str, group: int, expected: int, columns: Sequence[str]) -> pa.Table:
@@ -187,11 +197,20 @@ def _read_group(layout: RunLayout, name: str, group: int, expected: int, columns
 
 def read_columns(layout: RunLayout, name: str, columns: Sequence[str]) -> pa.Table:
     """Those of some columns that one index file has. Raises `StorageError` when the file is damaged."""
+    return _read(layout, name, columns)
+
+
+def read_table(layout: RunLayout, name: str) -> pa.Table:
+    """All columns of one index file. Raises `StorageError` when the file is damaged."""
+    return _read(layout, name, None)
+
+
+def _read(layout: RunLayout, name: str, columns: Sequence[str] | None) -> pa.Table:
     location = layout.index_dir / name
     try:
         parquet = pq.ParquetFile(io.BytesIO(location.read_bytes()))
-        there = set(parquet.schema_arrow.names)
-        return parquet.read(columns=[column for column in columns if column in there])
+        there = parquet.schema_arrow.names
+        return parquet.read(columns=[column for column in columns if column in there] if columns is not None else there)
     except pa.ArrowInvalid as error:
         raise _damaged(location, error) from error
 

@@ -156,7 +156,7 @@ def write_staged(layout: RunLayout, shard: Shard, rows: Sequence[Row], kept: pa.
     """Stage the rows of a finished shard, in one atomic step; `kept` is `Index.kept` of it. Raises `StorageError`."""
     assert len(rows) == shard.rows, f"shard {shard.number} has {shard.rows} images, not {len(rows)}"
     assert len({row.image_id for row in rows}) == len(rows), f"an image comes twice in shard {shard.number}"
-    layout.staged(shard.number).write_bytes(_to_parquet(rows_to_table(rows, kept)), temp=layout.tmp_dir)
+    layout.staged(shard.number).write_bytes(to_parquet(rows_to_table(rows, kept)), temp=layout.tmp_dir)
 
 
 def staged_shards(layout: RunLayout) -> set[int]:
@@ -218,7 +218,7 @@ def _fold_range(layout: RunLayout, index: Index, part: PartRange, pool: ThreadPo
     # A file that is gone was folded and deleted by another driver.
     if len(tables) < len(found):
         return FoldResult((), tuple(damaged))
-    written = layout.part(part).create_bytes(_to_parquet(pa.concat_tables(tables)), temp=layout.tmp_dir)
+    written = layout.part(part).create_bytes(to_parquet(pa.concat_tables(tables)), temp=layout.tmp_dir)
     _delete_staged(layout, part.numbers, pool)
     return FoldResult((part,) if written else (), ())
 
@@ -267,7 +267,7 @@ def _check_columns(location: Location, schema: pa.Schema) -> None:
 def _read_staged(layout: RunLayout, schema: pa.Schema, shard: Shard) -> pa.Table | Literal[False] | None:
     """The staged rows of a shard; None when the file is gone, False when it cannot be used."""
     try:
-        table = _from_parquet(layout.staged(shard.number).read_bytes())
+        table = from_parquet(layout.staged(shard.number).read_bytes())
     except StorageError as error:
         if error.error_class == "missing":
             return None
@@ -288,13 +288,15 @@ def _sweep_tmp(layout: RunLayout) -> None:
             file.delete()
 
 
-def _to_parquet(table: pa.Table) -> bytes:
+def to_parquet(table: pa.Table, *, row_group_size: int = 65536) -> bytes:
+    """The table as the bytes of a Parquet file."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=65536, write_page_checksum=True)
+    pq.write_table(table, buffer, compression="zstd", row_group_size=row_group_size, write_page_checksum=True)
     return buffer.getvalue()
 
 
-def _from_parquet(data: bytes) -> pa.Table:
+def from_parquet(data: bytes) -> pa.Table:
+    """The table in the bytes of a Parquet file. Raises `pa.ArrowInvalid` or `OSError` for what is none."""
     return pq.ParquetFile(io.BytesIO(data)).read()
 
 

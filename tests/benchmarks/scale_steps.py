@@ -116,6 +116,7 @@ def pipeline(work: Path, shards: int) -> dict[str, Any]:
     """A whole run over so many shards in which nobody decodes or captions: what one costs, and the driver's memory."""
     import jobs.caption_run as job
     import jobs.pipeline
+    import jobs.run_driver as driver
     from jobs.caption_settings import CaptionSettings, OutputSettings, RuntimeSettings
     from jobs.ray_session import ray_session
 
@@ -124,8 +125,8 @@ def pipeline(work: Path, shards: int) -> dict[str, Any]:
     watch = _Watch()
     replaced: list[tuple[Any, str, Any]] = [
         (job, "open_sources", lambda *_: [MadeSource.of(shards * SHARD_SIZE)]),
-        (job, "LoadCaptioner", load_idle),
-        (job, "caption_shards", watch.over(job.caption_shards)),
+        (driver, "LoadCaptioner", load_idle),
+        (driver, "caption_shards", watch.over(driver.caption_shards)),
         (jobs.pipeline, "DecodeShard", IdleDecode),
     ]
     for module, name, value in replaced:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from captioning.captioner import inspect_captioner
 from captioning.errors import UnfinishedError
+from captioning.run.book import IndexBook
 from captioning.run.index import write_segment
 from captioning.run.layout import RunLayout
 from captioning.run.sources import open_sources
@@ -79,10 +80,12 @@ def test_a_captioner_that_never_works_is_one_clear_error(tmp_path: Path, tiny_ca
     layout = RunLayout(Location.parse(str(tmp_path / "out")))
     sources = open_sources([str(write_photos(tmp_path / "photos", 4))])
     index = write_segment(layout, sources, shard_size=2).commit()
-    work = Work(index, inspect_captioner(str(tiny_captioner)).preprocess, StorageSettings(), load, max_retries=1)
+    work = Work(
+        IndexBook(index), inspect_captioner(str(tiny_captioner)).preprocess, StorageSettings(), load, max_retries=1
+    )
     pools = plan_pools(RuntimeSettings(actors=1), cluster_nodes(), shards=2)
     with pytest.raises(UnfinishedError, match=says):
-        list(caption_shards(work, pools, index.shards()))
+        list(caption_shards(work, pools, [0, 1]))
     assert staged_shards(layout) == set()
 
 

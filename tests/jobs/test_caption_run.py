@@ -1,41 +1,31 @@
 """The flow of `caption`: checks, resume, growth, interrupts. The pipeline runs in this process, without Ray."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from typer.testing import CliRunner, Result
 
 import jobs.caption_run
+import jobs.run_driver
 from captioning.run.events import read_events
-from captioning.run.layout import RunLayout, Shard
+from captioning.run.hold import Hold, Holder, holder
+from captioning.run.layout import RunLayout
 from captioning.run.table import FoldResult
 from captioning.storage import Location
 from jobs.__main__ import app
-from jobs.caption_shard import CaptionShard
-from jobs.decode_shard import DecodeShard
 from jobs.pipeline import ShardResult, Work
-from jobs.pools import Node, Pools
-from tests.jobs.archive import assert_same_table, read_rows, write_odd_files, write_photos
-
-
-def in_process(work: Work, pools: Pools, shards: Sequence[Shard]) -> Iterator[ShardResult]:
-    """What `caption_shards` does, one shard after another."""
-    decode = DecodeShard(work.index, work.preprocess, work.storage)
-    actor = CaptionShard(work.load, work.index, pools.batch_size)
-    for shard in shards:
-        [row] = actor(decode(pa.table({"shard": pa.array([shard.number], pa.int64())}))).to_pylist()
-        yield ShardResult.from_row(row)
+from jobs.pools import Pools
+from tests.jobs.archive import assert_same_table, encode, picture, read_rows, write_odd_files, write_photos
+from tests.jobs.in_process import in_process, run_in_process
 
 
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs.caption_run, "ray_session", nullcontext)
-    monkeypatch.setattr(jobs.caption_run, "cluster_nodes", lambda: [Node(2)])
-    monkeypatch.setattr(jobs.caption_run, "caption_shards", in_process)
+    run_in_process(monkeypatch)
 
 
 @pytest.fixture
@@ -167,12 +157,12 @@ def test_a_damaged_staged_file_is_made_again(tmp_path: Path, caption, monkeypatc
 def test_an_interrupt_keeps_what_is_finished(tmp_path: Path, caption, monkeypatch) -> None:
     photos, output = write_photos(tmp_path / "photos", 16), tmp_path / "out"
 
-    def interrupted(work: Work, pools: Pools, shards: Sequence[Shard]) -> Iterator[ShardResult]:
+    def interrupted(work: Work, pools: Pools, shards: Sequence[int]) -> Iterator[ShardResult]:
         yield from in_process(work, pools, shards[:2])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.caption_run, "caption_shards", interrupted)
+        patch.setattr(jobs.run_driver, "caption_shards", interrupted)
         stopped = caption(photos, "-o", output, "--set", "output.shard_size=4")
     assert stopped.exit_code == 130
     assert "8 images of this run finished and kept. Give the same command again" in stopped.stderr
@@ -239,3 +229,112 @@ def test_an_id_that_two_inputs_share_is_refused_and_leaves_nothing(tmp_path: Pat
     named = caption(f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}", "-o", tmp_path / "out")
     assert named.exit_code == 0, named.output
     assert sorted(read_rows(tmp_path / "out"))[:2] == ["a/0/0000.jpg", "a/0/0002.jpg"]
+
+
+def layout_of(output: Path) -> RunLayout:
+    return RunLayout(Location.parse(str(output)))
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_second_driver_is_told_who_holds_the_output(tmp_path: Path, caption) -> None:
+    photos, output = write_photos(tmp_path / "photos", 4), tmp_path / "out"
+    with Hold(layout_of(output), say=print, command="caption, elsewhere"):
+        refused = caption(photos, "-o", output)
+        assert refused.exit_code == 1
+        assert "Another driver is at work in" in refused.stderr
+        assert "caption, elsewhere" in refused.stderr
+        assert not (output / "_run" / "run.json").exists()
+        assert CliRunner().invoke(app, ["verify", str(output)]).exit_code == 2  # it reads, whoever holds: no run yet
+    assert caption(photos, "-o", output).exit_code == 0
+    assert holder(layout_of(output)) is None
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_driver_that_lost_its_hold_stops_and_what_it_finished_is_kept(tmp_path: Path, caption, monkeypatch) -> None:
+    photos, output = write_photos(tmp_path / "photos", 16), tmp_path / "out"
+    other = replace(Holder.mine("caption, the other one"), token="other")
+
+    def lost(work: Work, pools: Pools, shards: Sequence[int]) -> Iterator[ShardResult]:
+        for number, result in enumerate(in_process(work, pools, shards)):
+            if number == 2:
+                layout_of(output).hold.write_bytes(other.to_json())
+                time.sleep(0.3)
+            yield result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.run_driver, "caption_shards", lost)
+        patch.setattr("captioning.run.hold._BEAT", 0.02)
+        stopped = caption(photos, "-o", output, "--set", "output.shard_size=4")
+    assert stopped.exit_code == 1
+    assert "Another driver has taken over" in stopped.stderr
+    assert len(staged(output)) == 3
+    assert holder(layout_of(output)) == other
+    layout_of(output).hold.delete()
+    assert caption(photos, "-o", output).exit_code == 0
+    assert summary(output).items() >= {"captioned": 4, "already_done": 12}.items()
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_another_input_is_taken_only_with_add(tmp_path: Path, caption) -> None:
+    first, second = write_photos(tmp_path / "first", 5), write_photos(tmp_path / "second", 3, first=50)
+    output = tmp_path / "out"
+    assert caption(first, "-o", output).exit_code == 0
+    for inputs in ((first, second), (second,)):
+        refused = caption(*inputs, "-o", output)
+        assert refused.exit_code == 2
+        assert "add --add" in refused.stderr
+    assert len(read_rows(output)) == 5
+    added = caption(second, "-o", output, "--add")
+    assert added.exit_code == 0, added.output
+    assert summary(output).items() >= {"inputs": 8, "captioned": 3, "already_done": 5}.items()
+    assert len(read_rows(output)) == 8
+    assert caption(first, second, "-o", output).stdout.startswith("Nothing to do: of 8 images")
+    assert "INPUT" in caption(first, "-o", output).stderr
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_refresh_captions_what_changed_and_nothing_else(tmp_path: Path, caption) -> None:
+    photos, output = write_photos(tmp_path / "photos", 12), tmp_path / "out"
+    assert caption(photos, "-o", output, "--set", "output.shard_size=4").exit_code == 0
+    before = read_rows(output)
+    changed, gone = sorted(before)[3], sorted(before)[7]
+    (photos / changed).write_bytes(encode(picture(77, (50, 20)), "JPEG"))
+    (photos / gone).unlink()
+    left = caption(photos, "-o", output)
+    assert left.exit_code == 0
+    assert "1 images changed since they were captioned; their captions stay (--refresh changed" in left.stderr
+    assert read_rows(output) == before
+    fresh = caption(photos, "-o", output, "--refresh", "changed")
+    assert fresh.exit_code == 0, fresh.output
+    assert "no longer in the archive; their rows stay" in fresh.stderr
+    after = read_rows(output)
+    assert {name for name in after if after[name] != before[name]} == {changed}
+    assert (after[changed]["width"], after[changed]["height"]) == (50, 20)
+    assert summary(output).items() >= {"inputs": 12, "captioned": 1, "already_done": 11}.items()
+    again = caption(photos, "-o", output, "--refresh", "changed")
+    assert again.stdout.startswith("Nothing to do")
+    assert "changed since" not in again.stderr
+    assert caption(photos, "-o", output, "--refresh", "all").exit_code == 2
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize("step", ["captioning.run.index.write_file", "jobs.caption_run.fold", "jobs.run_driver.verify"])
+def test_an_interrupt_anywhere_ends_cleanly(tmp_path: Path, caption, monkeypatch, step: str) -> None:
+    photos, output = write_photos(tmp_path / "photos", 6), tmp_path / "out"
+
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, interrupt)
+        stopped = caption(photos, "-o", output)
+    assert stopped.exit_code == 130
+    assert "Give the same command again to go on." in stopped.stderr
+    if step.endswith("write_file"):
+        assert "Nothing was written yet." in stopped.stderr
+        assert not output.exists()
+    else:
+        assert "6 images of this run finished and kept." in stopped.stderr
+        assert holder(layout_of(output)) is None
+    assert caption(photos, "-o", output).exit_code == 0
+    assert len(read_rows(output)) == 6

@@ -9,6 +9,7 @@ import pytest
 
 from captioning.data.preprocess import PreprocessSettings
 from captioning.errors import ImageError, UnfinishedError
+from captioning.run.book import IndexBook
 from captioning.run.index import write_segment
 from captioning.run.layout import RunLayout
 from captioning.run.sources import open_sources
@@ -144,7 +145,7 @@ def test_a_shard_that_two_processes_died_of_is_captioned_in_isolation(tmp_path: 
     attempts = Attempts(f"{tmp_path.name}-{os.getpid()}")
     for _ in range(2):
         begin_and_die(attempts, "shard-0")
-    actor = CaptionShard(Moody(deadly=[poison]), index, 4, attempts, 60.0)
+    actor = CaptionShard(Moody(deadly=[poison]), IndexBook(index), 4, attempts, 60.0)
     [result] = actor(decoded).to_pylist()
     assert result["error_classes"] == '{"crash": 1}'
     assert attempts.begin("shard-0") == 0
@@ -158,7 +159,7 @@ def test_a_captioner_whose_process_ends_while_it_loads_is_one_error(tmp_path: Pa
     layout = RunLayout(Location.parse(str(tmp_path / "out")))
     sources = open_sources([str(write_photos(tmp_path / "photos", 1))])
     index = write_segment(layout, sources, shard_size=5).commit()
-    actor = CaptionShard(Moody(), index, 4, attempts)
+    actor = CaptionShard(Moody(), IndexBook(index), 4, attempts)
     with pytest.raises(UnfinishedError, match="ended 4 times while it was loaded"):
         actor(decode_entries(0, index.rows(index.shard(0)), PreprocessSettings(size=8), StorageSettings()))
     attempts.end("load")

@@ -123,7 +123,7 @@ def test_another_driver_folds_while_this_one_has_read(
     drive(layout_of(tmp_path / "whole"), [archive])
     layout = layout_of(tmp_path / "out")
     index = started(layout, archive)
-    convert = table_module._to_parquet
+    convert = table_module.to_parquet
     others: list[Any] = []
 
     def convert_late(rows: Any) -> bytes:
@@ -132,7 +132,7 @@ def test_another_driver_folds_while_this_one_has_read(
             others[0] = fold(layout, index)
         return convert(rows)
 
-    monkeypatch.setattr(table_module, "_to_parquet", convert_late)
+    monkeypatch.setattr(table_module, "to_parquet", convert_late)
     mine = fold(layout, index)
     assert mine.folded == ()
     assert others[0].folded == tuple(index.ranges())

@@ -89,12 +89,14 @@ def test_an_archive_may_grow_but_not_be_another(tmp_path: Path, record: RunRecor
     layout = layout_of(tmp_path)
     record.create(layout)
     more = ("/data/photos", "/data/more")
-    record.check(layout, inputs=more, fingerprint_parts=record.fingerprint_parts, selection={})
+    with pytest.raises(RunConflictError, match="INPUT /data/more: not in this run → given(.|\n)*add --add"):
+        record.check(layout, inputs=more, fingerprint_parts=record.fingerprint_parts, selection={})
+    record.check(layout, inputs=more, fingerprint_parts=record.fingerprint_parts, selection={}, add=True)
     wider = record.widen(layout, inputs=more, archive=more)
     assert RunRecord.read(layout) == wider
     assert wider.inputs == more
     with pytest.raises(RunConflictError, match="INPUT /data/photos"):
-        wider.check(layout, inputs=("/data/more",), fingerprint_parts=record.fingerprint_parts, selection={})
+        wider.check(layout, inputs=("/data/more",), fingerprint_parts=record.fingerprint_parts, selection={}, add=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"format_version": 1}', b'{"format_version": "x"}'])

@@ -1,0 +1,38 @@
+"""The verb `retry`: captions again the rows that failed, and only those."""
+
+from typing import Annotated
+
+import typer
+
+from jobs.cli import ConfigOption, ModelOption, SetOption
+
+
+def retry(
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="A run's folder or URI.", show_default=False)],
+    error_class: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--error-class",
+            metavar="CLASS",
+            help="Only rows of this error class, such as network; can be repeated. Without it: all that failed.",
+        ),
+    ] = None,
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Caption again the rows that failed.
+
+    Model and settings are those of the run. --model is needed only when its checkpoint has moved,
+    and --set may change what makes no difference to captions: storage.*, runtime.*, errors.*. A row
+    that fails again keeps the newest reason; all other rows stay as they are.
+
+    Example: python -m jobs retry build/photos --error-class network --error-class timeout
+    """
+    from jobs.caption_outcome import require_success, retry_lines
+    from jobs.retry_run import RetryRequest, retry_rows
+
+    outcome = retry_rows(RetryRequest(output, tuple(error_class or ()), model, config, tuple(settings or ())))
+    for line in retry_lines(outcome, output, error_class or []):
+        print(line)
+    require_success(outcome, output, "Go on with it: python -m jobs caption INPUT… -o OUTPUT.")

@@ -1,0 +1,232 @@
+"""What every driver of a run does, whichever shards it works on: one owner, progress, diary, end.
+
+Knows Ray's pipeline by its results, and nothing of how the shards were chosen.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from captioning.errors import CaptioningError, HeldError, StorageError
+from captioning.run.book import ShardBook
+from captioning.run.events import append_event
+from captioning.run.hold import Hold
+from captioning.run.layout import RunLayout
+from captioning.run.verify import verify
+from jobs.caption_outcome import Outcome, summarise
+from jobs.caption_settings import CaptionSettings
+from jobs.caption_shard import LoadCaptioner
+from jobs.pipeline import ShardResult, Work, caption_shards
+from jobs.pools import Node, plan_pools
+from jobs.progress import Progress, counted
+
+if TYPE_CHECKING:
+    from captioning.captioner import CaptionerInfo
+
+#: Seconds between two events of progress.
+_EVENT_EVERY = 5.0
+
+
+class RunDriver:
+    """A driver at work in one OUTPUT; what it does is the subclass's. `ref` is the captioner's REF."""
+
+    info: "CaptionerInfo"
+
+    def __init__(
+        self, layout: RunLayout, settings: CaptionSettings, ref: str | None, decoding: dict[str, Any], stream: Any
+    ) -> None:
+        self.layout = layout
+        self.settings = settings
+        self.ref = absolute_ref(ref)
+        self.decoding = decoding
+        self.stream = stream
+        self.started = time.monotonic()
+        #: By what was done and to which shard: one that is done twice counts once.
+        self.results: dict[tuple[str, int], ShardResult] = {}
+        self.steady: float | None = None
+        #: Whether there is a run in OUTPUT, and with it a diary.
+        self.begun = False
+        self.hold: Hold | None = None
+
+    def inspect(self) -> "CaptionerInfo":
+        """The captioner of REF, without its weights. Raises `CheckpointError`, `SettingsError`."""
+        from captioning.captioner import inspect_captioner
+
+        return inspect_captioner(
+            self.ref,
+            decoding=self.decoding,
+            precision=self.settings.runtime.precision,
+            storage=self.settings.storage,
+        )
+
+    @contextmanager
+    def holding(self, again: str) -> Iterator[None]:
+        """Hold OUTPUT for as long as the work takes, and note how it ended; `again` says how to go on.
+
+        Raises `HeldError` when another driver has it, and `KeyboardInterrupt` with a message.
+        """
+        with self._leaving_nothing(), Hold(self.layout, say=self.say) as self.hold:
+            with suppress(StorageError):  # not everybody may list uploads
+                self.layout.root.abort_uploads("part-")
+            try:
+                yield
+            except KeyboardInterrupt:
+                self.note("interrupted")
+                raise KeyboardInterrupt(f"{self._kept()} {again}") from None
+            except HeldError:
+                raise  # the diary is another driver's by now
+            except CaptioningError as error:
+                self.note("stopped", reason=str(error))
+                if isinstance(error, StorageError) and self.begun:
+                    message = f"{error.message} {self._kept()} Once this is mended: {again[:1].lower()}{again[1:]}"
+                    raise StorageError(error.error_class, message) from error
+                raise
+
+    def _kept(self) -> str:
+        if not self.begun:
+            return "Nothing was written yet."
+        return f"{counted(self.finished(), 'image')} of this run finished and kept."
+
+    @contextmanager
+    def _leaving_nothing(self) -> Iterator[None]:
+        """Remove the folders of a run that never began, unless they are another driver's."""
+        try:
+            yield
+        finally:
+            if not self.begun and self.hold is not None and self.hold.held:
+                _remove_empty_folders(self.layout)
+
+    def finished(self) -> int:
+        """Images that this driver has finished."""
+        return sum(result.images for result in self.results.values())
+
+    def note(self, kind: str, **fields: Any) -> None:
+        """Add to the diary of a run that has begun; a diary that cannot be written stops nothing."""
+        if not self.begun:
+            return
+        try:
+            append_event(self.layout, kind, **fields)
+        except StorageError as error:
+            self.say(f"The event {kind!r} could not be noted: {error}")
+
+    def say(self, text: str) -> None:
+        """Tell people one line."""
+        Progress(0, stream=self.stream).say(text)
+
+    def work_off(
+        self,
+        book: ShardBook,
+        shards: Sequence[int],
+        *,
+        images: int,
+        total: int,
+        nodes: Sequence[Node],
+        finished: Callable[[int], None],
+        event: str = "start",
+    ) -> None:
+        """Have these shards captioned, `images` of `total` images; `finished` is told each one's number.
+
+        Raises the `CaptioningError` of a worker, `UnfinishedError` when workers die, and
+        `HeldError` when another driver has taken over.
+        """
+        runtime = self.settings.runtime
+        pools = plan_pools(runtime, nodes, shards=len(shards))
+        load = LoadCaptioner(
+            ref=self.ref,
+            name=self.info.name,
+            device=pools.device,
+            precision=runtime.precision,
+            decoding=self.decoding,
+            storage=self.settings.storage,
+            threads=pools.threads,
+        )
+        work = Work(
+            book,
+            self.info.preprocess,
+            self.settings.storage,
+            load,
+            runtime.max_retries,
+            fetching=self.settings.fetch,
+            decoding=self.settings.decode,
+            hang_s=runtime.hang_s,
+        )
+        self.note(event, model=self.info.name, pending=images, shards=len(shards), pools=str(pools))
+        with Progress(total, total - images, stream=self.stream) as progress:
+            progress.say(
+                f"{counted(images, 'image')} in {counted(len(shards), 'shard')} with {self.info.name}: {pools}."
+            )
+            diary = _Diary(self)
+            try:
+                for result in caption_shards(work, pools, shards):
+                    self.results[event, result.shard] = result
+                    progress.add(result.images, result.errors)
+                    self.steady = progress.steady_rate() or self.steady
+                    diary.add(result)
+                    self.check_hold()
+                    finished(result.shard)
+            finally:
+                diary.flush()
+
+    def check_hold(self) -> None:
+        """Raise `HeldError` when OUTPUT is another driver's by now."""
+        if self.hold is not None:
+            self.hold.check()
+
+    def finish(self) -> Outcome:
+        """Verify the table, and write what this driver did to `summary.json`."""
+        verdict = verify(self.layout)
+        seconds = time.monotonic() - self.started
+        summary = summarise(self.results.values(), verdict, seconds=seconds, steady_rate=self.steady)
+        self.check_hold()
+        self.layout.summary.write_text(json.dumps(summary, indent=2) + "\n", temp=self.layout.tmp_dir)
+        if self.results:
+            self.note("finished", ok=verdict.ok, seconds=summary["seconds"])
+        return Outcome(summary, verdict, self.settings.errors.max_fraction)
+
+
+def absolute_ref(ref: str | None) -> str | None:
+    """A checkpoint's folder as every process on this machine finds it; any other REF as it is."""
+    if ref is None or "://" in ref or not Path(ref).expanduser().is_dir():
+        return ref
+    from captioning.refs import bundled_names
+
+    return ref if ref in bundled_names() else str(Path(ref).expanduser().absolute())
+
+
+def _remove_empty_folders(layout: RunLayout) -> None:
+    """Leave nothing of a run that never began: folders only, and only those that are empty."""
+    if not layout.root.is_local:
+        return
+    for folder in (layout.index_dir, layout.tmp_dir, layout.root / "_run", layout.root):
+        try:
+            folder.local_path.rmdir()
+        except OSError:
+            continue
+
+
+class _Diary:
+    """Adds finished shards to the events, a few seconds' worth at a time."""
+
+    def __init__(self, run: RunDriver) -> None:
+        self._run = run
+        self._written = time.monotonic()
+        self._counts: Counter[str] = Counter()
+        self._classes: Counter[str] = Counter()
+
+    def add(self, result: ShardResult) -> None:
+        self._counts.update(shards=1, images=result.images, errors=result.errors)
+        self._classes.update(result.error_classes)
+        if time.monotonic() - self._written >= _EVENT_EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._counts:
+            classes = {"error_classes": dict(self._classes)} if self._classes else {}
+            self._run.note("shards", **self._counts, **classes)
+        self._counts.clear()
+        self._classes.clear()
+        self._written = time.monotonic()
