@@ -71,9 +71,9 @@ class SwapFile:
     def replace(self, data: bytes, tag: str) -> str | None:
         """Write `data` if the content still is that of `tag`; the new tag, or None. Raises `StorageError`."""
         if self.location.is_local:
-            return (
-                self._tag(data) if self._take_away(tag) and self.location.create_bytes(data, temp=self.temp) else None
-            )
+            with self._locked():
+                written = self._take_away(tag) and self.location.create_bytes(data, temp=self.temp)
+            return self._tag(data) if written else None
         if self.conditional:
             return self._put(data, tag)
         seen = self.read()
