@@ -25,9 +25,12 @@ class Attempts:
         """Mark that this process begins `key`; the number of processes that have died at it before."""
         dead = sum(not _is_alive(process) for process in self._marked(key))
         folder = self._folder
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{key}.{os.getpid()}").touch()
-        return dead
+        while True:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Between the two steps another process may have ended what it did, and removed the folder.
+            with contextlib.suppress(FileNotFoundError):
+                (folder / f"{key}.{os.getpid()}").touch()
+                return dead
 
     def end(self, key: str) -> None:
         """It is done: nobody died of it after all."""

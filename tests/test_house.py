@@ -33,6 +33,7 @@ EXTRAS = (
     "pandas",
     "peft",
     "tensorboard",
+    "pillow_heif",
 )
 
 

@@ -73,7 +73,24 @@ def is_cut_short(data: bytes) -> bool:
         return not data.rstrip(b"\x00").endswith(b";")
     if data[:4] == b"RIFF":
         return int.from_bytes(data[4:8], "little") + 8 > len(data)
+    if data[4:8] == b"ftyp":
+        return _lacks_boxes(data)
     return False
+
+
+def _lacks_boxes(data: bytes) -> bool:
+    """Whether the last box of an AVIF or HEIC file goes beyond its end (ISO/IEC 14496-12, 4.2)."""
+    at = 0
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        if size == 1:
+            size = int.from_bytes(data[at + 8 : at + 16], "big")
+        if size == 0:
+            return False  # to the end, wherever that is
+        if size < 8:
+            return False  # not a box: the file is damaged in another way
+        at += size
+    return at != len(data)
 
 
 def has_zero_tail(data: bytes) -> bool:

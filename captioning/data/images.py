@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from captioning.data.heic import FORMAT, INSTALL, has_heic
 from captioning.data.image_headers import has_zero_tail, header_size, is_cut_short, signature
 from captioning.errors import ImageError
 
@@ -31,13 +32,29 @@ MOST_PIXELS = 2 * MAX_PIXELS
 
 #: File names that are taken for images when a folder is searched (lower case).
 IMAGE_EXTENSIONS: frozenset[str] = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"}
-    | {".tif", ".tiff", ".jp2", ".j2k", ".avif", ".ppm", ".pgm"}
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".jif",
+        ".pjpeg",
+        ".pjp",
+        ".mpo",
+        ".png",
+        ".apng",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".dib",
+    }
+    | {".tif", ".tiff", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c", ".avif", ".avifs", ".heic", ".heif", ".hif"}
+    | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
 
 #: The formats that are opened. Others that Pillow knows run programs (EPS) or have no signature.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
-_READABLE = frozenset({"JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "JPEG 2000", "AVIF"})
+_READABLE = frozenset({"JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "JPEG 2000", "AVIF", "HEIC"})
 
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
@@ -90,8 +107,11 @@ def as_rgb_image(image: Image.Image) -> Image.Image:
 def _open(data: bytes) -> ImageFile.ImageFile:
     """Read the header. No pixel memory is allocated."""
     Image.init()
+    formats = [name for name in _FORMATS if name in Image.OPEN]
+    if signature(data) == "HEIC" and has_heic():
+        formats.append(FORMAT)
     try:
-        return Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
+        return Image.open(io.BytesIO(data), formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         found = re.search(r"\d+", str(error))
         count = f"{int(found[0]):,} pixels" if found else "Its size"
@@ -173,6 +193,8 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 def _unidentified(data: bytes) -> ImageError:
     name = signature(data)
+    if name == "HEIC" and not has_heic():
+        return ImageError("unsupported", f"HEIC images are read with the extra heic: {INSTALL}")
     if name in _READABLE:
         if is_cut_short(data):
             return ImageError("truncated", _cut_text(data))

@@ -205,7 +205,7 @@ def test_zero_bytes():
         (b"<!DOCTYPE html><html><body>404</body></html>", "not_an_image", "HTML"),
         (b"PK\x03\x04" + bytes(40), "not_an_image", "zip"),
         (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "unsupported", "SVG"),
-        (b"\x00\x00\x00\x18ftypheic" + bytes(100), "unsupported", "HEIC"),
+        (b"\x00\x00\x00\x18ftypheic" + bytes(100), "decode", "HEIC"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not_an_image", "PostScript"),
         (b"\xff\xd8\xff", "truncated", "missing"),
         (b"\x89PNG\r\n\x1a\n", "truncated", "missing"),
@@ -289,5 +289,6 @@ def test_to_rgb_converts_pil_images_of_any_mode():
 
 def test_extensions_are_lower_case():
     assert {".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"} <= IMAGE_EXTENSIONS
+    assert {".avif", ".heic", ".heif", ".jp2"} <= IMAGE_EXTENSIONS
     assert all(extension == extension.lower() and extension.startswith(".") for extension in IMAGE_EXTENSIONS)
     assert MAX_PIXELS > 12_000 * 6_000
