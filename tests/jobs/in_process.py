@@ -17,7 +17,7 @@ from jobs.pools import Node, Pools
 
 def in_process(work: Work, pools: Pools, shards: Sequence[int]) -> Iterator[ShardResult]:
     """Fetch, decode, caption and stage these shards."""
-    decode = DecodeShard(work.book, work.preprocess, work.storage)
+    decode = DecodeShard(work.book, work.preprocess, work.storage, work.fetching, work.decoding)
     actor = CaptionShard(work.load, work.book, pools.batch_size)
     for number in shards:
         [row] = actor(decode(pa.table({"shard": pa.array([number], pa.int64())}))).to_pylist()
