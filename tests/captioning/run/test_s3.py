@@ -1,7 +1,11 @@
 """A run on an object store: an S3 of this machine, made by moto."""
 
+import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from captioning.errors import StorageError
@@ -13,7 +17,7 @@ from captioning.run.sources import open_sources
 from captioning.run.table import fold, write_staged
 from captioning.run.verify import verify
 from captioning.storage import Location, StorageSettings
-from tests.captioning.run.runs import drive, photos, shard_rows, table
+from tests.captioning.run.runs import drive, make_tar, photos, shard_rows, table
 from tests.s3 import s3_server
 
 pytestmark = [pytest.mark.usefixtures("small_parts")]
@@ -89,3 +93,32 @@ def test_a_run_with_its_archive_and_output_on_s3(storage: StorageSettings) -> No
     assert [event["event"] for event in read_events(layout)] == ["one", "two"]
     globbed = open_sources(["s3://photos/archive/p/00{1,3}.jpg"], storage)[0]
     assert [entry.image_id for entry in globbed.entries()] == ["001.jpg", "003.jpg"]
+
+
+def test_tables_and_tars_on_s3(storage: StorageSettings, tmp_path: Path) -> None:
+    """A folder of Parquet files, a tar and an Arrow file of URIs, none of which is copied here first."""
+    root = Location.parse("s3://photos/containers", storage)
+    images = [b"image %d" % number for number in range(40)]
+    for number in range(2):
+        pq.write_table(pa.table({"jpg": images[20 * number :][:20]}), tmp_path / "x.parquet", row_group_size=6)
+        (root / "tables" / f"{number}.parquet").write_bytes((tmp_path / "x.parquet").read_bytes())
+    make_tar(tmp_path / "x.tar", [(f"{number}.jpg", data) for number, data in enumerate(images[:5])])
+    (root / "x#y.tar").write_bytes((tmp_path / "x.tar").read_bytes())
+    (root / "near" / "a.jpg").write_bytes(b"near")
+    uris = pa.table({"uri": ["near/a.jpg", f"{root.uri}/near/a.jpg", "s3://photos/containers/none.jpg"]})
+    with pa.OSFile(str(tmp_path / "u.arrow"), "wb") as file, pa.ipc.new_stream(file, uris.schema) as writer:
+        writer.write_table(uris)
+    (root / "u.arrow").write_bytes((tmp_path / "u.arrow").read_bytes())
+    sources = open_sources([f"{root.uri}/tables", f"{root.uri}/x#y.tar", f"{root.uri}/u.arrow"], storage)
+    tables, tar, listed = (list(source.entries()) for source in sources)
+    assert [entry.image_id for entry in tables[19:21]] == ["0.parquet#19", "1.parquet#0"]
+    assert [fetch(entry, storage) for entry in tables] == images
+    assert [fetch(entry, storage) for entry in tar] == images[:5]
+    assert [fetch(entry, storage) for entry in listed[:2]] == [b"near", b"near"]
+    with pytest.raises(StorageError) as caught:
+        fetch(listed[2], storage)
+    assert caught.value.error_class == "missing"
+    (root / "tables" / "1.parquet").delete()
+    with pytest.raises(StorageError) as caught:
+        fetch(dataclasses.replace(tables[-1], version="of a file that nobody holds open"), storage)
+    assert caught.value.error_class == "missing"
