@@ -92,6 +92,8 @@ class _CaptionRun(RunDriver):
             self._check_output()
             self._add_recorded_inputs()
             self.kept = kept_schema(self.sources)
+            # A name that the table has taken is refused now, before a new run is begun.
+            schema_description(self.kept)
             self.info = self.inspect()
             self.record = self._check_record()
 

@@ -91,7 +91,9 @@ class Plan:
     @property
     def table_bytes(self) -> int | None:
         """The table's size, about."""
-        return round(self.trial.bytes_a_row * self.survey.images) if self.trial.bytes_a_row else None
+        if self.trial.bytes_a_row is None:
+            return None
+        return round(self.trial.bytes_a_row * self.survey.images) + self.survey.kept_bytes
 
 
 def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:

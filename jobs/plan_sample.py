@@ -32,7 +32,7 @@ class Survey:
 
     `bytes_known` are the sizes that the listing told, of `sized` images. The sample is in random
     order: any first part of it is from all over the archive. `index_bytes` is what the index of the
-    whole will have, about.
+    whole will have, about, and `kept_bytes` what columns kept of the archive add to the table.
     """
 
     images: int
@@ -40,6 +40,7 @@ class Survey:
     sized: int
     sample: tuple[Entry, ...]
     index_bytes: int
+    kept_bytes: int = 0
 
     @property
     def bytes_total(self) -> int | None:
@@ -63,21 +64,25 @@ def draw(tables: Iterable[pa.Table], most: int) -> Survey:
     numbers = np.random.default_rng(0)
     keys, kept = np.empty(0), INDEX_SCHEMA.empty_table()
     images = known = sized = 0
-    index_bytes = measured = 0
+    index_bytes = kept_bytes = measured = 0
     for table in tables:
         images += table.num_rows
+        bare = table.select(INDEX_SCHEMA.names)
         if measured < _MEASURED:
             index_bytes += _index_bytes(table)
+            if table.num_columns > bare.num_columns:
+                kept_bytes += _index_bytes(table.drop_columns(INDEX_SCHEMA.names))
             measured = images
         sized += table.num_rows - table["size_bytes"].null_count
         known += pc.sum(table["size_bytes"]).as_py() or 0
         keys = np.concatenate([keys, numbers.random(table.num_rows)])
-        kept = pa.concat_tables([kept, table])
+        kept = pa.concat_tables([kept, bare])
         if len(keys) > 2 * most + _SLACK:
             keys, kept = _lowest(keys, kept, most)
     keys, kept = _lowest(keys, kept, most)
     entries = tuple(Entry(**row) for row in kept.to_pylist())
-    return Survey(images, known, sized, entries, round(index_bytes / measured * images) if images else 0)
+    scale = images / measured if measured else 0.0
+    return Survey(images, known, sized, entries, round(index_bytes * scale), round(kept_bytes * scale))
 
 
 def _lowest(keys: NDArray[np.float64], kept: pa.Table, most: int) -> tuple[NDArray[np.float64], pa.Table]:

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import jobs.caption_run
+import jobs.run_driver
 from captioning.data.heic import has_heic
 from jobs.__main__ import app
 from jobs.pools import Node
@@ -133,7 +134,7 @@ def test_inputs_that_cannot_be_meant_end_with_2(
     # What stands on a later line is found when all is listed, which is after Ray was started.
     monkeypatch.setattr(jobs.caption_run, "ray_session", nullcontext)
     monkeypatch.setattr(jobs.caption_run, "cluster_nodes", lambda: [Node(2)])
-    monkeypatch.setattr(jobs.caption_run, "caption_shards", forbidden)
+    monkeypatch.setattr(jobs.run_driver, "caption_shards", forbidden)
     monkeypatch.chdir(tmp_path)
     write_photos(tmp_path / "photos", 2)
     photo = encode(picture(1), "JPEG")

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -299,3 +300,16 @@ def test_a_captions_line_break_stays_one_line(tmp_path: Path) -> None:
     part.write_bytes(out.getvalue())
     export(run, "txt", "-o", tmp_path / "out")
     assert (tmp_path / "out" / "1.txt").read_text() == "two lines\n"
+
+
+def test_columns_kept_of_the_archive_go_along(tmp_path: Path) -> None:
+    run = make_run(tmp_path, ["1.jpg"])
+    [part] = run.output.glob("part-*.parquet")
+    pq.write_table(pq.read_table(part).append_column("label", [["tabby"]]), part)
+    export(run, "imagefolder", "-o", tmp_path / "folder")
+    assert json.loads((tmp_path / "folder" / "metadata.jsonl").read_text())["label"] == "tabby"
+    export(run, "webdataset", "-o", tmp_path / "tars")
+    with tarfile.open(tmp_path / "tars" / "captions-000000.tar") as tar:
+        member = tar.extractfile("1.json")
+        assert member is not None
+        assert json.load(member)["label"] == "tabby"

@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -11,7 +13,7 @@ from captioning.run.segment import entries_to_table
 from captioning.run.sources import Entry
 from jobs.__main__ import app
 from jobs.plan_sample import draw
-from tests.jobs.archive import write_photos
+from tests.jobs.archive import encode, picture, write_photos
 
 
 @pytest.fixture
@@ -59,6 +61,19 @@ def test_a_plan_for_people_and_what_is_done_left_out(tmp_path: Path, plan, tiny_
     assert "9 images from all over it" in done.output
     assert "5 images that OUTPUT lacks" in done.output
     assert files(tmp_path) == before
+
+
+def test_a_table_of_images_with_columns_that_are_kept(tmp_path: Path, plan) -> None:
+    rows = [{"image": encode(picture(number), "JPEG"), "label": f"label {number}"} for number in range(24)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "photos.parquet")
+    sizes = {}
+    for columns in ("[]", "[label]"):
+        done = plan(tmp_path / "photos.parquet", "--json", "--sample", "16", "--set", f"input.keep_columns={columns}")
+        assert done.exit_code == 0, done.output
+        values = json.loads(done.stdout)
+        assert (values["images"], values["error_classes"]) == (24, {})
+        sizes[columns] = values["table_bytes"]
+    assert sizes["[label]"] > sizes["[]"]
 
 
 def test_what_caption_would_refuse_is_refused(tmp_path: Path, plan, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,11 @@ from captioning.run.export.images import with_bytes
 from captioning.run.export.names import STATE_FOLDER
 from captioning.run.export.table import ExportRow, Piece
 from captioning.run.export.target import Counts
+from captioning.run.table import SCHEMA
 from captioning.storage import Location
+
+#: Columns that the loader or this export gives a meaning.
+_OURS = ("file_name", "text", "image")
 
 
 class ImageFolderFormat(Format):
@@ -79,7 +83,7 @@ class ImageFolderFormat(Format):
         with self.target.stream(self._metadata) as file:
             for row in self.all_rows():
                 if row.number not in self._missing:
-                    file.write((json.dumps(self._facts(row), ensure_ascii=False) + "\n").encode())
+                    file.write((json.dumps(self._facts(row), ensure_ascii=False, default=str) + "\n").encode())
                     written += 1
         return Counts(written=written) if self.rows_a_piece is None else None
 
@@ -109,4 +113,5 @@ class ImageFolderFormat(Format):
     def _facts(self, row: ExportRow) -> dict[str, Any]:
         columns = ("image_id", "score", "num_tokens", "width", "height", "model", "status", "error_class")
         given = {key: row.row[key] for key in columns}
-        return {"file_name": self._name(row), "text": row.row["caption"]} | given
+        kept = {key: value for key, value in row.row.items() if key not in _OURS and key not in SCHEMA.names}
+        return {"file_name": self._name(row), "text": row.row["caption"]} | given | kept
