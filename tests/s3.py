@@ -30,6 +30,8 @@ def s3_server(bucket: str) -> Iterator[StorageSettings]:
             host, port = server.get_host_and_port()
             endpoint = f"http://{host}:{port}"
             boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket)
+            # All servers of a process share what they hold.
+            boto3.resource("s3", endpoint_url=endpoint).Bucket(bucket).objects.delete()
             yield StorageSettings(endpoint=endpoint)
         finally:
             server.stop()

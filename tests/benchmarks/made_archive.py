@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from captioning.run.book import ShardBook
 from captioning.run.index import Index
 from captioning.run.layout import PartRange, RunLayout
 from captioning.run.sources import Entry, Source
@@ -93,8 +94,8 @@ def write_made_part(layout: RunLayout, index: Index, part: PartRange) -> None:
 class IdleDecode:
     """In the place of `DecodeShard`: a pixel an image, of nothing."""
 
-    def __init__(self, index: Index, *_: Any, **__: Any) -> None:
-        self.index = index
+    def __init__(self, book: ShardBook, *_: Any, **__: Any) -> None:
+        self.book = book
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         from jobs.decode_shard import DECODED
@@ -104,7 +105,7 @@ class IdleDecode:
         rows = [
             {"image_id": entry.image_id, "uri": entry.uri, "size_bytes": entry.size_bytes, "decode_seconds": 0.0}
             | fixed
-            for entry in self.index.rows(self.index.shard(number))
+            for entry in self.book.entries(number)
         ]
         return pa.Table.from_pylist(rows, schema=DECODED)
 
