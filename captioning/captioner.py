@@ -4,19 +4,17 @@ Above it nobody knows which model runs; below it nobody knows what for. A captio
 a tokenizer, a preprocessing and a decoding, loaded together from a checkpoint.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 
-from captioning.config import build, to_dict
+from captioning.captioner_info import Precision, inspect_captioner, override_decoding
 from captioning.data.images import to_rgb
 from captioning.data.preprocess import Preprocess, PreprocessSettings
 from captioning.data.tokenizers import Tokenizer, load_tokenizer
@@ -24,14 +22,10 @@ from captioning.decoding.search import Hypothesis, decode
 from captioning.decoding.settings import DecodingSettings
 from captioning.errors import SettingsError
 from captioning.models.base import CaptionModel
-from captioning.models.checkpoint import hash_files, load_model, read_config
-from captioning.refs import resolve
+from captioning.models.checkpoint import load_model
+from captioning.models.checkpoint_config import read_config
 from captioning.storage import StorageSettings
 
-#: Raised by one whenever the same weights and settings would give other captions.
-NUMERICS_VERSION = 1
-
-Precision = Literal["fp32", "bf16"]
 Image = PIL.Image.Image | np.ndarray[Any, Any] | str | Path
 
 
@@ -50,19 +44,6 @@ class Caption:
     """Whether it came to its end token; if not, it was cut at `max_new_tokens`."""
     unknown: bool = False
     """Whether it holds a token that stands for no word."""
-
-
-@dataclass(frozen=True)
-class CaptionerInfo:
-    """What a captioner is, known without loading its weights."""
-
-    name: str
-    folder: Path
-    preprocess: PreprocessSettings
-    decoding: DecodingSettings
-    #: Everything that decides what it writes; the fingerprint hashes this.
-    identity: Mapping[str, Any]
-    provenance: Mapping[str, Any]
 
 
 class Captioner:
@@ -179,34 +160,6 @@ def load_captioner(
     model = load_model(info.folder, read_config(info.folder), tokenizer)
     model.to(_device(device)).eval().requires_grad_(False)
     return Captioner(model, tokenizer, info.preprocess, info.decoding, name=info.name, precision=precision)
-
-
-def inspect_captioner(
-    ref: str | None = None,
-    *,
-    decoding: Mapping[str, Any] | None = None,
-    precision: Precision = "fp32",
-    storage: StorageSettings = StorageSettings(),
-) -> CaptionerInfo:
-    """What the captioner `ref` is and how it would decode, without loading its weights into memory."""
-    stem, folder = resolve(ref, storage)
-    config = read_config(folder)
-    hashes = hash_files(folder)
-    settings = override_decoding(config.decoding, decoding or {})
-    identity = {
-        "files": hashes,
-        **config.written,
-        "decoding": to_dict(settings),
-        "precision": precision,
-        "numerics_version": NUMERICS_VERSION,
-    }
-    short = hashlib.sha256(json.dumps([hashes, config.written], sort_keys=True).encode()).hexdigest()[:8]
-    return CaptionerInfo(f"{stem}-{short}", folder, config.preprocess, settings, identity, config.provenance)
-
-
-def override_decoding(settings: DecodingSettings, overrides: Mapping[str, Any]) -> DecodingSettings:
-    """`settings` with some values replaced, checked as if read from a file. Raises `SettingsError`."""
-    return build(DecodingSettings, {**to_dict(settings), **overrides}, where="the decoding settings")
 
 
 def _device(name: str) -> torch.device:

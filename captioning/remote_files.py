@@ -3,7 +3,7 @@
 There is one file system object a process and store, whatever the thread: its connections are
 used again (fsspec's own registry keeps one a thread, and every new one connects anew). Nothing
 here crosses a process border. This module raises the clients' own errors; `storage` words them
-and tries again.
+and tries again. fsspec is imported with the first store: whoever has only local files does without.
 """
 
 import os
@@ -12,9 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
-
-import fsspec
-import fsspec.asyn
 
 from captioning.config import settings
 from captioning.errors import UsageError
@@ -206,12 +203,12 @@ class RemoteFiles:
             raise
 
     def _cat(self, uri: str, start: int | None, end: int | None, seconds: float | None) -> bytes:
+        from fsspec.asyn import AsyncFileSystem, sync
+
         path = self._path(uri)
-        if seconds is not None and isinstance(self._fs, fsspec.asyn.AsyncFileSystem):
+        if seconds is not None and isinstance(self._fs, AsyncFileSystem):
             # Not `cat_file`, which knows no time limit: the request is cancelled, its connection closed.
-            return bytes(
-                fsspec.asyn.sync(self._fs.loop, self._fs._cat_file, path, start=start, end=end, timeout=seconds)
-            )
+            return bytes(sync(self._fs.loop, self._fs._cat_file, path, start=start, end=end, timeout=seconds))
         return bytes(self._fs.cat_file(path, start=start, end=end))
 
     def _path(self, uri: str) -> str:
@@ -233,6 +230,8 @@ def _filesystem(protocol: str, storage: StorageSettings) -> Any:
 
 
 def _make_filesystem(protocol: str, storage: StorageSettings, hurried: bool) -> Any:
+    import fsspec
+
     try:
         filesystem = fsspec.filesystem(protocol, **_options(protocol, storage, hurried))
     except ImportError as error:

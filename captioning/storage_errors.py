@@ -4,7 +4,6 @@ Operating systems, object stores and their clients each name failures in their o
 module turns all of them into `StorageError`. It does not know how files are read or written.
 """
 
-import asyncio
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,7 +108,7 @@ def classify(error: BaseException) -> tuple[str | None, bool]:
         return "credentials", False
     if isinstance(error, PermissionError):
         return "forbidden", False
-    if isinstance(error, TimeoutError | asyncio.TimeoutError) or "Timeout" in name:
+    if isinstance(error, TimeoutError) or "Timeout" in name:
         return "timeout", True
     if isinstance(error, ConnectionError) or any(kind.__name__ in _NETWORK_NAMES for kind in type(error).__mro__):
         return "network", True

@@ -42,7 +42,7 @@ def average(
     Example: python -m jobs average build/one/best build/two/best -o build/average --weights 0.5,0.5
     """
     from captioning.models.average import Source, average_checkpoints
-    from captioning.models.checkpoint import CONFIG
+    from captioning.models.checkpoint_config import CONFIG
     from captioning.refs import resolve
 
     text, where = read_config(config)

@@ -73,7 +73,9 @@ def caption(
     from jobs.caption_outcome import final_lines, require_success
     from jobs.caption_run import Request, caption_archive
     from jobs.caption_settings import read_caption_settings
+    from jobs.without_pandas import without_pandas
 
+    without_pandas()
     parsed, decoding = read_caption_settings(config, settings or [])
     selection = Selection(limit=limit, sample=sample, where=where)
     refreshing = refresh is not None

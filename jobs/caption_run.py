@@ -38,7 +38,7 @@ from jobs.ray_session import ray_session
 from jobs.run_driver import RunDriver
 
 if TYPE_CHECKING:
-    from captioning.captioner import CaptionerInfo
+    from captioning.captioner_info import CaptionerInfo
 
 #: How often a shard whose staged file turns out damaged is captioned again.
 _REPAIRS = 3

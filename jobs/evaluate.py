@@ -101,7 +101,7 @@ def evaluate(
 
     Example: python -m jobs evaluate --data build/shards --beams 1,3 -o build/captions.jsonl
     """
-    from captioning.captioner import inspect_captioner, load_captioner
+    from captioning.captioner_info import inspect_captioner
     from captioning.data.shards import ShardSet
     from captioning.metrics.meteor import is_available
     from jobs.evaluate_search import evaluate_search, folder_to_save
@@ -120,6 +120,8 @@ def evaluate(
     )
     for decoding in decodings:
         inspect_captioner(model, decoding=decoding, precision=parsed.precision, storage=parsed.storage)
+    from captioning.captioner import load_captioner
+
     captioner = load_captioner(
         model,
         device=parsed.device,
@@ -151,7 +153,7 @@ def _evaluate(
     parsed: EvaluateSettings,
     meteor: bool,
 ) -> list[Evaluation]:
-    from captioning.captioner import override_decoding
+    from captioning.captioner_info import override_decoding
     from captioning.training.validation import describe_each, score
     from jobs.progress import Progress
 

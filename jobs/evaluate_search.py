@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def folder_to_save(model: str | None) -> Path:
     """The checkpoint's folder that `--save` writes to. Raises `UsageError` for one that is not a folder here."""
-    from captioning.models.checkpoint import CONFIG
+    from captioning.models.checkpoint_config import CONFIG
     from captioning.refs import bundled_names
 
     folder = Path(model).expanduser() if model else None

@@ -103,7 +103,9 @@ def export(
     from jobs.export_settings import ExportSettings
     from jobs.progress import counted
     from jobs.run_storage import storage_of_run
+    from jobs.without_pandas import without_pandas
 
+    without_pandas()
     text, where = read_config(config)
     given = read_settings(ExportSettings, text, settings or [], where=where).storage
     layout = RunLayout(Location.parse(output, given or StorageSettings()))

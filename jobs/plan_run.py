@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from captioning.captioner_info import CaptionerInfo, inspect_captioner
 from captioning.errors import StorageError, UsageError
 from captioning.run.book import IndexBook
 from captioning.run.index import choose_shard_size
@@ -39,9 +40,6 @@ from jobs.pools import Pools, plan_pools
 from jobs.progress import counted
 from jobs.ray_session import ray_session
 from jobs.run_driver import absolute_ref
-
-if TYPE_CHECKING:
-    from captioning.captioner import CaptionerInfo
 
 #: Images that are drawn when nobody says how many, and seconds for which they are captioned at full speed.
 MOST_SAMPLED = 16_384
@@ -102,8 +100,6 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
     Raises `UsageError` for what `caption` would refuse too, and `UnfinishedError` or `StorageError`
     where the sample cannot be captioned at all.
     """
-    from captioning.captioner import inspect_captioner
-
     began = time.monotonic()
     settings = request.settings
     sources = open_sources(request.inputs, settings.storage, settings.input)
@@ -195,7 +191,7 @@ def _pending(record: RunRecord, where: Standing, archive: Survey) -> int:
 
 
 def _check_output(
-    request: PlanRequest, sources: list[Source], info: "CaptionerInfo"
+    request: PlanRequest, sources: list[Source], info: CaptionerInfo
 ) -> tuple[RunLayout, RunRecord] | None:
     """The run in OUTPUT, if one is given and there is a run in it. Raises `UsageError` where `caption` would."""
     if request.output is None:

@@ -31,7 +31,9 @@ def retry(
     """
     from jobs.caption_outcome import require_success, retry_lines
     from jobs.retry_run import RetryRequest, retry_rows
+    from jobs.without_pandas import without_pandas
 
+    without_pandas()
     outcome = retry_rows(RetryRequest(output, tuple(error_class or ()), model, config, tuple(settings or ())))
     for line in retry_lines(outcome, output, error_class or []):
         print(line)

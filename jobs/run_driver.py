@@ -25,7 +25,7 @@ from jobs.pools import Node, plan_pools
 from jobs.progress import Progress, counted
 
 if TYPE_CHECKING:
-    from captioning.captioner import CaptionerInfo
+    from captioning.captioner_info import CaptionerInfo
 
 #: Seconds between two events of progress.
 _EVENT_EVERY = 5.0
@@ -54,7 +54,7 @@ class RunDriver:
 
     def inspect(self) -> "CaptionerInfo":
         """The captioner of REF, without its weights. Raises `CheckpointError`, `SettingsError`."""
-        from captioning.captioner import inspect_captioner
+        from captioning.captioner_info import inspect_captioner
 
         return inspect_captioner(
             self.ref,

@@ -35,7 +35,9 @@ def status(
     from captioning.storage import Location
     from jobs.status_facts import status_of
     from jobs.verify_settings import VerifySettings
+    from jobs.without_pandas import without_pandas
 
+    without_pandas()
     text, where = read_config(config)
     parsed = read_settings(VerifySettings, text, settings or [], where=where)
     found = status_of(RunLayout(Location.parse(output, parsed.storage)), read_errors=errors)

@@ -15,8 +15,9 @@ from captioning.data.tokenizers import WordTokenizer
 from captioning.decoding.settings import DecodingSettings
 from captioning.models.base import Vocabulary
 from captioning.models.checkpoint import save_checkpoint
-from captioning.models.cnn_lstm import CnnLstm, CnnLstmSettings
-from captioning.models.encoders import EncoderSettings
+from captioning.models.cnn_lstm import CnnLstm
+from captioning.models.cnn_lstm_settings import CnnLstmSettings
+from captioning.models.encoder_settings import EncoderSettings
 from captioning.storage import Location
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 230), "white": (240, 240, 240)}

@@ -17,14 +17,8 @@ from torch import Tensor
 from captioning.config import to_dict
 from captioning.data.tokenizers import load_tokenizer
 from captioning.errors import CheckpointError, SettingsError
-from captioning.models.checkpoint import (
-    WEIGHTS,
-    CheckpointConfig,
-    hash_files,
-    load_model,
-    read_config,
-    save_checkpoint,
-)
+from captioning.models.checkpoint import load_model, save_checkpoint
+from captioning.models.checkpoint_config import WEIGHTS, CheckpointConfig, hash_files, read_config
 
 #: Settings of a model that say how it learns: they may differ, the first checkpoint's are kept.
 _OF_LEARNING = frozenset(

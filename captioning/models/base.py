@@ -7,19 +7,17 @@ B images, C captions an image, T tokens, V vocabulary entries, S pixels a side.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captioning.decoding.stepper import Stepper
 from captioning.errors import SettingsError
+from captioning.models.encoder_settings import EncoderShare
 
 #: Target id that is not learned from (the default `ignore_index` of PyTorch's cross entropy).
 PAD_TARGET = -100
-
-#: How much of an image encoder learns: nothing, the parts that make the last and coarsest grid (`late`), or all of it.
-EncoderShare = Literal["frozen", "late", "all"]
 
 
 @dataclass(frozen=True)

@@ -1,46 +1,27 @@
 """A captioner on disk: `config.json`, `model.safetensors`, tokenizer files and a model card.
 
-Reads and writes folders on a local disk. Where a checkpoint comes from is `refs.py`'s business.
+Reads and writes folders on a local disk; what can be told without the weights, `checkpoint_config` reads.
+Where a checkpoint comes from is `refs.py`'s business.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import safetensors
 import torch
-from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from captioning.config import build, to_dict
+from captioning.config import to_dict
 from captioning.data.preprocess import PreprocessSettings
 from captioning.data.tokenizers import Tokenizer
 from captioning.decoding.settings import DecodingSettings
-from captioning.errors import CheckpointError, SettingsError
+from captioning.errors import CheckpointError
 from captioning.models.base import CaptionModel, Vocabulary
-from captioning.models.registry import ModelSettings, build_model
-
-FORMAT_VERSION = 1
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-CARD = "README.md"
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """What `config.json` says: everything about a captioner but its weights and words."""
-
-    #: Architecture and preprocessing as written: a setting that a later version adds does not change them.
-    written: Mapping[str, Any]
-    architecture: Any
-    preprocess: PreprocessSettings
-    decoding: DecodingSettings
-    #: How it was made: data, recipe, scores. For people; nothing is computed from it.
-    provenance: Mapping[str, Any]
+from captioning.models.checkpoint_config import CARD, CONFIG, FORMAT_VERSION, WEIGHTS, CheckpointConfig
+from captioning.models.registry import build_model
 
 
 def save_checkpoint(
@@ -80,39 +61,6 @@ def save_checkpoint(
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_config(folder: Path) -> CheckpointConfig:
-    """What the checkpoint in `folder` is, without its weights. Raises `CheckpointError`."""
-    path = folder / CONFIG
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a checkpoint of a captioner: it has no {CONFIG}.") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(values, dict) or "architecture" not in values:
-        raise CheckpointError(
-            f"{folder} is not a checkpoint of a captioner: its {CONFIG} names no architecture. "
-            "Train one with `python -m jobs train`."
-        )
-    if values.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format version {values.get('format_version')!r}; "
-            f"this version of Captioning reads {FORMAT_VERSION}."
-        )
-    if not (folder / WEIGHTS).is_file():
-        raise CheckpointError(f"The checkpoint {folder} has no {WEIGHTS}.")
-    try:
-        return CheckpointConfig(
-            written={key: values.get(key, {}) for key in ("architecture", "preprocess")},
-            architecture=build(TypeAdapter(ModelSettings), values["architecture"], where=str(path)),
-            preprocess=build(PreprocessSettings, values.get("preprocess", {}), where=str(path)),
-            decoding=build(DecodingSettings, values.get("decoding", {}), where=str(path)),
-            provenance=values.get("provenance", {}),
-        )
-    except SettingsError as error:
-        raise CheckpointError(f"The checkpoint {folder} cannot be used. {error}") from error
-
-
 def load_model(folder: Path, config: CheckpointConfig, tokenizer: Tokenizer) -> CaptionModel:
     """The model of the checkpoint in `folder`, in float32, trainable as its settings say. Raises `CheckpointError`."""
     vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
@@ -134,16 +82,6 @@ def load_model(folder: Path, config: CheckpointConfig, tokenizer: Tokenizer) -> 
             f"{folder / WEIGHTS} does not fit its {CONFIG}: missing {missing[:3]}, unexpected {unexpected[:3]}."
         )
     return model
-
-
-def hash_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of the weights and of each tokenizer file: what a checkpoint's identity rests on."""
-    hashes = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name not in (CONFIG, CARD) and not path.name.startswith("."):
-            with path.open("rb") as file:
-                hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
 
 
 def tied_names(model: CaptionModel) -> list[str]:

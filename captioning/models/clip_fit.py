@@ -1,20 +1,35 @@
-"""Whether the parts of a CLIP-GPT2 go together, and what to set where they do not.
+"""The parts of a CLIP-GPT2 before it is made: their sizes, whether they go together, what to set where they do not.
 
 CLIP was trained on pixels less `CLIP_MEAN`, over `CLIP_STD`, resized bicubically and cropped: the
 preprocessing to use with published weights.
 """
 
+import dataclasses
 import warnings
 
 from captioning.data.preprocess import PreprocessSettings
 from captioning.errors import SettingsError
 from captioning.models.base import Vocabulary
-from captioning.models.cnn_tower import CnnTower
-from captioning.models.towers import ClipTower, Gpt2Tower
+from captioning.models.clip_gpt2_settings import ClipGpt2Settings
+from captioning.models.tower_settings import ClipTower, CnnTower, Gpt2Tower
+from captioning.models.towers import clip_sizes, gpt2_sizes
 
 #: The preprocessing of OpenAI's CLIP, in units of 0 to 255 (Radford et al. 2021, their released code).
 CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
 CLIP_STD = (68.5005327, 66.6321579, 70.32316305)
+
+
+def resolved(settings: ClipGpt2Settings, vocabulary: Vocabulary) -> ClipGpt2Settings:
+    """The same model with both towers spelled out as sizes: what rebuilds it without the references.
+
+    Raises `CheckpointError` when a reference cannot be read.
+    """
+    clip = clip_sizes(settings.clip) if isinstance(settings.clip, str) else settings.clip
+    gpt2 = gpt2_sizes(settings.gpt2) if isinstance(settings.gpt2, str) else settings.gpt2
+    if gpt2.vocab_size is None:
+        gpt2 = dataclasses.replace(gpt2, vocab_size=vocabulary.size)
+    mapper = dataclasses.replace(settings.mapper, weights=None)
+    return dataclasses.replace(settings, clip=clip, gpt2=gpt2, mapper=mapper)
 
 
 def check_fit(

@@ -18,12 +18,12 @@ from captioning.config import to_dict
 from captioning.data.preprocess import PreprocessSettings
 from captioning.decoding.vocabulary import Vocabulary as Words
 from captioning.errors import CheckpointError, SettingsError
-from captioning.models.base import PAD_TARGET, CaptionModel, EncoderShare, TeacherForced, Vocabulary
+from captioning.models.base import PAD_TARGET, CaptionModel, TeacherForced, Vocabulary
 from captioning.models.carried_state import carried, keep_tied
-from captioning.models.clip_fit import check_fit, check_normalisation
-from captioning.models.clip_gpt2_settings import LEARNING, ClipGpt2Settings, resolved
-from captioning.models.cnn_tower import CnnImageTower, CnnTower
-from captioning.models.encoders import EncoderSettings
+from captioning.models.clip_fit import check_fit, check_normalisation, resolved
+from captioning.models.clip_gpt2_settings import LEARNING, ClipGpt2Settings
+from captioning.models.cnn_tower import CnnImageTower
+from captioning.models.encoder_settings import EncoderSettings, EncoderShare
 from captioning.models.gpt2_stepper import Gpt2Stepper
 from captioning.models.gpt2_weights import Gpt2Weights
 from captioning.models.lora import add_adapters, is_adapter, merged, scale_of
@@ -32,10 +32,9 @@ from captioning.models.packing import GROUPS, Packing, pack
 from captioning.models.pixels import Normalise
 from captioning.models.prepared import prepared
 from captioning.models.state_digest import state_digest
-from captioning.models.towers import ClipTower, Gpt2Tower, grow_gpt2, load_clip, load_gpt2, make_clip, make_gpt2
+from captioning.models.tower_settings import ClipTower, CnnTower, Gpt2Tower
+from captioning.models.towers import grow_gpt2, load_clip, load_gpt2, make_clip, make_gpt2
 from captioning.models.warm_start import load_mapper
-
-__all__ = ["ClipGpt2", "ClipGpt2Settings"]
 
 
 class ClipGpt2(CaptionModel):

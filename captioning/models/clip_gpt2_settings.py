@@ -1,16 +1,13 @@
-"""What a CLIP-GPT2 is told: its two towers, what joins them, and what of it learns."""
+"""What a CLIP-GPT2 is told: its two towers, what joins them, and what of it learns. Imports no PyTorch."""
 
-import dataclasses
 from typing import Annotated, Literal
 
 from annotated_types import Interval
 
 from captioning.config import settings
-from captioning.models.base import Vocabulary
-from captioning.models.cnn_tower import CnnTower
-from captioning.models.lora import LoraSettings
-from captioning.models.mapper import MapperSettings
-from captioning.models.towers import ClipTower, Gpt2Tower, clip_sizes, gpt2_sizes
+from captioning.models.lora_settings import LoraSettings
+from captioning.models.mapper_settings import MapperSettings
+from captioning.models.tower_settings import ClipTower, CnnTower, Gpt2Tower
 
 #: What learns, by the setting `train`.
 LEARNING = {
@@ -50,16 +47,3 @@ class ClipGpt2Settings:
     def __post_init__(self) -> None:
         if self.lora is not None and "gpt2" not in LEARNING[self.train]:
             raise ValueError(f"lora is for training GPT-2, and train is {self.train!r}: set it to decoder, all or gpt2")
-
-
-def resolved(settings: ClipGpt2Settings, vocabulary: Vocabulary) -> ClipGpt2Settings:
-    """The same model with both towers spelled out as sizes: what rebuilds it without the references.
-
-    Raises `CheckpointError` when a reference cannot be read.
-    """
-    clip = clip_sizes(settings.clip) if isinstance(settings.clip, str) else settings.clip
-    gpt2 = gpt2_sizes(settings.gpt2) if isinstance(settings.gpt2, str) else settings.gpt2
-    if gpt2.vocab_size is None:
-        gpt2 = dataclasses.replace(gpt2, vocab_size=vocabulary.size)
-    mapper = dataclasses.replace(settings.mapper, weights=None)
-    return dataclasses.replace(settings, clip=clip, gpt2=gpt2, mapper=mapper)

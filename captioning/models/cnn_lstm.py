@@ -9,47 +9,21 @@ E embedding, A heads, V vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from captioning.config import settings
 from captioning.data.preprocess import PreprocessSettings
-from captioning.models.base import PAD_TARGET, CaptionModel, EncoderShare, TeacherForced, Vocabulary
-from captioning.models.encoders import EncoderSettings, GridEncoder
+from captioning.models.base import PAD_TARGET, CaptionModel, TeacherForced, Vocabulary
+from captioning.models.cnn_lstm_settings import CnnLstmSettings
+from captioning.models.encoder_settings import EncoderSettings, EncoderShare
+from captioning.models.encoders import GridEncoder
 from captioning.models.lstm_stepper import LstmStepper
 from captioning.models.pixels import Normalise
 from captioning.models.recurrence import Packed, recur
-
-_Share = Annotated[float, Interval(ge=0, lt=1)]
-
-
-@settings
-class CnnLstmSettings:
-    """The sizes of a CNN-LSTM."""
-
-    kind: Literal["cnn_lstm"] = "cnn_lstm"
-    encoder: EncoderSettings = EncoderSettings()
-    attention: bool = True
-    """Soft attention over the grid; without it the pooled feature alone."""
-
-    heads: Annotated[int, Gt(0)] = 8
-    embedding_size: Annotated[int, Gt(0)] = 512
-    hidden_size: Annotated[int, Gt(0)] = 512
-    dropout: _Share = 0.3
-    """Dropout of words, of grid features and before the vocabulary."""
-
-    feature_dropout: _Share = 0.1
-    attention_penalty: Annotated[float, Ge(0)] = 0.0
-    """Weight of Xu et al.'s doubly-stochastic term: every cell should be looked at once a caption."""
-
-    def __post_init__(self) -> None:
-        if self.hidden_size % self.heads:
-            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of heads {self.heads}")
 
 
 @dataclass(frozen=True)

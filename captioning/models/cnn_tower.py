@@ -5,25 +5,12 @@ Shapes: B images, S pixels a side, L grid cells, D channels.
 """
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from annotated_types import Gt
 from torch import Tensor, nn
 
-from captioning.config import settings
-from captioning.models.encoders import EncoderSettings, GridEncoder
-
-
-@settings
-class CnnTower:
-    """A CNN and the size of the embedding that is made of its grid."""
-
-    encoder: EncoderSettings = EncoderSettings()
-    """Its `tune_from` says which part learns where the tower learns at all."""
-
-    projection_dim: Annotated[int, Gt(0)] = 256
-    """Length of the embedding that the tower gives an image."""
+from captioning.models.encoders import GridEncoder
+from captioning.models.tower_settings import CnnTower
 
 
 @dataclass(frozen=True)

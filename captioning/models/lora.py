@@ -7,34 +7,18 @@ While a layer has adapters its own weights are called `….base_layer.weight` an
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from annotated_types import Gt, Interval, MinLen
 from torch import Tensor, nn
 
-from captioning.config import settings
 from captioning.errors import SettingsError
+from captioning.models.lora_settings import LoraSettings
 
 #: Name of the buffer that says how much adapters count: alpha / rank.
 LORA_SCALE = "lora_scale"
 
 _ADAPTER = re.compile(r"\.lora_(A|B)\.default\.weight$")
-
-
-@settings
-class LoraSettings:
-    """Which layers of GPT-2 get adapters, and how large these are."""
-
-    rank: Annotated[int, Gt(0)] = 8
-    alpha: Annotated[float, Gt(0)] = 16.0
-    """Adapters count alpha / rank times."""
-
-    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
-    """Dropout of what adapters read."""
-
-    targets: Annotated[tuple[str, ...], MinLen(1)] = ("attn.c_attn", "attn.c_proj")
-    """Ends of the names of GPT-2's layers: `attn.c_attn`, `attn.c_proj`, `mlp.c_fc`, `mlp.c_proj`."""
 
 
 def add_adapters(gpt2: nn.Module, lora: LoraSettings) -> None:

@@ -20,7 +20,8 @@ from captioning.config import to_dict
 from captioning.data.shards import ShardSet
 from captioning.data.tokenizers import load_tokenizer
 from captioning.decoding.settings import DecodingSettings
-from captioning.models.checkpoint import CARD, CONFIG, load_model, read_config, save_checkpoint
+from captioning.models.checkpoint import load_model, save_checkpoint
+from captioning.models.checkpoint_config import CARD, CONFIG, read_config
 from captioning.storage import Location
 from captioning.training.card import model_card, recipe, with_decoding_table
 from captioning.training.decoding_search import search_record

@@ -17,7 +17,7 @@ from captioning.config import to_dict
 from captioning.data.shards import ShardSet
 from captioning.decoding.settings import DecodingSettings
 from captioning.errors import CheckpointError
-from captioning.models.checkpoint import CONFIG, read_config
+from captioning.models.checkpoint_config import CONFIG, read_config
 from captioning.training.search_settings import SearchSettings
 from captioning.training.validation import describe_each, score
 from captioning.training.workers import Workers

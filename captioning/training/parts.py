@@ -6,13 +6,14 @@ from itertools import islice
 
 import torch
 
-from captioning.captioner import override_decoding
+from captioning.captioner_info import override_decoding
 from captioning.data.preprocess import PreprocessSettings
 from captioning.data.shards import ShardSet
 from captioning.data.tokenizers import BpeTokenizer, Tokenizer, WordTokenizer, load_tokenizer
 from captioning.decoding.settings import DecodingSettings
 from captioning.models.base import CaptionModel, Vocabulary
-from captioning.models.checkpoint import load_model, read_config
+from captioning.models.checkpoint import load_model
+from captioning.models.checkpoint_config import read_config
 from captioning.models.hub import local_folder
 from captioning.models.registry import build_model
 from captioning.refs import resolve

@@ -9,8 +9,8 @@ from annotated_types import Ge, Gt, Interval
 from captioning.config import build, lay_over, settings, to_dict
 from captioning.data.preprocess import PreprocessSettings
 from captioning.decoding.settings import DecodingSettings
-from captioning.models.base import EncoderShare
-from captioning.models.cnn_lstm import CnnLstmSettings
+from captioning.models.cnn_lstm_settings import CnnLstmSettings
+from captioning.models.encoder_settings import EncoderShare
 from captioning.models.registry import ModelSettings
 from captioning.storage import StorageSettings
 from captioning.training.decoding_search import SearchSettings

@@ -28,8 +28,9 @@ from captioning.decoding.search import decode
 from captioning.decoding.settings import DecodingSettings
 from captioning.models.base import CaptionModel, Vocabulary
 from captioning.models.clip_fit import CLIP_MEAN, CLIP_STD
-from captioning.models.clip_gpt2 import ClipGpt2, ClipGpt2Settings
-from captioning.models.towers import ClipTower, Gpt2Tower
+from captioning.models.clip_gpt2 import ClipGpt2
+from captioning.models.clip_gpt2_settings import ClipGpt2Settings
+from captioning.models.tower_settings import ClipTower, Gpt2Tower
 
 VOCAB, EOS, PREFIX = 50257, 50256, 10
 IMAGES, TOKENS = 32, 20

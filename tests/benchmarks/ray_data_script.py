@@ -18,7 +18,7 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from captioning import load_captioner
-from captioning.captioner import inspect_captioner
+from captioning.captioner_info import inspect_captioner
 from captioning.data.preprocess import Preprocess, PreprocessSettings
 
 

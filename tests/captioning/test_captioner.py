@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from captioning import Captioner, load_captioner
-from captioning.captioner import inspect_captioner
+from captioning.captioner_info import inspect_captioner
 from captioning.decoding.settings import DecodingSettings
 from captioning.errors import CheckpointError, ImageError, SettingsError
 from tests.tiny import save_tiny_captioner, square

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from captioning.captioner import inspect_captioner
+from captioning.captioner_info import inspect_captioner
 from jobs.__main__ import app
 from tests.tiny import save_tiny_captioner
 

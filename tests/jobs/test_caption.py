@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from captioning.captioner import inspect_captioner
+from captioning.captioner_info import inspect_captioner
 from captioning.errors import UnfinishedError
 from captioning.run.book import IndexBook
 from captioning.run.index import write_segment

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from captioning.captioner import inspect_captioner
+from captioning.captioner_info import inspect_captioner
 from captioning.data.image_headers import has_zero_tail
 from captioning.data.images import MAX_PIXELS
 from jobs.__main__ import app

@@ -10,7 +10,8 @@ from captioning.config import build
 from captioning.data.preprocess import PreprocessSettings
 from captioning.models.base import PAD_TARGET, Vocabulary
 from captioning.models.clip_fit import CLIP_MEAN, CLIP_STD
-from captioning.models.clip_gpt2 import ClipGpt2, ClipGpt2Settings
+from captioning.models.clip_gpt2 import ClipGpt2
+from captioning.models.clip_gpt2_settings import ClipGpt2Settings
 
 VOCABULARY = Vocabulary(size=30, bos_id=29, eos_id=29)
 PIXELS = PreprocessSettings(size=16, mean=CLIP_MEAN, std=CLIP_STD)

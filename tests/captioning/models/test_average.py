@@ -13,8 +13,9 @@ from captioning.data.tokenizers import WordTokenizer
 from captioning.decoding.settings import DecodingSettings
 from captioning.errors import CheckpointError, SettingsError
 from captioning.models.average import Source, average_checkpoints
-from captioning.models.checkpoint import hash_files, read_config, save_checkpoint
-from captioning.models.cnn_lstm import CnnLstmSettings
+from captioning.models.checkpoint import save_checkpoint
+from captioning.models.checkpoint_config import hash_files, read_config
+from captioning.models.cnn_lstm_settings import CnnLstmSettings
 from tests.tiny import PREPROCESS, save_tiny_captioner, tiny_model, tiny_settings, tiny_tokenizer
 
 

@@ -8,7 +8,8 @@ import torch
 
 from captioning.data.tokenizers import load_tokenizer
 from captioning.errors import CheckpointError
-from captioning.models.checkpoint import load_model, read_config, save_checkpoint
+from captioning.models.checkpoint import load_model, save_checkpoint
+from captioning.models.checkpoint_config import read_config
 from tests.tiny import PREPROCESS, save_tiny_captioner, tiny_model, tiny_tokenizer
 
 

@@ -32,9 +32,9 @@ from captioning.decoding.settings import DecodingSettings
 from captioning.errors import CheckpointError, SettingsError
 from captioning.models.base import PAD_TARGET, Vocabulary
 from captioning.models.checkpoint import save_checkpoint
-from captioning.models.clip_fit import CLIP_MEAN, CLIP_STD
-from captioning.models.clip_gpt2 import ClipGpt2, ClipGpt2Settings
-from captioning.models.clip_gpt2_settings import resolved
+from captioning.models.clip_fit import CLIP_MEAN, CLIP_STD, resolved
+from captioning.models.clip_gpt2 import ClipGpt2
+from captioning.models.clip_gpt2_settings import ClipGpt2Settings
 from tests.captioning.decoding.fakes import Spoken
 from tests.captioning.models.clips import (
     CAPTIONS,

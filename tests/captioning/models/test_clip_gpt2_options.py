@@ -15,9 +15,11 @@ from captioning.data.tokenizers import WordTokenizer
 from captioning.decoding.settings import DecodingSettings
 from captioning.errors import CheckpointError, SettingsError
 from captioning.models.base import PAD_TARGET, Vocabulary
-from captioning.models.checkpoint import load_model, read_config, save_checkpoint
-from captioning.models.clip_gpt2 import ClipGpt2, ClipGpt2Settings
-from captioning.models.lora import LoraSettings
+from captioning.models.checkpoint import load_model, save_checkpoint
+from captioning.models.checkpoint_config import read_config
+from captioning.models.clip_gpt2 import ClipGpt2
+from captioning.models.clip_gpt2_settings import ClipGpt2Settings
+from captioning.models.lora_settings import LoraSettings
 from tests.captioning.models.clips import (
     CAPTIONS,
     CNN,

@@ -8,9 +8,9 @@ import torch
 from captioning.config import build, to_dict
 from captioning.data.preprocess import PreprocessSettings
 from captioning.errors import SettingsError
-from captioning.models.clip_gpt2 import ClipGpt2, ClipGpt2Settings
-from captioning.models.cnn_tower import CnnTower
-from captioning.models.towers import ClipTower
+from captioning.models.clip_gpt2 import ClipGpt2
+from captioning.models.clip_gpt2_settings import ClipGpt2Settings
+from captioning.models.tower_settings import ClipTower, CnnTower
 from tests.captioning.models.clips import CNN, PIXELS, VOCABULARY, make, photos, tiny
 
 TOWERS = {"vit": {}, "cnn": {"clip": CNN}}
@@ -177,6 +177,6 @@ class TestCnnTower:
 
 
 def make_resolved(settings: ClipGpt2Settings) -> ClipGpt2Settings:
-    from captioning.models.clip_gpt2_settings import resolved
+    from captioning.models.clip_fit import resolved
 
     return resolved(settings, VOCABULARY)

@@ -6,8 +6,9 @@ import torch
 from captioning.config import build
 from captioning.errors import SettingsError
 from captioning.models.base import PAD_TARGET
-from captioning.models.cnn_lstm import CnnLstmSettings
-from captioning.models.encoders import EncoderSettings, GridEncoder
+from captioning.models.cnn_lstm_settings import CnnLstmSettings
+from captioning.models.encoder_settings import EncoderSettings
+from captioning.models.encoders import GridEncoder
 from tests.captioning.decoding.fakes import Spoken
 from tests.tiny import tiny_model, tiny_settings
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from captioning.models.base import PAD_TARGET
-from captioning.models.encoders import EncoderSettings, GridEncoder
+from captioning.models.encoder_settings import EncoderSettings
+from captioning.models.encoders import GridEncoder
 from tests.tiny import tiny_model, tiny_settings
 
 #: Name, part to train from, pieces of the stem in front of it.

@@ -5,7 +5,8 @@ import torch
 
 from captioning.config import build
 from captioning.errors import SettingsError
-from captioning.models.mapper import MapperSettings, make_mapper
+from captioning.models.mapper import make_mapper
+from captioning.models.mapper_settings import MapperSettings
 
 
 @pytest.mark.parametrize("kind", ["mlp", "transformer"])

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from captioning.captioner import Captioner, inspect_captioner, load_captioner
+from captioning.captioner import Captioner, load_captioner
+from captioning.captioner_info import inspect_captioner
 from captioning.data.shards import ShardSet
 from captioning.decoding.settings import DecodingSettings
 from captioning.errors import CheckpointError
-from captioning.models.checkpoint import hash_files, read_config
+from captioning.models.checkpoint_config import hash_files, read_config
 from captioning.training.decoding_search import Tried, choose, keep_decoding, search_decoding, search_record
 from captioning.training.search_settings import SearchSettings
 from captioning.training.validation import describe, score

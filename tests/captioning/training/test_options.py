@@ -16,7 +16,8 @@ from torch.nn import functional
 from captioning.data.preprocess import Preprocess
 from captioning.data.shards import Sample, ShardSet
 from captioning.models.base import PAD_TARGET
-from captioning.models.checkpoint import load_model, read_config
+from captioning.models.checkpoint import load_model
+from captioning.models.checkpoint_config import read_config
 from captioning.models.encoders import GridEncoder
 from captioning.training.batches import Batch
 from captioning.training.objectives.cross_entropy import CrossEntropy, cross_entropy_sum, guessed

@@ -11,7 +11,8 @@ from captioning.captioner import load_captioner
 from captioning.data.shards import ShardSet
 from captioning.errors import SettingsError
 from captioning.local_files import LocalFiles
-from captioning.models.checkpoint import load_model, read_config
+from captioning.models.checkpoint import load_model
+from captioning.models.checkpoint_config import read_config
 from captioning.training.loop import TrainingRun
 from captioning.training.optim import schedule_factor
 from tests.captioning.training.runs import (

@@ -1,0 +1,33 @@
+"""pyarrow is spared pandas, and has it when it is asked for."""
+
+import subprocess
+import sys
+
+import pytest
+
+START = "import sys\nimport pyarrow as pa\nfrom jobs.without_pandas import without_pandas\n"
+TABLE = "table = pa.table({'a': [1, 2], 'b': ['x', None]})\n"
+LOADED = "print('pandas' in sys.modules)\n"
+
+
+def run(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_arrays_are_made_without_it() -> None:
+    assert run(f"{START}{TABLE}{LOADED}") == "True\n", "pyarrow no longer imports pandas: without_pandas can go"
+    assert run(f"{START}without_pandas()\n{TABLE}{LOADED}") == "False\n"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "import pandas\nassert table.to_pandas()['b'][0] == 'x'",
+        "import pandas\nassert pa.Table.from_pandas(pandas.DataFrame({'a': [1, 2]})).equals(table.select(['a']))",
+    ],
+)
+def test_it_comes_when_it_is_asked_for(asked: str) -> None:
+    series = "assert pa.array(pandas.Series([1.0, None])).null_count == 1\n"
+    run(f"{START}without_pandas()\n{TABLE}{asked}\n{series}without_pandas()\n{series}")
