@@ -7,6 +7,7 @@ one is refused with its full key and, for an unknown key, the valid ones.
 
 import dataclasses
 import difflib
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -57,7 +58,7 @@ def read_values(text: str | None, overrides: Sequence[str] = (), *, where: str =
 
 def build(cls: type[T] | pydantic.TypeAdapter[T], values: Mapping[str, Any], *, where: str = "the settings") -> T:
     """Check `values` against `cls` (or an adapter, for a union) and return the settings. Raises `SettingsError`."""
-    adapter = cls if isinstance(cls, pydantic.TypeAdapter) else pydantic.TypeAdapter(cls)
+    adapter = cls if isinstance(cls, pydantic.TypeAdapter) else _adapter(cls)
     try:
         text = json.dumps(values)
     except (TypeError, ValueError) as error:
@@ -70,7 +71,7 @@ def build(cls: type[T] | pydantic.TypeAdapter[T], values: Mapping[str, Any], *, 
 
 def to_dict(value: Any) -> Any:
     """Settings as plain JSON values (nested dicts, lists, numbers, text)."""
-    return json.loads(pydantic.TypeAdapter(type(value)).dump_json(value))
+    return json.loads(_adapter(type(value)).dump_json(value))
 
 
 def to_yaml(value: Any) -> str:
@@ -85,6 +86,12 @@ def lay_over(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, An
         below = laid.get(key)
         laid[key] = lay_over(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return laid
+
+
+@functools.cache
+def _adapter(cls: type[T]) -> pydantic.TypeAdapter[T]:
+    # To make one takes milliseconds.
+    return pydantic.TypeAdapter(cls)
 
 
 class _Loader(yaml.SafeLoader):

@@ -44,10 +44,10 @@ def imports_of(module: str) -> set[str]:
 
 
 def drivers() -> set[str]:
-    """The verbs' modules and those that do their work in the driver's process."""
+    """The verbs' modules, those that do their work in the driver's process, and what decodes images."""
     verbs = {f"jobs.{verb}" for verb in VERBS}
     work = {name for verb in verbs for name in imports_of(verb) if name.startswith("jobs.")}
-    return verbs | work | {"jobs.run_driver", "jobs.pipeline", "jobs.caption_redo"}
+    return verbs | work | {"jobs.run_driver", "jobs.pipeline", "jobs.caption_redo", "jobs.decode_child"}
 
 
 def test_what_drivers_import_is_light() -> None:
