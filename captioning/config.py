@@ -7,7 +7,6 @@ one is refused with its full key and, for an unknown key, the valid ones.
 
 import dataclasses
 import difflib
-import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -88,10 +87,14 @@ def lay_over(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, An
     return laid
 
 
-@functools.cache
+#: One takes milliseconds to make.
+_adapters: dict[type, pydantic.TypeAdapter[Any]] = {}
+
+
 def _adapter(cls: type[T]) -> pydantic.TypeAdapter[T]:
-    # To make one takes milliseconds.
-    return pydantic.TypeAdapter(cls)
+    if cls not in _adapters:
+        _adapters[cls] = pydantic.TypeAdapter(cls)
+    return _adapters[cls]
 
 
 class _Loader(yaml.SafeLoader):
