@@ -8,8 +8,8 @@ from typing import Any
 from captioning.errors import UnfinishedError
 from captioning.run.sources import Source
 from captioning.run.verify import Verdict
-from jobs.pipeline import ShardResult
 from jobs.progress import counted, duration
+from jobs.work import ShardResult
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,10 @@ Serves `retry` and `caption --refresh changed`. Knows the order of the steps; wh
 is the plan's, how is the pipeline's.
 """
 
-from collections.abc import Sequence
-
 from captioning.errors import UnfinishedError
 from captioning.run.index import Index
 from captioning.run.layout import PartRange
 from captioning.run.redo import RedoBook, RedoPlan
-from jobs.pools import Node
 from jobs.run_driver import RunDriver
 
 #: How often a shard whose staged file turns out damaged is captioned again.
@@ -30,7 +27,7 @@ def settle(driver: RunDriver, plan: RedoPlan, index: Index) -> dict[PartRange, s
     return left
 
 
-def work_off_plan(driver: RunDriver, plan: RedoPlan, index: Index, nodes: Sequence[Node]) -> None:
+def work_off_plan(driver: RunDriver, plan: RedoPlan, index: Index) -> None:
     """Caption what the plan still asks for, and rewrite its parts until none is left."""
     for _ in range(1 + _REPAIRS):
         left = settle(driver, plan, index)
@@ -52,7 +49,6 @@ def work_off_plan(driver: RunDriver, plan: RedoPlan, index: Index, nodes: Sequen
             sorted(part_of),
             images=images,
             total=plan.images,
-            nodes=nodes,
             finished=finished,
             event=plan.kind,
         )

@@ -4,9 +4,9 @@ Everything that can be wrong with the request is found before anything is writte
 Knows the order of the steps; each step is somebody else's.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,15 +31,15 @@ from captioning.storage import Location, unescape_name
 from jobs.caption_outcome import Outcome, listing_lines
 from jobs.caption_redo import settle, work_off_plan
 from jobs.caption_settings import CaptionSettings
-from jobs.pipeline import cluster_nodes
-from jobs.pools import Node, plan_pools
 from jobs.progress import counted
-from jobs.ray_session import ray_session
 from jobs.run_driver import RunDriver
+from jobs.runner import FEW_IMAGES
 
 if TYPE_CHECKING:
     from captioning.captioner_info import CaptionerInfo
 
+#: Counting the images beforehand takes no longer than this.
+_LOOK_AHEAD_SECONDS = 2.0
 #: How often a shard whose staged file turns out damaged is captioned again.
 _REPAIRS = 3
 
@@ -103,27 +103,21 @@ class _CaptionRun(RunDriver):
         listed = False
         if index.segments:
             fold(self.layout, index)
-            if not self._open(index):
+            images: int | None = self._open(index)
+            if not images:
                 index, listed = self._grow(index), True
-                if not self._open(index):
+                images = self._open(index)
+                if not images:
                     return self.finish()
         else:
-            for source in self.sources:
-                try:
-                    first = list(islice(source.entries(), 1))
-                except StorageError as error:
-                    raise InputError(f"INPUT cannot be listed: {error.message}") from error
-                if not first:
-                    raise require_image(source)
-        with ray_session():
-            nodes = cluster_nodes()
-            plan_pools(self.settings.runtime, nodes, shards=1)
+            images = self._look_ahead()
+        with self.with_runner(images):
             if not index.segments:
                 index, listed = self._list(), True
-            self._caption(index, nodes)
+            self._caption(index)
             if not listed:
                 index = self._grow(index)
-                self._caption(index, nodes)
+                self._caption(index)
         return self.finish()
 
     # Checks, in order of cost. Nothing is written and no weights are loaded.
@@ -190,6 +184,30 @@ class _CaptionRun(RunDriver):
 
     # The archive.
 
+    def _look_ahead(self) -> int | None:
+        """How many images there are to caption, where they are few and soon counted; else None.
+
+        Raises `InputError` for an INPUT without any.
+        """
+        until = time.monotonic() + _LOOK_AHEAD_SECONDS
+        limit = self.request.selection.most
+        count = 0
+        for source in self.sources:
+            try:
+                some = 0
+                for _ in source.entries():
+                    some += 1
+                    if count + some > FEW_IMAGES or time.monotonic() > until:
+                        break
+            except StorageError as error:
+                raise InputError(f"INPUT cannot be listed: {error.message}") from error
+            if not some:
+                raise require_image(source)
+            count += some
+        if limit is not None:
+            return limit if limit <= FEW_IMAGES else None
+        return count if count <= FEW_IMAGES and time.monotonic() <= until else None
+
     def _list(self) -> Index:
         """Index the archive; from here on there is a run in OUTPUT."""
         size = self.record.shard_size if self.record else self.settings.output.shard_size
@@ -247,13 +265,13 @@ class _CaptionRun(RunDriver):
 
     # The work.
 
-    def _open(self, index: Index) -> bool:
-        """Whether anything is to be captioned, for the first time or again."""
+    def _open(self, index: Index) -> int:
+        """How many images are to be captioned, for the first time or again."""
         plan = RedoPlan.load(self.layout)
-        again = bool(settle(self, plan, index)) if plan is not None else False
-        return again or bool(pending_shards(self.layout, index))
+        again = plan.images if plan is not None and settle(self, plan, index) else 0
+        return again + sum(shard.rows for shard in pending_shards(self.layout, index))
 
-    def _caption(self, index: Index, nodes: Sequence[Node]) -> None:
+    def _caption(self, index: Index) -> None:
         """Caption and fold until nothing is pending, then what is to be made again."""
         for _ in range(1 + _REPAIRS):
             pending = pending_shards(self.layout, index)
@@ -266,10 +284,9 @@ class _CaptionRun(RunDriver):
                     numbers,
                     images=sum(shard.rows for shard in pending),
                     total=index.rows_total,
-                    nodes=nodes,
                     finished=folding.finished,
                 )
             fold(self.layout, index)
         plan = RedoPlan.load(self.layout)
         if plan is not None:
-            work_off_plan(self, plan, index, nodes)
+            work_off_plan(self, plan, index)

@@ -52,11 +52,12 @@ class ChildHungError(CaptioningError):
 class ChildProcess:
     """`python -m MODULE` as a helper: `start` is the first frame that it gets, and answers when it is ready.
 
-    Raises `ChildDiedError` or `ChildHungError` from the constructor and from `ask`; after either the
+    Without `start` it is let run while the first frame is made, and is given it by `begin`. Raises
+    `ChildDiedError` or `ChildHungError` from the constructor, `begin` and `ask`; after either the
     process is gone.
     """
 
-    def __init__(self, module: str, start: Sequence[bytes]) -> None:
+    def __init__(self, module: str, start: Sequence[bytes] | None = None) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         environment["MALLOC_ARENA_MAX"] = "1"
         # The kernel ends the child with the thread that made it: only the main one lives long enough.
@@ -76,6 +77,12 @@ class ChildProcess:
             os.set_blocking(pipe.fileno(), False)
         self.pid = self._process.pid
         #: What it answered when it was ready.
+        self.ready: list[bytearray] = []
+        if start is not None:
+            self.begin(start)
+
+    def begin(self, start: Sequence[bytes]) -> None:
+        """Give it the first frame, and wait until it is ready."""
         self.ready = self.ask(start, seconds=_START_SECONDS)
 
     def ask(self, request: Sequence[bytes], *, seconds: float) -> list[bytearray]:

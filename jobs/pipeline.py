@@ -6,26 +6,18 @@ One block is one shard all the way. No image, pixel or caption comes to the driv
 to the process that handles it stays below this: `decode_process` and `isolate`.
 """
 
-import json
 import logging
 import secrets
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from captioning.data.preprocess import PreprocessSettings
 from captioning.errors import UnfinishedError
-from captioning.run.book import ShardBook
-from captioning.run.fetch import FetchSettings
-from captioning.storage import StorageSettings
 from jobs.attempts import Attempts
 from jobs.caption_shard import CaptionShard
 from jobs.cli import find_user_error
-from jobs.decode_process import DecodeSettings
 from jobs.decode_shard import DecodeShard
-from jobs.micro_batches import CaptionerLike
 from jobs.pools import Node, Pools
+from jobs.work import ShardResult, Work
 
 #: Shards in one execution of the pipeline: Ray Data's books grow in the driver by some 26 KB with every shard.
 WINDOW = 2048
@@ -35,45 +27,6 @@ WINDOW_AN_ACTOR = 1024
 
 #: A run that neither gives nor takes a block for this long will not go on by itself.
 _NO_PROGRESS_SECONDS = 1800.0
-
-
-@dataclass(frozen=True)
-class ShardResult:
-    """What a finished shard brought: images, errors by class, busy seconds by stage."""
-
-    shard: int
-    images: int
-    error_classes: dict[str, int]
-    stages: dict[str, float]
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> "ShardResult":
-        """Read a row of `SHARD_RESULT`."""
-        return cls(
-            shard=row["shard"],
-            images=row["images"],
-            error_classes=json.loads(row["error_classes"]),
-            stages={stage: row[stage] for stage in ("fetch", "decode", "model", "write")},
-        )
-
-    @property
-    def errors(self) -> int:
-        """Images that failed."""
-        return sum(self.error_classes.values())
-
-
-@dataclass(frozen=True)
-class Work:
-    """What the workers need to know. Small, and picklable."""
-
-    book: ShardBook
-    preprocess: PreprocessSettings
-    storage: StorageSettings
-    load: Callable[[], CaptionerLike]
-    max_retries: int
-    fetching: FetchSettings = FetchSettings()
-    decoding: DecodeSettings = DecodeSettings()
-    hang_s: float = 0.0
 
 
 def cluster_nodes() -> list[Node]:

@@ -23,10 +23,11 @@ from captioning.storage import Location
 from jobs.caption_shard import caption_rows
 from jobs.decode_shard import DecodeShard, pixels_of
 from jobs.micro_batches import MicroBatches
-from jobs.pipeline import Work, caption_shards
+from jobs.pipeline import caption_shards
 from jobs.plan_forecast import Mark, enough
 from jobs.plan_sample import SampleIndex
 from jobs.pools import Pools
+from jobs.work import Work
 
 #: One captioner tries batch sizes for so many seconds at most.
 _TRIAL_SECONDS = 15.0

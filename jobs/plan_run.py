@@ -22,7 +22,7 @@ from captioning.run.table import schema_description
 from captioning.storage import Location
 from jobs.caption_settings import CaptionSettings
 from jobs.caption_shard import LoadCaptioner
-from jobs.pipeline import Work, cluster_nodes
+from jobs.pipeline import cluster_nodes
 from jobs.plan_forecast import (
     Advice,
     Cost,
@@ -40,6 +40,7 @@ from jobs.pools import Pools, plan_pools
 from jobs.progress import counted
 from jobs.ray_session import ray_session
 from jobs.run_driver import absolute_ref
+from jobs.work import Work
 
 #: Images that are drawn when nobody says how many, and seconds for which they are captioned at full speed.
 MOST_SAMPLED = 16_384

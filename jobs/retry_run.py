@@ -21,8 +21,6 @@ from jobs.caption_redo import settle, work_off_plan
 from jobs.caption_run import fingerprint_parts
 from jobs.caption_settings import CaptionSettings
 from jobs.cli import read_config
-from jobs.pipeline import cluster_nodes
-from jobs.ray_session import ray_session
 from jobs.run_driver import RunDriver
 
 #: Settings that decide what a caption says, or how the table is cut: they are the run's.
@@ -106,5 +104,5 @@ class _RetryRun(RunDriver):
 
     def _work_off(self, plan: RedoPlan, index: Index) -> None:
         if settle(self, plan, index):
-            with ray_session():
-                work_off_plan(self, plan, index, cluster_nodes())
+            with self.with_runner(plan.images):
+                work_off_plan(self, plan, index)

@@ -1,6 +1,6 @@
 """What every driver of a run does, whichever shards it works on: one owner, progress, diary, end.
 
-Knows Ray's pipeline by its results, and nothing of how the shards were chosen.
+Knows its runner by the results, and nothing of how the shards were chosen.
 """
 
 import json
@@ -20,9 +20,10 @@ from captioning.run.verify import verify
 from jobs.caption_outcome import Outcome, summarise
 from jobs.caption_settings import CaptionSettings
 from jobs.caption_shard import LoadCaptioner
-from jobs.pipeline import ShardResult, Work, caption_shards
-from jobs.pools import Node, plan_pools
+from jobs.pools import plan_pools
 from jobs.progress import Progress, counted
+from jobs.runner import open_runner
+from jobs.work import Runner, ShardResult, Work
 
 if TYPE_CHECKING:
     from captioning.captioner_info import CaptionerInfo
@@ -35,6 +36,7 @@ class RunDriver:
     """A driver at work in one OUTPUT; what it does is the subclass's. `ref` is the captioner's REF."""
 
     info: "CaptionerInfo"
+    runner: Runner
 
     def __init__(
         self, layout: RunLayout, settings: CaptionSettings, ref: str | None, decoding: dict[str, Any], stream: Any
@@ -117,6 +119,17 @@ class RunDriver:
         """Tell people one line."""
         Progress(0, stream=self.stream).say(text)
 
+    @contextmanager
+    def with_runner(self, images: int | None) -> Iterator[None]:
+        """Have what captions about so many images (None: many) for as long as the body takes.
+
+        Raises `SettingsError` for settings that cannot run there, and `UnfinishedError` where it cannot be had.
+        """
+        runtime = self.settings.runtime
+        with open_runner(runtime, images) as self.runner:
+            plan_pools(runtime, self.runner.nodes(), shards=1)
+            yield
+
     def work_off(
         self,
         book: ShardBook,
@@ -124,17 +137,17 @@ class RunDriver:
         *,
         images: int,
         total: int,
-        nodes: Sequence[Node],
         finished: Callable[[int], None],
         event: str = "start",
     ) -> None:
-        """Have these shards captioned, `images` of `total` images; `finished` is told each one's number.
+        """Have these shards captioned by the runner, `images` of `total` images; `finished` is told each one's number.
 
         Raises the `CaptioningError` of a worker, `UnfinishedError` when workers die, and
         `HeldError` when another driver has taken over.
         """
         runtime = self.settings.runtime
-        pools = plan_pools(runtime, nodes, shards=len(shards))
+        workers = self.runner.most_workers(len(shards), images)
+        pools = plan_pools(runtime, self.runner.nodes(), shards=workers)
         load = LoadCaptioner(
             ref=self.ref,
             name=self.info.name,
@@ -161,7 +174,7 @@ class RunDriver:
             )
             diary = _Diary(self)
             try:
-                for result in caption_shards(work, pools, shards):
+                for result in self.runner.caption_shards(work, pools, shards):
                     self.results[event, result.shard] = result
                     progress.add(result.images, result.errors)
                     self.steady = progress.steady_rate() or self.steady

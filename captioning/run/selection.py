@@ -60,6 +60,11 @@ class Selection:
         """Whether images that come into the archive later are taken too: not where a number was asked for."""
         return self.limit is None and self.sample is None
 
+    @property
+    def most(self) -> int | None:
+        """The most images that it takes; None: no bound."""
+        return self.limit if self.limit is not None else self.sample
+
     def to_dict(self) -> dict[str, Any]:
         """What `run.json` keeps of it: what was given, nothing for all images."""
         given = {"limit": self.limit, "sample": self.sample, "where": self.where}

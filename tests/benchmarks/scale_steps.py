@@ -117,6 +117,7 @@ def pipeline(work: Path, shards: int) -> dict[str, Any]:
     import jobs.caption_run as job
     import jobs.pipeline
     import jobs.run_driver as driver
+    import jobs.runner as runner
     from jobs.caption_settings import CaptionSettings, OutputSettings, RuntimeSettings
     from jobs.ray_session import ray_session
 
@@ -126,7 +127,7 @@ def pipeline(work: Path, shards: int) -> dict[str, Any]:
     replaced: list[tuple[Any, str, Any]] = [
         (job, "open_sources", lambda *_: [MadeSource.of(shards * SHARD_SIZE)]),
         (driver, "LoadCaptioner", load_idle),
-        (driver, "caption_shards", watch.over(driver.caption_shards)),
+        (runner, "caption_shards", watch.over(runner.caption_shards)),
         (jobs.pipeline, "DecodeShard", IdleDecode),
     ]
     for module, name, value in replaced:

@@ -1,18 +1,19 @@
-"""The pipeline in this process, without Ray: what `caption_shards` does, one shard after another."""
+"""A runner in this process, without Ray: what `caption_shards` does, one shard after another."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pytest
 
-import jobs.caption_run
-import jobs.retry_run
 import jobs.run_driver
 from jobs.caption_shard import CaptionShard
 from jobs.decode_shard import DecodeShard
-from jobs.pipeline import ShardResult, Work
 from jobs.pools import Node, Pools
+from jobs.work import ShardResult, Work
+
+CaptionShards = Callable[[Work, Pools, Sequence[int]], Iterator[ShardResult]]
 
 
 def in_process(work: Work, pools: Pools, shards: Sequence[int]) -> Iterator[ShardResult]:
@@ -24,9 +25,29 @@ def in_process(work: Work, pools: Pools, shards: Sequence[int]) -> Iterator[Shar
         yield ShardResult.from_row(row)
 
 
+@dataclass(frozen=True)
+class FakeRunner:
+    """Two CPUs, and whatever captions."""
+
+    caption_shards: CaptionShards
+
+    def nodes(self) -> list[Node]:
+        return [Node(2)]
+
+    def most_workers(self, shards: int, images: int) -> int:
+        return shards
+
+
+def run_with(monkeypatch: pytest.MonkeyPatch, caption_shards: CaptionShards) -> None:
+    """`caption` and `retry` have their shards captioned by this."""
+
+    @contextmanager
+    def open_runner(*_: object) -> Iterator[FakeRunner]:
+        yield FakeRunner(caption_shards)
+
+    monkeypatch.setattr(jobs.run_driver, "open_runner", open_runner)
+
+
 def run_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`caption` and `retry` start no Ray."""
-    for module in (jobs.caption_run, jobs.retry_run):
-        monkeypatch.setattr(module, "ray_session", nullcontext)
-        monkeypatch.setattr(module, "cluster_nodes", lambda: [Node(2)])
-    monkeypatch.setattr(jobs.run_driver, "caption_shards", in_process)
+    """`caption` and `retry` start no Ray, and no process."""
+    run_with(monkeypatch, in_process)

@@ -1,7 +1,6 @@
 """`caption` from every kind of archive at once, through Ray Data: tables, tars, lists, the web, HEIC."""
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,14 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-import jobs.caption_run
-import jobs.run_driver
 from captioning.data.heic import has_heic
 from jobs.__main__ import app
-from jobs.pools import Node
 from tests.captioning.run.runs import make_tar
 from tests.captioning.web_server import Handler, web_server
 from tests.jobs.archive import encode, picture, read_rows, write_photos
+from tests.jobs.in_process import run_with
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -131,10 +128,8 @@ def test_inputs_that_cannot_be_meant_end_with_2(
     def forbidden(*args: object, **kwargs: object) -> None:
         raise AssertionError("nothing may be started")
 
-    # What stands on a later line is found when all is listed, which is after Ray was started.
-    monkeypatch.setattr(jobs.caption_run, "ray_session", nullcontext)
-    monkeypatch.setattr(jobs.caption_run, "cluster_nodes", lambda: [Node(2)])
-    monkeypatch.setattr(jobs.run_driver, "caption_shards", forbidden)
+    # What stands on a later line is found when all is listed, which is after the runner was started.
+    run_with(monkeypatch, forbidden)
     monkeypatch.chdir(tmp_path)
     write_photos(tmp_path / "photos", 2)
     photo = encode(picture(1), "JPEG")

@@ -17,10 +17,10 @@ from captioning.run.layout import RunLayout
 from captioning.run.table import FoldResult
 from captioning.storage import Location
 from jobs.__main__ import app
-from jobs.pipeline import ShardResult, Work
 from jobs.pools import Pools
+from jobs.work import ShardResult, Work
 from tests.jobs.archive import assert_same_table, encode, picture, read_rows, write_odd_files, write_photos
-from tests.jobs.in_process import in_process, run_in_process
+from tests.jobs.in_process import in_process, run_in_process, run_with
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def no_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*args: object, **kwargs: object) -> None:
         raise AssertionError("nothing may be started")
 
-    monkeypatch.setattr(jobs.caption_run, "ray_session", forbidden)
+    monkeypatch.setattr(jobs.run_driver, "open_runner", forbidden)
     monkeypatch.setattr("captioning.captioner.load_captioner", forbidden)
 
 
@@ -79,7 +79,7 @@ def test_a_run_is_whole_then_has_nothing_to_do_then_grows(tmp_path: Path, captio
     assert CliRunner().invoke(app, ["verify", str(output)]).exit_code == 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.caption_run, "ray_session", lambda: pytest.fail("nothing may be started"))
+        patch.setattr(jobs.run_driver, "open_runner", lambda *_: pytest.fail("nothing may be started"))
         again = caption(photos, "-o", output, *settings)
     assert again.exit_code == 0
     assert again.stdout.startswith("Nothing to do: of 20 images in the archive, all")
@@ -162,7 +162,7 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path: Path, caption, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.run_driver, "caption_shards", interrupted)
+        run_with(patch, interrupted)
         stopped = caption(photos, "-o", output, "--set", "output.shard_size=4")
     assert stopped.exit_code == 130
     assert "8 images of this run finished and kept. Give the same command again" in stopped.stderr
@@ -262,7 +262,7 @@ def test_a_driver_that_lost_its_hold_stops_and_what_it_finished_is_kept(tmp_path
             yield result
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.run_driver, "caption_shards", lost)
+        run_with(patch, lost)
         patch.setattr("captioning.run.hold._BEAT", 0.02)
         stopped = caption(photos, "-o", output, "--set", "output.shard_size=4")
     assert stopped.exit_code == 1

@@ -41,16 +41,20 @@ class Kill:
     target: str
     point: str
     number: int
+    runner: str = "ray"
 
     def __str__(self) -> str:
-        return f"{self.verb}: {self.target} at {self.point} #{self.number}"
+        where = "" if self.runner == "ray" else f" ({self.runner})"
+        return f"{self.verb}: {self.target} at {self.point} #{self.number}{where}"
 
 
-def kills(target: str, caption: dict[str, int], retry: dict[str, int], seed: int = SEED) -> list[Kill]:
+def kills(
+    target: str, caption: dict[str, int], retry: dict[str, int], seed: int = SEED, runner: str = "ray"
+) -> list[Kill]:
     """A kill at every point. The last occurrence is left out where there are several: all may be done by then."""
     chance = random.Random(f"{seed} {target}")
     return [
-        Kill(verb, target, point, chance.randrange(max(1, count - 1)))
+        Kill(verb, target, point, chance.randrange(max(1, count - 1)), runner)
         for verb, points in (("caption", caption), ("retry", retry))
         for point, count in points.items()
     ]
@@ -60,6 +64,8 @@ DRIVER_KILLS = kills("driver", DRIVER_CAPTION, DRIVER_RETRY) + kills("driver", C
 RAYLET_KILLS = kills("raylet", CAPTION, RETRY)
 WORKER_KILLS = [kill for target in ("worker", "decode") for kill in kills(target, CAPTION, RETRY)]
 WORKER_KILLS += [kill for target in ("worker", "decode") for kill in kills(target, CAPTION, {}, seed=SEED + 1)]
+LOCAL_KILLS = [kill for target in ("worker", "decode") for kill in kills(target, CAPTION, RETRY, runner="local")]
+LOCAL_DRIVER_KILLS = kills("driver", CAPTION, RETRY, runner="local")
 
 
 @dataclass(frozen=True)
@@ -69,10 +75,12 @@ class Setting:
     folder: Path
     model: Path
 
-    def arguments(self, verb: str, output: Path) -> list[str]:
+    def arguments(self, verb: str, output: Path, runner: str = "ray") -> list[str]:
+        chosen = ["--set", f"runtime.runner={runner}"]
         if verb == "retry":
-            return ["retry", str(output)]
-        return ["caption", str(self.folder / "photos"), "-o", str(output), "--model", str(self.model), *SETTINGS]
+            return ["retry", str(output), *chosen]
+        photos = str(self.folder / "photos")
+        return ["caption", photos, "-o", str(output), "--model", str(self.model), *SETTINGS, *chosen]
 
     def begin(self, verb: str, name: str) -> Path:
         """A new OUTPUT: nothing to caption into, or a finished run to retry."""
@@ -194,7 +202,7 @@ Runner = Callable[[list[str]], tuple[int, str]]
 
 def strike_and_run_again(kill: Kill, setting: Setting, orders: Path, first: Runner, again: Runner) -> None:
     output = setting.begin(kill.verb, "killed")
-    arguments = setting.arguments(kill.verb, output)
+    arguments = setting.arguments(kill.verb, output, kill.runner)
     order(orders, kill)
     code, said = first(arguments)
     assert struck(orders, kill), f"{kill}: it ended without having been killed: {said}"
@@ -235,6 +243,25 @@ def test_workers_and_decoding_tasks_killed(kill: Kill, setting: Setting, orders:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kill", DRIVER_KILLS + RAYLET_KILLS, ids=str)
 def test_drivers_and_raylets_killed(kill: Kill, setting: Setting, orders: Path, shared: Shared) -> None:
+    strike_and_run_again(kill, setting, orders, lambda arguments: run(arguments, orders), shared.run)
+
+
+@pytest.mark.parametrize("kill", [LOCAL_KILLS[0], LOCAL_KILLS[9], LOCAL_KILLS[13]], ids=str)
+def test_a_local_worker_killed(kill: Kill, setting: Setting, orders: Path, shared: Shared) -> None:
+    strike_and_run_again(kill, setting, orders, shared.run, shared.run)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kill", LOCAL_KILLS, ids=str)
+def test_local_workers_and_their_decoders_killed(kill: Kill, setting: Setting, orders: Path, shared: Shared) -> None:
+    strike_and_run_again(kill, setting, orders, shared.run, shared.run)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kill", LOCAL_DRIVER_KILLS, ids=str)
+def test_drivers_of_local_workers_killed(kill: Kill, setting: Setting, orders: Path, shared: Shared) -> None:
     strike_and_run_again(kill, setting, orders, lambda arguments: run(arguments, orders), shared.run)
 
 

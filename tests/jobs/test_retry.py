@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-import jobs.run_driver
 from captioning.run.events import read_events
 from captioning.run.hold import Hold
 from captioning.run.layout import RunLayout
 from captioning.storage import Location
 from jobs.__main__ import app
-from jobs.pipeline import ShardResult, Work
 from jobs.pools import Pools
+from jobs.work import ShardResult, Work
 from tests.jobs.archive import encode, picture, read_rows, write_odd_files, write_photos
-from tests.jobs.in_process import in_process, run_in_process
+from tests.jobs.in_process import in_process, run_in_process, run_with
 from tests.tiny import save_tiny_captioner
 
 
@@ -101,7 +100,7 @@ def test_an_interrupted_retry_goes_on_with_what_it_has(output: Path, retry, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.run_driver, "caption_shards", interrupted)
+        run_with(patch, interrupted)
         stopped = retry()
     assert stopped.exit_code == 130
     assert "Give the same command again to go on." in stopped.stderr
@@ -122,7 +121,7 @@ def test_caption_finishes_what_a_retry_left(output: Path, retry, monkeypatch, ti
         yield
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.run_driver, "caption_shards", killed)
+        run_with(patch, killed)
         assert retry().exit_code == 130
     done = verb("caption", output.parent / "photos", "-o", output, "--model", tiny_captioner)
     assert done.exit_code == 0, done.output

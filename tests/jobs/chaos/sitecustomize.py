@@ -63,6 +63,10 @@ def find(target: str) -> int | None:
         return driver
     if target == "raylet":
         return raylets[0] if raylets else None
+    local = [pid for pid in children(driver) if "jobs.shard_worker" in title(pid)]
+    if local:
+        found = local if target == "worker" else [pid for worker in local for pid in children(worker)]
+        return found[0] if found else None
     kinds = {"worker": ("CaptionShard",), "decode": ("DecodeShard", "IDLE")}[target]
     workers = [pid for raylet in raylets for pid in children(raylet)]
     if target == "worker" and os.getpid() in workers and "CaptionShard" in title(os.getpid()):

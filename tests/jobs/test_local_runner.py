@@ -1,0 +1,167 @@
+"""Jobs that need no Ray: the same code and the same table, in processes of this machine."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from captioning import errors
+from captioning.data.preprocess import PreprocessSettings
+from captioning.errors import CaptioningError, ImageError, SettingsError, StorageError, UnfinishedError
+from captioning.run.book import IndexBook
+from captioning.run.index import Index, write_segment
+from captioning.run.layout import RunLayout
+from captioning.run.sources import Entry, open_sources
+from captioning.run.table import staged_shards
+from captioning.storage import Location, StorageSettings
+from jobs import runner
+from jobs.caption_settings import RuntimeSettings
+from jobs.local_runner import LocalRunner
+from jobs.pools import plan_pools
+from jobs.runner import FEW_IMAGES, stays_here
+from jobs.work import ShardResult, Work, describe_error, error_of
+from tests.jobs.archive import assert_same_table, read_rows, write_odd_files, write_photos
+from tests.jobs.captioners import Moody
+from tests.jobs.test_caption import Broken, Deadly
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "jobs", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_small_job_gives_the_table_that_ray_gives(tmp_path: Path, tiny_captioner: Path) -> None:
+    _, classes = write_odd_files(tmp_path / "photos")
+    write_photos(tmp_path / "photos", 30)
+    tables = {}
+    for name in ("ray", "local"):
+        chosen = ("--model", tiny_captioner, "--set", f"runtime.runner={name}")
+        done = command("caption", tmp_path / "photos", "-o", tmp_path / name, *chosen)
+        assert done.returncode == 0, done.stderr
+        tables[name] = read_rows(tmp_path / name)
+    assert len(tables["local"]) == 39
+    assert {key: row["error_class"] for key, row in tables["local"].items() if row["error_class"]} == classes
+    assert_same_table(tables["ray"], tables["local"])
+    again = command("caption", tmp_path / "photos", "-o", tmp_path / "ray", "--model", tiny_captioner)
+    assert again.stdout.startswith("Nothing to do"), again.stdout + again.stderr
+
+
+def test_a_small_job_imports_no_ray_in_its_driver(tmp_path: Path, tiny_captioner: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 3)
+    code = (
+        "import sys; from typer.testing import CliRunner; from jobs.__main__ import app;"
+        f"done = CliRunner().invoke(app, ['caption', {str(photos)!r}, '-o', {str(tmp_path / 'out')!r}, '--model',"
+        f"{str(tiny_captioner)!r}, '--set', 'runtime.device=cpu']);"
+        "print(done.output); sys.exit(done.exit_code or 'ray' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(read_rows(tmp_path / "out")) == 3
+
+
+@dataclass(frozen=True)
+class LostBook(IndexBook):
+    """A book whose store is lost from shard 1 on."""
+
+    def entries(self, shard: int) -> list[Entry]:
+        if shard:
+            raise StorageError("no_space", "The disk is full.", passing=True)
+        return super().entries(shard)
+
+
+def make_index(folder: Path, photos: int) -> Index:
+    layout = RunLayout(Location.parse(str(folder / "out")))
+    sources = open_sources([str(write_photos(folder / "photos", photos))])
+    return write_segment(layout, sources, shard_size=2).commit()
+
+
+def caption(work: Work, index: Index) -> list[ShardResult]:
+    with LocalRunner() as local:
+        pools = plan_pools(RuntimeSettings(actors=1), local.nodes(), shards=9)
+        return list(local.caption_shards(work, pools, [shard.number for shard in index.shards()]))
+
+
+@pytest.mark.parametrize(
+    ("load", "says"),
+    [
+        (Broken, "fails on every image: RuntimeError: the weights are nonsense"),
+        (Deadly, "The captioner's process ends whatever it is shown"),
+    ],
+)
+def test_a_captioner_that_never_works_is_one_clear_error(tmp_path: Path, load: type, says: str) -> None:
+    index = make_index(tmp_path, 4)
+    work = Work(IndexBook(index), PreprocessSettings(size=8), StorageSettings(), load, max_retries=1)
+    with pytest.raises(UnfinishedError, match=says):
+        caption(work, index)
+    assert staged_shards(index.layout) == set()
+
+
+def test_a_store_that_is_lost_ends_the_run_and_what_is_finished_is_kept(tmp_path: Path) -> None:
+    index = make_index(tmp_path, 6)
+    work = Work(LostBook(index), PreprocessSettings(size=8), StorageSettings(), Moody(), max_retries=1)
+    with pytest.raises(StorageError, match=r"The disk is full\.") as caught:
+        caption(work, index)
+    assert (caught.value.error_class, caught.value.passing) == ("no_space", True)
+    assert staged_shards(index.layout) == {0}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        StorageError("throttled", "Slow down.", passing=True),
+        ImageError("empty", "Nothing in it."),
+        *(
+            kind("What, where, and what to do.")
+            for kind in vars(errors).values()
+            if isinstance(kind, type) and issubclass(kind, CaptioningError) and kind not in (StorageError, ImageError)
+        ),
+    ],
+)
+def test_errors_cross_from_a_worker_as_they_are(error: CaptioningError) -> None:
+    again = error_of(json.loads(json.dumps(describe_error(error))))
+    assert type(again) is type(error)
+    assert again is not None
+    assert (str(again), vars(again)) == (str(error), vars(error))
+
+
+def test_a_bug_in_a_worker_is_no_users_error() -> None:
+    found = error_of(describe_error(KeyError("shard")))
+    assert isinstance(found, RuntimeError)
+    assert "KeyError: 'shard'" in str(found)
+    assert error_of({"shard": 1, "images": 2}) is None
+
+
+def test_small_jobs_stay_here_unless_there_is_a_cluster_or_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_has_gpu", lambda: False)
+    monkeypatch.setattr(runner, "_has_ray", lambda: False)
+    auto = RuntimeSettings()
+    assert stays_here(auto, FEW_IMAGES)
+    assert not stays_here(auto, FEW_IMAGES + 1)
+    assert not stays_here(auto, None)
+    assert stays_here(RuntimeSettings(runner="local"), None)
+    assert not stays_here(RuntimeSettings(runner="ray"), 1)
+    assert not stays_here(RuntimeSettings(device="cuda"), 1)
+    assert not stays_here(RuntimeSettings(gpus_per_actor=0.5), 1)
+    with pytest.raises(SettingsError, match=r"runtime\.runner is local"):
+        stays_here(RuntimeSettings(runner="local", device="cuda"), 1)
+    monkeypatch.setattr(runner, "_has_gpu", lambda: True)
+    assert not stays_here(auto, 1)
+    assert stays_here(RuntimeSettings(device="cpu"), 1)
+    monkeypatch.setattr(runner, "_has_ray", lambda: True)
+    assert not stays_here(RuntimeSettings(device="cpu"), 1)
+    monkeypatch.setattr(runner, "_has_ray", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert not stays_here(RuntimeSettings(device="cpu"), 1)
