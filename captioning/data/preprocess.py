@@ -14,8 +14,10 @@ from PIL import Image
 
 from captioning.config import settings
 from captioning.data.augment import PLAIN, View
-from captioning.data.images import MAX_PIXELS, MOST_PIXELS, open_rgb
+from captioning.data.images import MAX_PIXELS, MOST_PIXELS, open_scaled
 
+#: What scaled decoding leaves for the filter to shrink. With less of it, what the two do to a picture would show.
+_SCALED_SIDES = 2
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -40,6 +42,10 @@ class PreprocessSettings:
 
     backend: Literal["pillow"] = "pillow"
     """What decodes and resizes. Another back end gives slightly other pixels."""
+
+    scaled_decoding: bool = True
+    """JPEGs of four times `size` a side and more are decoded at the smallest of their scales (a half, a quarter, an
+    eighth) that leaves twice `size`, in a third to a fifth of the time; pixels differ by half a level on average."""
 
     max_pixels: Annotated[int, Ge(1), Le(MOST_PIXELS)] = MAX_PIXELS
     """Images of more pixels than this are refused from their header (class `too_large`)."""
@@ -77,8 +83,12 @@ class Preprocess:
 
         The size told is that of the whole image.
         """
-        image = open_rgb(data, max_pixels=self.settings.max_pixels)
-        return Pixels(pixels=self._square(image, view or PLAIN), width=image.width, height=image.height)
+        view = view or PLAIN
+        # A crop needs the pixels that it enlarges.
+        scaled = self.settings.scaled_decoding and view.box == PLAIN.box
+        least = _SCALED_SIDES * self.settings.size if scaled else None
+        image, (width, height) = open_scaled(data, max_pixels=self.settings.max_pixels, least=least)
+        return Pixels(pixels=self._square(image, view), width=width, height=height)
 
     def _square(self, image: Image.Image, view: View = PLAIN) -> NDArray[np.uint8]:
         left, right = view.box[0] * image.width, view.box[2] * image.width

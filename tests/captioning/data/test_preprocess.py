@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from captioning.config import build, read_settings, to_dict
+from captioning.data.augment import View
 from captioning.data.images import decode_image
 from captioning.data.preprocess import Preprocess, PreprocessSettings
 from captioning.errors import ImageError, SettingsError
@@ -102,3 +103,53 @@ def test_settings_survive_a_checkpoint_and_the_preprocess_a_process_border():
 def test_wrong_settings_are_refused(text):
     with pytest.raises(SettingsError, match=text.split(":")[0]):
         read_settings(PreprocessSettings, text)
+
+
+def scene(width: int, height: int) -> np.ndarray:
+    """Something with edges, gradients and fine grain, as photos have."""
+    y, x = np.mgrid[:height, :width]
+    rng = np.random.default_rng(1)
+    waves = [127 + 90 * np.sin(x / (17 + 9 * c)) * np.cos(y / (23 - 5 * c)) for c in range(3)]
+    rgb = np.stack(waves, -1) + rng.normal(0, 12, (height, width, 1))
+    rgb[height // 3 : height // 2, width // 4 : width // 2] = (200, 40, 40)
+    return rgb.clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["crop", "squash"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_decoded_at_a_scale_is_nearly_the_same(mode, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = jpeg(scene(1600, 1200), exif=exif)
+    whole = Preprocess(PreprocessSettings(mode=mode, scaled_decoding=False)).from_bytes(data)
+    scaled = Preprocess(PreprocessSettings(mode=mode)).from_bytes(data)
+    assert (scaled.width, scaled.height) == (whole.width, whole.height) == ((1600, 1200), (1200, 1600))[orientation > 4]
+    difference = np.abs(scaled.pixels.astype(int) - whole.pixels)
+    assert 0 < difference.mean() < 1.5
+    assert np.percentile(difference, 99) <= 8
+
+
+@pytest.mark.parametrize(("side", "scaled"), [(895, False), (896, True)])
+def test_scaled_decoding_leaves_twice_what_is_asked_for(monkeypatch, side, scaled):
+    decoded = []
+    square = Preprocess._square
+    monkeypatch.setattr(
+        Preprocess, "_square", lambda self, image, view: decoded.append(image) or square(self, image, view)
+    )
+    Preprocess(PreprocessSettings(size=224)).from_bytes(jpeg(scene(1000, side)))
+    assert decoded[0].size == ((500, 448) if scaled else (1000, side))
+
+
+def test_small_photos_and_crops_are_decoded_whole():
+    small, large = jpeg(scene(640, 480)), jpeg(scene(1600, 1200))
+    plain, scaled = PreprocessSettings(scaled_decoding=False), PreprocessSettings()
+    assert (Preprocess(plain).from_bytes(small).pixels == Preprocess(scaled).from_bytes(small).pixels).all()
+    view = View(box=(0.1, 0.1, 0.4, 0.4))
+    assert (Preprocess(plain).from_bytes(large, view).pixels == Preprocess(scaled).from_bytes(large, view).pixels).all()
+
+
+def test_a_large_jpeg_cut_short_is_refused_at_any_scale():
+    data = jpeg(scene(1600, 1200))
+    with pytest.raises(ImageError) as caught:
+        Preprocess(PreprocessSettings()).from_bytes(data[: len(data) * 2 // 3])
+    assert caught.value.error_class == "truncated"
