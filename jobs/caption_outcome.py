@@ -1,7 +1,7 @@
 """How a run of `caption` ended, in figures and in words. Knows nothing of how it went."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from captioning.errors import UnfinishedError
 from captioning.run.sources import Source
 from captioning.run.verify import Verdict
 from jobs.progress import counted, duration
-from jobs.work import ShardResult
+from jobs.work import STAGES, Tally
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,9 @@ class Outcome:
         return self.verdict.ok and not self.too_many_errors
 
 
-def summarise(
-    results: Iterable[ShardResult], verdict: Verdict, *, seconds: float, steady_rate: float | None
-) -> dict[str, Any]:
-    """What `summary.json` says of a run that finished these shards in `seconds`; counts are images."""
-    classes: Counter[str] = Counter()
-    stages: Counter[str] = Counter()
-    done = 0
-    for result in results:
-        done += result.images
-        classes.update(result.error_classes)
-        stages.update(result.stages)
+def summarise(tally: Tally, verdict: Verdict, *, seconds: float, steady_rate: float | None) -> dict[str, Any]:
+    """What `summary.json` says of a run that finished what is tallied in `seconds`; counts are images."""
+    classes, done = tally.error_classes, tally.images
     return {
         "inputs": verdict.inputs,
         "captioned": done - classes.total(),
@@ -52,7 +44,7 @@ def summarise(
         "seconds": round(seconds, 3),
         "images_per_second": round(done / seconds, 3) if seconds > 0 else 0.0,
         "steady_images_per_second": round(steady_rate, 3) if steady_rate else None,
-        "stages": {name: round(stages[name], 3) for name in ("fetch", "decode", "model", "write")},
+        "stages": {name: round(tally.stages[name], 3) for name in STAGES},
     }
 
 

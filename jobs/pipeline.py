@@ -20,7 +20,7 @@ from jobs.pools import Node, Pools
 from jobs.work import ShardResult, Work
 
 #: Shards in one execution of the pipeline: Ray Data's books grow in the driver by some 26 KB with every shard.
-WINDOW = 2048
+WINDOW = 1536
 #: But at least so many for each captioner. Between two executions the captioners are loaded anew: what that costs
 #: must be little beside what a captioner does in between, half a million images.
 WINDOW_AN_ACTOR = 1024
@@ -66,7 +66,6 @@ def caption_shards(work: Work, pools: Pools, shards: Sequence[int]) -> Iterator[
 
 
 def _window(work: Work, pools: Pools, shards: Sequence[int], attempts: Attempts) -> Iterator[ShardResult]:
-    import pyarrow as pa
     import ray.data
     from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
@@ -82,8 +81,9 @@ def _window(work: Work, pools: Pools, shards: Sequence[int], attempts: Attempts)
     _quiet_console()
     with DataContext.current(context), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        blocks = [pa.table({"shard": pa.array([number], pa.int64())}) for number in shards]
-        dataset = ray.data.from_arrow(blocks)
+        # Unlike `from_arrow` this starts no task for every block: 0.7 ms each, not 3.
+        rows = [{"shard": number} for number in shards]
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
         dataset = dataset.map_batches(
             DecodeShard(work.book, work.preprocess, work.storage, work.fetching, work.decoding),
             batch_size=None,

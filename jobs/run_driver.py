@@ -23,7 +23,7 @@ from jobs.caption_shard import LoadCaptioner
 from jobs.pools import plan_pools
 from jobs.progress import Progress, counted
 from jobs.runner import open_runner
-from jobs.work import Runner, ShardResult, Work
+from jobs.work import Runner, ShardResult, Tally, Work
 
 if TYPE_CHECKING:
     from captioning.captioner_info import CaptionerInfo
@@ -47,8 +47,7 @@ class RunDriver:
         self.decoding = decoding
         self.stream = stream
         self.started = time.monotonic()
-        #: By what was done and to which shard: one that is done twice counts once.
-        self.results: dict[tuple[str, int], ShardResult] = {}
+        self.tally = Tally()
         self.steady: float | None = None
         #: Whether there is a run in OUTPUT, and with it a diary.
         self.begun = False
@@ -104,7 +103,7 @@ class RunDriver:
 
     def finished(self) -> int:
         """Images that this driver has finished."""
-        return sum(result.images for result in self.results.values())
+        return self.tally.images
 
     def note(self, kind: str, **fields: Any) -> None:
         """Add to the diary of a run that has begun; a diary that cannot be written stops nothing."""
@@ -175,7 +174,7 @@ class RunDriver:
             diary = _Diary(self)
             try:
                 for result in self.runner.caption_shards(work, pools, shards):
-                    self.results[event, result.shard] = result
+                    self.tally.add(event, result)
                     progress.add(result.images, result.errors)
                     self.steady = progress.steady_rate() or self.steady
                     diary.add(result)
@@ -193,10 +192,10 @@ class RunDriver:
         """Verify the table, and write what this driver did to `summary.json`."""
         verdict = verify(self.layout)
         seconds = time.monotonic() - self.started
-        summary = summarise(self.results.values(), verdict, seconds=seconds, steady_rate=self.steady)
+        summary = summarise(self.tally, verdict, seconds=seconds, steady_rate=self.steady)
         self.check_hold()
         self.layout.summary.write_text(json.dumps(summary, indent=2) + "\n", temp=self.layout.tmp_dir)
-        if self.results:
+        if self.tally:
             self.note("finished", ok=verdict.ok, seconds=summary["seconds"])
         return Outcome(summary, verdict, self.settings.errors.max_fraction)
 

@@ -4,6 +4,7 @@ Knows nothing of who does it: `pipeline` on Ray, `local_runner` in processes of 
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +20,10 @@ from jobs.micro_batches import CaptionerLike
 
 if TYPE_CHECKING:
     from jobs.pools import Node, Pools
+
+
+#: Where a worker's seconds go, in the order in which an image comes through.
+STAGES = ("fetch", "decode", "model", "write")
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,37 @@ class ShardResult:
             shard=row["shard"],
             images=row["images"],
             error_classes=json.loads(row["error_classes"]),
-            stages={stage: row[stage] for stage in ("fetch", "decode", "model", "write")},
+            stages={stage: row[stage] for stage in STAGES},
         )
 
     @property
     def errors(self) -> int:
         """Images that failed."""
         return sum(self.error_classes.values())
+
+
+class Tally:
+    """What finished shards brought in all. A shard that is done twice counts once; none is kept."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.error_classes: Counter[str] = Counter()
+        self.stages: Counter[str] = Counter(dict.fromkeys(STAGES, 0.0))
+        self._seen: dict[str, set[int]] = {}
+
+    def __bool__(self) -> bool:
+        """Whether any shard was finished."""
+        return bool(self._seen)
+
+    def add(self, what: str, result: ShardResult) -> None:
+        """Count a shard of which `what` was done."""
+        seen = self._seen.setdefault(what, set())
+        if result.shard in seen:
+            return
+        seen.add(result.shard)
+        self.images += result.images
+        self.error_classes.update(result.error_classes)
+        self.stages.update(result.stages)
 
 
 class Runner(Protocol):
