@@ -19,7 +19,7 @@ from jobs.decode_shard import DecodeShard
 from jobs.pools import Node, Pools
 from jobs.work import ShardResult, Work
 
-#: Shards in one execution of the pipeline: Ray Data's books grow in the driver by some 26 KB with every shard.
+#: Shards in one execution of the pipeline: Ray Data's books grow in the driver by some 20 KB with every shard.
 WINDOW = 1536
 #: But at least so many for each captioner. Between two executions the captioners are loaded anew: what that costs
 #: must be little beside what a captioner does in between, half a million images.

@@ -66,8 +66,12 @@ def test_the_library_never_imports_ray() -> None:
 
 #: Modules that run code from what they read, and calls that unpack or evaluate what a stranger wrote.
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-#: Takes the loader of a captioner from its own parent process, over a pipe.
-FROM_ITS_PARENT = {"jobs/captioner_child.py": ["imports pickle"]}
+#: Processes take the loader of a captioner, or their work, from their own parent, over a pipe.
+FROM_ITS_PARENT = {
+    "jobs/captioner_child.py": ["imports pickle"],
+    "jobs/local_runner.py": ["imports pickle"],
+    "jobs/shard_worker.py": ["imports pickle"],
+}
 FORBIDDEN_CALLS = {"eval", "exec", "extractall", "full_load", "unsafe_load", "read_pickle"}
 
 
