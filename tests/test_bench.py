@@ -2,32 +2,40 @@
 
 import io
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 from rich.console import Console
+from rich.table import Table
 
-from captioning.errors import InputError
+from captioning.errors import InputError, UnfinishedError
+from tests.benchmarks.bench import in_turn
+from tests.benchmarks.conditions import conditions
 from tests.benchmarks.decoding_results import decoding_ratios, make_decoding_table
+from tests.benchmarks.first import first_figures, make_first_table
+from tests.benchmarks.jpeg_results import jpeg_figures, make_jpeg_tables
+from tests.benchmarks.jpegs import decoders
+from tests.benchmarks.measure import measure
+from tests.benchmarks.memory import make_memory_table, memory_figures, role_of
 from tests.benchmarks.photos import collect_photos
-from tests.benchmarks.results import (
-    conditions,
-    make_table,
-    make_training_table,
-    ratios,
-    steady_rate,
-    summarise,
-    training_costs,
-)
+from tests.benchmarks.programs import steady_rate
+from tests.benchmarks.raw import Turns, read_raw
+from tests.benchmarks.results import make_tables, ratios, summarise
 from tests.benchmarks.scale import TITLES, make_scale_tables, measure_scale, scale_figures
 from tests.benchmarks.scale_steps import take_step
+from tests.benchmarks.start import make_start_table, start_figures
 from tests.benchmarks.training import make_shards, measure_worker
+from tests.benchmarks.training_results import make_training_table, training_costs
 
 
-def run(number: int, seconds: float, steady: float | None, same: int = 100) -> dict[str, Any]:
+def run(case: str, number: int, seconds: float, steady: float | None, same: int = 100) -> dict[str, Any]:
     return {
+        "case": case,
+        "model": "flickr-lstm",
         "round": number,
         "images": 100,
         "seconds": seconds,
@@ -37,14 +45,19 @@ def run(number: int, seconds: float, steady: float | None, same: int = 100) -> d
     }
 
 
-RUNS = {
-    "job": [run(0, 10, 20.0), run(1, 40, 5.0), run(2, 12.5, 16.0)],
-    "ray_tuned": [run(0, 25, 8.0), run(1, 25, 8.0, same=99), run(2, 25, 8.0)],
-    "dataloader": [run(0, 50, None), run(1, 50, 4.0), run(2, 50, 4.0)],
-}
-CEILINGS = [
-    {"cpu_seconds_an_image": {"fetch": 0.0, "decode": 0.05, "model": cost, "write": 0.0}} for cost in (0.1, 0.15, 0.9)
+def ceiling(number: int, cost: float, model: str = "flickr-lstm") -> dict[str, Any]:
+    stages = {"fetch": 0.0, "decode": 0.05, "encode": cost / 2, "generate": cost / 2, "write": 0.0}
+    return {"case": "ceiling", "model": model, "round": number, "cores": 2, "cpu_seconds_an_image": stages}
+
+
+RUNS = [
+    *(run("job", *each) for each in ((0, 10, 20.0), (1, 40, 5.0), (2, 12.5, 16.0))),
+    *(run("ray_tuned", *each) for each in ((0, 25, 8.0), (1, 25, 8.0, 99), (2, 25, 8.0))),
+    *(run("dataloader", *each) for each in ((0, 50, None), (1, 50, 4.0), (2, 50, 4.0))),
+    {"case": "daft", "model": "flickr-lstm", "round": 0, "not_measured": "the package daft is not installed"},
+    *(ceiling(number, cost) for number, cost in enumerate((0.1, 0.15, 0.9))),
 ]
+OTHER = [{**run("job", 0, 25, 6.0), "model": "runs/other-one"}, ceiling(0, 0.15, model="runs/other-one")]
 DECODING = [
     {"case": case, "round": number, "images": 32, "seconds": seconds, "same_as_generate": 31 + number}
     for case, seconds in (
@@ -54,6 +67,12 @@ DECODING = [
     )
     for number in range(2)
 ]
+
+
+def printed(*tables: Table) -> str:
+    file = io.StringIO()
+    Console(file=file, width=140).print(*tables)
+    return file.getvalue()
 
 
 def turn(case: str, workers: int, seconds: float, memory: float, cpu: float = 12.0) -> dict[str, Any]:
@@ -74,30 +93,34 @@ def test_the_steady_rate_leaves_the_first_batch_out() -> None:
 
 
 def test_ratios_are_of_medians() -> None:
-    summary = summarise(RUNS, CEILINGS, cores=2)
+    summary = summarise(RUNS)
     assert summary["job"]["images_per_second"] == 8
     assert summary["ceiling"]["images_per_second"] == pytest.approx(10)
     # 12.5 s in all, of which 100 images at 16 a second take 6.25 s
     assert summary["job"]["start_up_seconds"] == pytest.approx(6.25)
-    found = ratios(summary)
+    found = ratios(RUNS)
     assert found["job_vs_ray_tuned"] == pytest.approx(2)
     assert found["job_vs_dataloader"] == pytest.approx(4)
-    assert found["job_vs_ceiling"] == pytest.approx(0.8)
-    assert found["job_steady_vs_ceiling"] == pytest.approx(1.6)
+    assert found["job_whole_vs_ceiling"] == pytest.approx(0.8)
+    assert found["job_vs_ceiling"] == pytest.approx(1.6)
+    assert "job_vs_daft" not in found
+
+
+def test_the_least_of_the_captioners_counts() -> None:
+    found = ratios([*RUNS, *OTHER])
+    assert found["job_vs_ceiling_flickr_lstm"] == pytest.approx(1.6)
+    assert found["job_vs_ceiling_other_one"] == found["job_vs_ceiling"] == pytest.approx(0.6)
+    assert found["job_vs_ray_tuned"] == found["job_vs_ray_tuned_flickr_lstm"] == pytest.approx(2)
 
 
 def test_a_rate_that_one_round_lacks_is_not_published() -> None:
-    summary = summarise(RUNS, CEILINGS, cores=2)
-    assert summary["dataloader"]["steady_images_per_second"] is None
-    assert ratios(summary)["job_steady_vs_dataloader"] is None
+    assert summarise(RUNS)["dataloader"]["steady_images_per_second"] is None
+    assert ratios(RUNS)["job_steady_vs_dataloader"] is None
 
 
 def test_the_table_has_a_line_for_everything() -> None:
-    summary = summarise(RUNS, CEILINGS, cores=2)
-    file = io.StringIO()
-    Console(file=file, width=140).print(make_table(summary, ratios(summary)))
-    text = file.getvalue()
-    for words in ("jobs caption", "Ray Data", "DataLoader", "ceiling", "99 of 100"):
+    text = printed(*make_tables([*RUNS, *OTHER]))
+    for words in ("jobs caption", "Ray Data", "DataLoader", "ceiling", "99 of 100", "not measured", "other-one"):
         assert words in text
 
 
@@ -112,9 +135,11 @@ def test_of_decoding_the_least_case_counts() -> None:
 
 
 def test_the_table_of_decoding_has_a_line_for_each_case() -> None:
-    file = io.StringIO()
-    Console(file=file, width=140).print(make_decoding_table(DECODING))
-    lines = [line for line in file.getvalue().splitlines() if any(case in line for case in ("small", "256", "lstm"))]
+    lines = [
+        line
+        for line in printed(make_decoding_table(DECODING)).splitlines()
+        if any(case in line for case in ("small", "256", "lstm"))
+    ]
     assert all(words in lines[1] for words in ("4x256", "32.0", "3.00", "40.00", "0.90", "31 of 32"))
     assert "–" in lines[2]
 
@@ -135,9 +160,11 @@ def test_a_slow_hour_of_the_machine_is_no_cost() -> None:
 
 
 def test_the_table_of_training_has_a_line_for_each_case() -> None:
-    file = io.StringIO()
-    Console(file=file, width=140).print(make_training_table(TRAINING))
-    lines = [line for line in file.getvalue().splitlines() if "kept features" in line or "streamed images" in line]
+    lines = [
+        line
+        for line in printed(make_training_table(TRAINING)).splitlines()
+        if "kept features" in line or "streamed images" in line
+    ]
     assert [line.split("│")[2].strip() for line in lines] == ["1", "2", "2"]
     assert all(words in lines[1] for words in ("22.7", "25.0", "1.100", "1.10"))
     assert all(words in lines[2] for words in ("1.030", "1.05"))
@@ -175,9 +202,7 @@ def test_how_the_cost_of_a_shard_grows_is_told() -> None:
     assert found["scale_shard_cost_ratio"] == pytest.approx(1.05)
     assert found["scale_driver_growth_bytes"] == 80 * 2**20
     assert (found["scale_verify_seconds"], found["scale_index_peak_bytes"]) == (12.5, 2**29)
-    file = io.StringIO()
-    Console(file=file, width=140).print(*make_scale_tables(SCALE))
-    text = file.getvalue()
+    text = printed(*make_scale_tables(SCALE))
     for words in (
         "1,000,000 images",
         "writing the index",
@@ -208,6 +233,127 @@ def test_scale_is_measured_from_first_to_last(tmp_path: Path) -> None:
     assert raw["steps"]["resume"]["pending"] == 4
     assert scale_figures(raw)["scale_images"] == 2000
     assert not (tmp_path / "work").exists()
+
+
+def test_programs_take_turns() -> None:
+    assert list(in_turn("abc", 2)) == [(0, "a"), (0, "b"), (0, "c"), (1, "b"), (1, "c"), (1, "a")]
+
+
+def test_what_was_measured_is_kept_and_gone_on_with(tmp_path: Path) -> None:
+    path, settings = tmp_path / "jobs.json", {"count": 7, "models": ("a", "b")}
+    turns = Turns(path, settings, {})
+    turns.add({"case": "job", "round": 0, "seconds": 1.5})
+    again = Turns(path, settings, {}, resume=True)
+    assert again.have(case="job", round=0)
+    assert not again.have(case="job", round=1)
+    again.add({"case": "job", "round": 1, "seconds": 2.5})
+    assert [turn["seconds"] for turn in read_raw(tmp_path)["jobs"]["turns"]] == [1.5, 2.5]
+    assert len(Turns(path, {**settings, "count": 8}, {}, resume=True)) == 0
+    assert len(Turns(path, settings, {})) == 0
+
+
+def test_the_quicker_bare_way_and_the_slower_captioner_count() -> None:
+    seconds = {
+        "a": {"job": [6.0, 5.0, 90.0], "bare": [5.0, 5.0, 4.0], "bare_plain": [4.0, 4.0, 4.0]},
+        "b": {"job": [8.0], "bare": [5.0]},
+    }
+    turns = [
+        {"case": case, "model": model, "round": number, "seconds": each}
+        for model, cases in seconds.items()
+        for case, rounds in cases.items()
+        for number, each in enumerate(rounds)
+    ]
+    assert start_figures(turns) == {"start_seconds_10": 8.0, "start_vs_bare": pytest.approx(1.6)}
+    assert start_figures([turn for turn in turns if turn["case"] != "job"]) == {}
+    assert "6.0" in printed(make_start_table(turns))
+
+
+def test_the_captioner_is_compared_with_its_first_engine() -> None:
+    turns = [
+        {
+            "case": case,
+            "round": number,
+            "images": 2,
+            "cpu_seconds_an_image": {"decode": 0.001, "encode": cost, "generate": 0.019},
+            **({"captions": ["a dog", caption]} if number == 0 else {}),
+        }
+        for case, cost, caption in (("now", 0.02, "a cat"), ("first", 0.1, "a cow"))
+        for number in range(2)
+    ]
+    assert first_figures(turns)["bundled_vs_first"] == pytest.approx(3)
+    text = printed(make_first_table(turns))
+    assert all(words in text for words in ("25.0", "100.0", "1 of 2"))
+    missing = [{"case": "first", "round": 0, "not_measured": "git has no revision e4dfafcbd9e0 here"}]
+    assert first_figures(missing) == {"bundled_vs_first": None}
+    assert "not measured" in printed(make_first_table(missing))
+
+
+def test_growth_of_memory_is_told_by_role() -> None:
+    turns = [
+        {"case": "local", "times": times, "round": number, "images": 256 * times, "peak_by_role": sizes}
+        for number in range(2)
+        for times, sizes in (
+            (1, {"driver": 100, "captioner": 400, "ray": 9}),
+            (10, {"driver": 110, "captioner": 404, "task": 7}),
+        )
+    ]
+    found = memory_figures(turns)
+    assert found["memory_local_driver_bytes"] == 110
+    assert found["memory_local_captioner_growth_bytes"] == 4
+    assert found["memory_growth"] == pytest.approx(1.1)
+    assert "+10.0%" in printed(make_memory_table(turns))
+
+
+def test_processes_of_the_job_are_told_apart() -> None:
+    assert role_of("/usr/bin/python -m jobs.decode_child") == "decoder"
+    assert role_of("/usr/bin/python -m jobs.shard_worker") == "captioner"
+    assert role_of("ray::MapWorker(MapBatches(CaptionShard)).submit()") == "captioner"
+    assert role_of("ray::IDLE") == "task"
+    assert role_of("/ray/core/src/ray/raylet/raylet --raylet_socket_name=x") == "ray"
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from /proc")
+def test_a_program_is_measured_from_outside(tmp_path: Path) -> None:
+    child = "import time; held = bytearray(64 << 20); time.sleep(2)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}, 'the-child'])"
+    environment = dict(os.environ)
+    command = [sys.executable, "-c", parent]
+    measured = measure(command, environment=environment, log=tmp_path / "log", role_of=lambda line: line[-9:])
+    assert measured.seconds > 2
+    assert measured.peak_by_role["the-child"] > 64 << 20
+    assert measured.peak_bytes is not None
+    assert measured.peak_bytes > measured.peak_by_role["the-child"]
+    with pytest.raises(UnfinishedError, match="its last words.*\n.*no"):
+        measure([sys.executable, "-c", "raise SystemExit('no')"], environment=environment, log=tmp_path / "log")
+
+
+def test_jpeg_decoders_are_compared_with_pillow(tmp_path: Path) -> None:
+    turns = [
+        {
+            "case": case,
+            "decoder": name,
+            "round": number,
+            "images": 10,
+            "cpu_seconds": seconds,
+            "mean_difference": 0.25,
+        }
+        for case, ours in (("photos", 2.0), ("large", 4.0))
+        for number in range(3)
+        for name, seconds in (("this package", ours), ("Pillow", 6.0))
+    ]
+    found = jpeg_figures(turns)
+    assert (found["jpeg_vs_pillow"], found["jpeg_vs_pillow_photos"]) == (1.5, 3.0)
+    assert "0.25" in printed(*make_jpeg_tables(turns))
+
+
+def test_jpeg_decoders_see_the_same_photo(tmp_path: Path) -> None:
+    collect_photos(None, tmp_path / "photos", 1, sides=[640])
+    [path] = (tmp_path / "photos").iterdir()
+    found = {name: decode(path.read_bytes(), 64).astype(int) for name, decode in decoders().items()}
+    assert len(found) >= 4
+    for name, pixels in found.items():
+        assert pixels.shape == (64, 64, 3), name
+        assert abs(pixels - found["Pillow"]).mean() < 2, name
 
 
 def test_conditions_name_the_machine() -> None:

@@ -1,7 +1,7 @@
 """The ceiling: CPU-seconds that one image needs in one process with one thread, and nothing around it.
 
-Fetch, decode, model and write are done one after another, each timed by the process's CPU clock,
-so that other programs on the machine do not count. Cores ÷ their sum is the rate at which the
+Fetch, decode, encode, generate and write are done one after another, each timed by the process's CPU
+clock, so that other programs on the machine do not count. Cores ÷ their sum is the rate at which the
 same code would run were every core busy with nothing else. One batch more, before the first, warms up.
 
     python -m tests.benchmarks.ceiling PHOTOS RESULT.json [--model REF]
@@ -36,7 +36,7 @@ def main() -> None:
     captioner = load_captioner(args.model, device="cpu")
     paths = sorted(args.photos.iterdir())
     batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)][:MOST_BATCHES]
-    seconds = dict.fromkeys(("fetch", "decode", "model", "write"), 0.0)
+    seconds = dict.fromkeys(("fetch", "decode", "encode", "generate", "write"), 0.0)
     images = 0
     for number, batch in enumerate([batches[0], *batches]):
         begin = time.process_time()
@@ -44,7 +44,9 @@ def main() -> None:
         fetched = time.process_time()
         pixels = np.stack([captioner.preprocess.from_bytes(data).pixels for data in files])
         decoded = time.process_time()
-        captions = captioner.caption_pixels(pixels, batch_size=BATCH)
+        features = captioner.encode(pixels)
+        encoded = time.process_time()
+        captions = captioner.caption_features(features, captioner.decoding)
         captioned = time.process_time()
         rows = [{"image_id": path.name, **vars(caption)} for path, caption in zip(batch, captions, strict=True)]
         for row in rows:
@@ -57,7 +59,8 @@ def main() -> None:
             images += len(batch)
             seconds["fetch"] += fetched - begin
             seconds["decode"] += decoded - fetched
-            seconds["model"] += captioned - decoded
+            seconds["encode"] += encoded - decoded
+            seconds["generate"] += captioned - encoded
             seconds["write"] += written - captioned
     args.result.with_suffix(".parquet").unlink()
     stages = {name: total / images for name, total in seconds.items()}

@@ -13,7 +13,6 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,31 +30,12 @@ from captioning.models.clip_fit import CLIP_MEAN, CLIP_STD
 from captioning.models.clip_gpt2 import ClipGpt2
 from captioning.models.clip_gpt2_settings import ClipGpt2Settings
 from captioning.models.tower_settings import ClipTower, Gpt2Tower
+from tests.benchmarks.decoding_cases import CASES, Case
 
 VOCAB, EOS, PREFIX = 50257, 50256, 10
 IMAGES, TOKENS = 32, 20
 #: One at a time takes a minute for all of them.
 _SINGLE_IMAGES = 1
-
-
-@dataclass(frozen=True)
-class Case:
-    """A GPT-2 of random weights by its sizes, or the bundled CNN-LSTM; hypotheses an image; a number format."""
-
-    sizes: tuple[int, int, int] | None
-    beams: int
-    precision: str = "fp32"
-    single: bool = False
-
-
-CASES = {
-    "gpt2-small": Case((12, 768, 12), 5, single=True),
-    "gpt2-small bf16": Case((12, 768, 12), 5, "bf16"),
-    "4x256": Case((4, 256, 4), 5, single=True),
-    "4x256 greedy": Case((4, 256, 4), 1),
-    "4x256 bf16": Case((4, 256, 4), 5, "bf16"),
-    "lstm": Case(None, 5),
-}
 
 
 class Decoding:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,16 +23,28 @@ class Measured:
     seconds: float
     #: The most that it and all its children held at once, shared pages counted once; None where there is no /proc.
     peak_bytes: int | None
+    #: By role: the most that one process of the role held at once.
+    peak_by_role: Mapping[str, int]
 
 
-def measure(command: Sequence[str], *, environment: dict[str, str], log: Path) -> Measured:
-    """Run `command` to its end, its words going to `log`. Raises `UnfinishedError` when it fails."""
+def measure(
+    command: Sequence[str],
+    *,
+    environment: dict[str, str],
+    log: Path,
+    folder: Path | None = None,
+    role_of: Callable[[str], str] | None = None,
+) -> Measured:
+    """Run `command` in `folder` to its end, its words going to `log`. Raises `UnfinishedError` when it fails.
+
+    `role_of` tells the role of a child process from its command line; the first process is the `driver`.
+    """
     with log.open("wb") as words:
         begin = time.perf_counter()
         process = subprocess.Popen(
-            command, stdout=words, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            command, stdout=words, stderr=subprocess.STDOUT, env=environment, start_new_session=True, cwd=folder
         )
-        memory = _Memory(process.pid)
+        memory = _Memory(process.pid, role_of)
         try:
             code = process.wait(_TIMEOUT)
             seconds = time.perf_counter() - begin
@@ -43,31 +55,36 @@ def measure(command: Sequence[str], *, environment: dict[str, str], log: Path) -
                 raise UnfinishedError(f"{' '.join(command)} hangs: stopped after {_TIMEOUT:.0f} s.") from error
             raise
         finally:
-            peak = memory.stop()
+            memory.stop()
     if code:
         last = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
         raise UnfinishedError(f"{' '.join(command)} ended with code {code}; its last words (all are in {log}):\n{last}")
-    return Measured(seconds, peak)
+    return Measured(seconds, memory.peak or None, memory.by_role)
 
 
 class _Memory:
     """Watches the memory of a process and its descendants until told to stop."""
 
-    def __init__(self, root: int) -> None:
-        self._root = root
-        self._peak = 0
+    def __init__(self, root: int, role_of: Callable[[str], str] | None) -> None:
+        self.peak = 0
+        self.by_role: dict[str, int] = {}
+        self._root, self._role_of = root, role_of
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
-    def stop(self) -> int | None:
+    def stop(self) -> None:
         self._ended.set()
         self._thread.join()
-        return self._peak or None
 
     def _watch(self) -> None:
         while not self._ended.wait(_SAMPLE_EVERY):
-            self._peak = max(self._peak, sum(_memory_of(process) for process in family(self._root)))
+            held = {process: _memory_of(process) for process in family(self._root)}
+            self.peak = max(self.peak, sum(held.values()))
+            if self._role_of is not None:
+                for process, size in held.items():
+                    role = "driver" if process == self._root else self._role_of(_command_line(process))
+                    self.by_role[role] = max(size, self.by_role.get(role, 0))
 
 
 def family(root: int) -> set[int]:
@@ -95,3 +112,10 @@ def _memory_of(process: int) -> int:
     except (OSError, ValueError):
         pass
     return 0
+
+
+def _command_line(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""

@@ -1,173 +1,148 @@
-"""From raw timings to the figures that are published: medians, their ratios, and one table.
+"""From raw timings of whole runs to the figures that are published: medians, their ratios, and the tables.
 
-Knows no programs, only their timings. A raw run of a program is a mapping with `round`, `images`,
-`seconds`, `steady_images_per_second` or None, `peak_bytes` or None and `same_captions` (of images).
-A raw turn of training has `case`, `workers`, `images`, and `seconds` and `cpu_seconds` (of all workers)
-of an epoch, and `memory_seconds` and `cpu_memory_seconds` of the same steps on data in memory.
+Knows no programs, only their timings. A raw run is a mapping with `case` (the program), `model`, `round`,
+`images`, `seconds`, `steady_images_per_second` or None, `peak_bytes` or None and `same_captions` (of
+images) or None; that of the ceiling has `cores` and `cpu_seconds_an_image`, by stage. One that came to
+nothing says so in `not_measured` or `failed`.
 """
 
-import os
-import platform
-from collections import Counter
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from rich.table import Table
 
-#: The programs in the order of the table, and what each is called there.
-PROGRAMS = {
-    "job": "python -m jobs caption",
-    "ray_tuned": "plain Ray Data script",
-    "dataloader": "PyTorch DataLoader loop",
-}
-#: Ways in which data comes to a training step: what each is called in the table, and what an epoch may cost at most, as
-#: a multiple of the same steps on data in memory.
-TRAINING = {"cached": ("kept features", 1.1), "streaming": ("streamed images", 1.05)}
-_PACKAGES = ("torch", "ray", "transformers", "pillow", "pyarrow", "numpy")
+from tests.benchmarks.programs import CEILING, PROGRAMS
 
 Raw = Mapping[str, Any]
+Summary = dict[str, dict[str, Any]]
 
 
-def steady_rate(finished: Iterable[float]) -> float | None:
-    """Images a second after the first batch, given the time at which each image was finished.
-
-    Images of one time are one batch. The same rule as in the job's own summary, where batches are
-    shards; None where there is one batch only.
-    """
-    batches = sorted(Counter(finished).items())
-    if len(batches) < 2:
-        return None
-    return sum(images for _, images in batches[1:]) / (batches[-1][0] - batches[0][0])
-
-
-def summarise(runs: Mapping[str, Sequence[Raw]], ceilings: Sequence[Raw], cores: int) -> dict[str, dict[str, Any]]:
-    """Medians over the rounds, by program, and of the ceiling."""
-    summary: dict[str, dict[str, Any]] = {}
-    for name, each in runs.items():
-        whole = [run["images"] / run["seconds"] for run in each]
+def summarise(turns: Sequence[Raw]) -> Summary:
+    """Medians over the rounds of one captioner, by program, and of the ceiling."""
+    summary: Summary = {}
+    for name in PROGRAMS:
+        each = [turn for turn in turns if turn["case"] == name and "seconds" in turn]
+        if not each:
+            continue
         steady = _median(run["steady_images_per_second"] for run in each)
         seconds = median(run["seconds"] for run in each)
+        same = [run["same_captions"] for run in each if run["same_captions"] is not None]
         summary[name] = {
-            "images_per_second": median(whole),
+            "images_per_second": each[0]["images"] / seconds,
             "steady_images_per_second": steady,
             # What a run takes beyond its images at the steady rate: starting, the first batch, ending.
             "start_up_seconds": max(0.0, seconds - each[0]["images"] / steady) if steady else None,
             "peak_bytes": _median(run["peak_bytes"] for run in each),
-            "same_captions": min(run["same_captions"] for run in each),
+            "same_captions": min(same) if same else None,
             "images": each[0]["images"],
+            "rounds": len(each),
         }
-    costs = [sum(ceiling["cpu_seconds_an_image"].values()) for ceiling in ceilings]
-    stages = {name: median(c["cpu_seconds_an_image"][name] for c in ceilings) for name in _stages(ceilings)}
-    summary["ceiling"] = {"images_per_second": cores / median(costs), "cpu_seconds_an_image": stages}
+    ceilings = [turn for turn in turns if turn["case"] == CEILING and "cpu_seconds_an_image" in turn]
+    if ceilings:
+        costs = [ceiling["cpu_seconds_an_image"] for ceiling in ceilings]
+        summary[CEILING] = {
+            "images_per_second": ceilings[0]["cores"] / median(sum(cost.values()) for cost in costs),
+            "cpu_seconds_an_image": {stage: median(cost[stage] for cost in costs) for stage in costs[0]},
+        }
     return summary
 
 
-def ratios(summary: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    """Our figure over theirs: above 1 we are faster."""
-    ours, ceiling = summary["job"], summary["ceiling"]["images_per_second"]
-    found: dict[str, float | None] = {
-        "job_vs_ceiling": ours["images_per_second"] / ceiling,
-        "job_steady_vs_ceiling": _over(ours["steady_images_per_second"], ceiling),
-    }
+def ratios(turns: Sequence[Raw]) -> dict[str, float | None]:
+    """Our figure over theirs: above 1 we are faster. The least of all captioners, then each one's under its name."""
+    cases: dict[str, dict[str, float | None]] = {}
+    for model, each in by_model(turns):
+        for key, value in _ratios(summarise(each)).items():
+            cases.setdefault(key, {})[model] = value
+    least = {key: _least(values.values()) for key, values in cases.items()}
+    return least | {f"{key}_{key_of(model)}": value for key, values in cases.items() for model, value in values.items()}
+
+
+def run_figures(turns: Sequence[Raw]) -> dict[str, Any]:
+    """The ratios, and `summary`: the medians by captioner and program."""
+    return ratios(turns) | {"summary": {model: summarise(each) for model, each in by_model(turns)}}
+
+
+def key_of(model: str) -> str:
+    """A captioner's reference as part of a key."""
+    return re.sub(r"\W+", "_", model.rstrip("/").rpartition("/")[2]).lower()
+
+
+def by_model(turns: Sequence[Raw]) -> Iterator[tuple[str, list[Raw]]]:
+    """The captioners, each with its turns."""
+    for model in dict.fromkeys(turn["model"] for turn in turns):
+        yield model, [turn for turn in turns if turn["model"] == model]
+
+
+def make_tables(turns: Sequence[Raw]) -> Iterator[Table]:
+    """A table for each captioner: a line a program, then the ceiling."""
+    for model, each in by_model(turns):
+        yield _make_table(model, each)
+
+
+def _ratios(summary: Summary) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    ours = summary.get("job")
     for name, theirs in summary.items():
-        if name not in ("job", "ceiling"):
-            found[f"job_vs_{name}"] = ours["images_per_second"] / theirs["images_per_second"]
-            found[f"job_steady_vs_{name}"] = _over(ours["steady_images_per_second"], theirs["steady_images_per_second"])
+        if ours is None or name == "job":
+            continue
+        whole = ours["images_per_second"] / theirs["images_per_second"]
+        steady = ours["steady_images_per_second"]
+        if name == CEILING:
+            found["job_vs_ceiling"] = _over(steady, theirs["images_per_second"])
+            found["job_whole_vs_ceiling"] = whole
+        else:
+            found[f"job_vs_{name}"] = whole
+            found[f"job_steady_vs_{name}"] = _over(steady, theirs["steady_images_per_second"])
     return found
 
 
-def training_costs(turns: Sequence[Raw]) -> dict[str, float]:
-    """What an epoch costs as a multiple of the same steps on data in memory: below 1.1 the input costs less than 10%.
-
-    By number of workers, in seconds and in CPU-seconds; `train_{case}_vs_memory` is the greatest of a case's in
-    seconds. The medians of the rounds' own multiples: what slows a machine for minutes slows both ways of a round.
-    """
-    found: dict[str, float] = {}
-    for case, workers, each in _training_cases(turns):
-        name = f"train_{case}_vs_memory"
-        cost = median(turn["seconds"] / turn["memory_seconds"] for turn in each)
-        found[name] = max(cost, found.get(name, cost))
-        found[f"{name}_workers_{workers}"] = cost
-        found[f"{name}_cpu_workers_{workers}"] = median(t["cpu_seconds"] / t["cpu_memory_seconds"] for t in each)
-    return found
-
-
-def make_training_table(turns: Sequence[Raw]) -> Table:
-    """The published table of training: a line for each way in which data comes and number of workers."""
-    table, found = Table(pad_edge=False), training_costs(turns)
-    table.add_column("training on", no_wrap=True)
-    for heading in ("workers", "images/s", "in memory", "it ÷ in memory", "at most", "CPU-seconds"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for case, workers, each in _training_cases(turns):
-        title, limit = TRAINING[case]
-        name = f"train_{case}_vs_memory"
-        table.add_row(
-            title,
-            str(workers),
-            *(_number(median(turn["images"] / turn[way] for turn in each)) for way in ("seconds", "memory_seconds")),
-            _number(found[f"{name}_workers_{workers}"], 3),
-            _number(limit, 2),
-            _number(found[f"{name}_cpu_workers_{workers}"], 3),
-        )
-    return table
-
-
-def make_table(summary: Mapping[str, Mapping[str, Any]], found: Mapping[str, float | None]) -> Table:
-    """The published table: one line a program, then the ceiling."""
+def _make_table(model: str, turns: Sequence[Raw]) -> Table:
+    summary, found = summarise(turns), _ratios(summarise(turns))
     table = Table(pad_edge=False)
-    table.add_column("", no_wrap=True)
+    table.add_column(f"whole runs: {model}", no_wrap=True)
     for heading in ("images/s", "steady", "ours ÷ it", "steady", "start-up s", "GiB", "same captions"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, title in PROGRAMS.items():
-        line = summary[name]
-        memory = line["peak_bytes"]
-        shares = ("", "") if name == "job" else (found[f"job_vs_{name}"], found[f"job_steady_vs_{name}"])
+    for name, program in PROGRAMS.items():
+        if name in summary:
+            line = summary[name]
+            memory = line["peak_bytes"]
+            shares = ("", "") if name == "job" else (found.get(f"job_vs_{name}"), found.get(f"job_steady_vs_{name}"))
+            same = line["same_captions"]
+            table.add_row(
+                program.title,
+                number(line["images_per_second"]),
+                number(line["steady_images_per_second"]),
+                *(share if isinstance(share, str) else number(share, 2) for share in shares),
+                number(line["start_up_seconds"]),
+                number(memory / 2**30 if memory else None, 2),
+                "–" if same is None else f"{same:,} of {line['images']:,}",
+            )
+        elif any(turn["case"] == name for turn in turns):
+            table.add_row(program.title, *(["–"] * 6), "not measured")
+    if CEILING in summary:
         table.add_row(
-            title,
-            _number(line["images_per_second"]),
-            _number(line["steady_images_per_second"]),
-            *(share if isinstance(share, str) else _number(share, 2) for share in shares),
-            _number(line["start_up_seconds"]),
-            _number(memory / 2**30 if memory else None, 2),
-            f"{line['same_captions']:,} of {line['images']:,}",
+            "ceiling: cores ÷ CPU-seconds an image",
+            number(summary[CEILING]["images_per_second"]),
+            "",
+            number(found.get("job_whole_vs_ceiling"), 2),
+            number(found.get("job_vs_ceiling"), 2),
+            *("", "", ""),
         )
-    table.add_row(
-        "ceiling: cores ÷ CPU-seconds an image",
-        _number(summary["ceiling"]["images_per_second"]),
-        "",
-        _number(found["job_vs_ceiling"], 2),
-        _number(found["job_steady_vs_ceiling"], 2),
-        *("", "", ""),
-    )
     return table
 
 
-def conditions(cores: int) -> dict[str, Any]:
-    """What the figures depend on beside the code."""
-    return {
-        "cpu": _cpu_name(),
-        "cores": cores,
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "load_average_before": os.getloadavg(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in _PACKAGES},
-    }
+def number(value: float | None, digits: int = 1) -> str:
+    """A figure as tables show it."""
+    return "–" if value is None else f"{value:,.{digits}f}"
 
 
-def _training_cases(turns: Sequence[Raw]) -> Iterator[tuple[str, int, list[Raw]]]:
-    for case in TRAINING:
-        for workers in sorted({turn["workers"] for turn in turns}):
-            each = [turn for turn in turns if (turn["case"], turn["workers"]) == (case, workers)]
-            if each:
-                yield case, workers, each
-
-
-def _stages(ceilings: Sequence[Raw]) -> list[str]:
-    return list(ceilings[0]["cpu_seconds_an_image"])
+def _least(values: Iterable[float | None]) -> float | None:
+    """The least of the values, or None where one is missing."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return min(known) if known and len(known) == len(found) else None
 
 
 def _median(values: Iterable[float | None]) -> float | None:
@@ -179,18 +154,3 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 def _over(ours: float | None, theirs: float | None) -> float | None:
     return ours / theirs if ours and theirs else None
-
-
-def _number(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    facts = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
-    # Virtual machines often hide the name; family and model tell which it is.
-    numbers = " ".join(f"{name} {facts[name]}" for name in ("cpu family", "model") if name in facts)
-    return f"{facts.get('model name', platform.processor() or platform.machine())} ({numbers})" if facts else "unknown"

@@ -1,0 +1,23 @@
+"""What is decoded: models by their sizes, hypotheses, number formats. Knows no model itself."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Case:
+    """A GPT-2 of random weights by its sizes, or the bundled CNN-LSTM; hypotheses an image; a number format."""
+
+    sizes: tuple[int, int, int] | None
+    beams: int
+    precision: str = "fp32"
+    single: bool = False
+
+
+CASES = {
+    "gpt2-small": Case((12, 768, 12), 5, single=True),
+    "gpt2-small bf16": Case((12, 768, 12), 5, "bf16"),
+    "4x256": Case((4, 256, 4), 5, single=True),
+    "4x256 greedy": Case((4, 256, 4), 1),
+    "4x256 bf16": Case((4, 256, 4), 5, "bf16"),
+    "lstm": Case(None, 5),
+}

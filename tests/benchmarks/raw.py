@@ -1,0 +1,48 @@
+"""Raw timings on disk: a file for each part of the benchmark, written anew after every measurement.
+
+A benchmark that is stopped loses nothing: what it measured is there, and `resume` goes on with it.
+Knows nothing of what a measurement is, beyond that it is a mapping.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Turn = dict[str, Any]
+
+
+class Turns:
+    """The measurements of one part, in the order in which they were made."""
+
+    def __init__(
+        self, path: Path, settings: Mapping[str, Any], conditions: Mapping[str, Any], *, resume: bool = False
+    ) -> None:
+        """Begin anew, or go on with what was measured under the same settings if `resume`."""
+        self._path = path
+        self._content = {"settings": dict(settings), "conditions": dict(conditions), "turns": []}
+        if resume and path.exists():
+            before = json.loads(path.read_text())
+            if before["settings"] == json.loads(json.dumps(settings)):
+                self._content = before
+
+    def __len__(self) -> int:
+        return len(self._content["turns"])
+
+    def have(self, **which: Any) -> bool:
+        """Whether there is a measurement of which all this is true."""
+        return any(which.items() <= turn.items() for turn in self._content["turns"])
+
+    def add(self, turn: Turn) -> None:
+        """Keep a measurement."""
+        self._content["turns"].append(turn)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self._content, indent=1) + "\n")
+        os.replace(temporary, self._path)
+
+
+def read_raw(folder: Path) -> dict[str, dict[str, Any]]:
+    """What is kept in `folder`, by part: `settings`, `conditions` and `turns`."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
