@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captioning.captioner import inspect_captioner
+from captioning.captioner_info import inspect_captioner
 from captioning.data.preprocess import Preprocess
 from captioning.data.tokenizers import load_tokenizer
-from captioning.models.checkpoint import load_model, read_config
+from captioning.models.checkpoint import load_model
+from captioning.models.checkpoint_config import read_config
 from captioning.models.clip_gpt2 import ClipGpt2
 from tests.benchmarks.rivals.plain_search import LstmDecoder, search
 
