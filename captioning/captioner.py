@@ -14,6 +14,8 @@ import numpy as np
 import PIL.Image
 import torch
 
+from captioning.backends.choice import Choice, choose
+from captioning.backends.names import EncoderBackend
 from captioning.captioner_info import Precision, inspect_captioner, override_decoding
 from captioning.data.images import to_rgb
 from captioning.data.preprocess import Preprocess, PreprocessSettings
@@ -58,8 +60,11 @@ class Captioner:
         *,
         name: str = "captioner",
         precision: Precision = "fp32",
+        encoder: Choice | None = None,
     ) -> None:
         self.model = model.eval()
+        #: What runs the model's image network.
+        self.encoder = encoder or Choice("eager", model.see)
         self.tokenizer = tokenizer
         self.preprocess = Preprocess(preprocess)
         self.decoding = decoding
@@ -93,7 +98,7 @@ class Captioner:
         """The model's features of preprocessed pixels (B, S, S, 3) uint8, all at once."""
         batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.model.device)
         with self._autocast():
-            return self.model.encode(batch)
+            return self.model.features(self.encoder.run(batch))
 
     @torch.inference_mode()
     def caption_features(self, features: Any, settings: DecodingSettings) -> list[Caption]:
@@ -146,20 +151,31 @@ def load_captioner(
     *,
     device: str = "auto",
     precision: Precision = "fp32",
+    encoder: EncoderBackend = "auto",
     decoding: Mapping[str, Any] | None = None,
     storage: StorageSettings = StorageSettings(),
 ) -> Captioner:
     """Load the captioner that `ref` names (the bundled one by default).
 
     `ref` is a bundled name, a folder, a URI or a hub repository (`org/name@revision`); `decoding`
-    overrides the checkpoint's default decoding; `device` `auto` takes a GPU when there is one.
+    overrides the checkpoint's default decoding; `device` `auto` takes a GPU when there is one; `encoder`
+    says what runs the image network (`captioning.backends`): `auto` measures what is fastest here.
     Raises `CheckpointError` or `SettingsError`.
     """
     info = inspect_captioner(ref, decoding=decoding, precision=precision, storage=storage)
     tokenizer = load_tokenizer(info.folder)
     model = load_model(info.folder, read_config(info.folder), tokenizer)
     model.to(_device(device)).eval().requires_grad_(False)
-    return Captioner(model, tokenizer, info.preprocess, info.decoding, name=info.name, precision=precision)
+    runs = choose(
+        model.see,
+        backend=encoder,
+        device=model.device,
+        dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
+        image_size=info.preprocess.size,
+    )
+    return Captioner(
+        model, tokenizer, info.preprocess, info.decoding, name=info.name, precision=precision, encoder=runs
+    )
 
 
 def _device(name: str) -> torch.device:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
+from captioning.backends.names import EncoderBackend
 from captioning.config import build, read_values, settings
 from captioning.decoding.settings import DecodingSettings
 from captioning.errors import SettingsError
@@ -48,6 +49,10 @@ class RuntimeSettings:
 
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 is faster where the hardware has it, and can change captions: part of the fingerprint."""
+
+    encoder: EncoderBackend = "auto"
+    """What runs the image encoder on CPUs: `auto` measures, when a captioner is loaded, whether `onednn` (packed
+    and fused layers) or `eager` (PyTorch as it is) is faster; `compile` is built for a minute by a C compiler."""
 
     decode_tasks: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
     """Shards that are fetched and decoded at the same time, at most."""

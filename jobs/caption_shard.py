@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from captioning.backends.names import EncoderBackend
 from captioning.errors import CaptioningError, ImageError, UnfinishedError
 from captioning.run.book import ShardBook
 from captioning.run.sources import Entry
@@ -55,6 +56,7 @@ class LoadCaptioner:
     decoding: dict[str, Any]
     storage: StorageSettings
     threads: int
+    encoder: EncoderBackend = "auto"
 
     def __call__(self) -> CaptionerLike:
         """The captioner, loaded, its process set to `threads` threads."""
@@ -65,7 +67,12 @@ class LoadCaptioner:
         torch.set_num_threads(self.threads)
         precision: Any = self.precision
         captioner = load_captioner(
-            self.ref, device=self.device, precision=precision, decoding=self.decoding, storage=self.storage
+            self.ref,
+            device=self.device,
+            precision=precision,
+            encoder=self.encoder,
+            decoding=self.decoding,
+            storage=self.storage,
         )
         if captioner.name != self.name:
             raise UnfinishedError(

@@ -132,6 +132,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
             decoding=request.decoding,
             storage=settings.storage,
             threads=pools.threads,
+            encoder=settings.runtime.encoder,
         )
 
         def work(index: SampleIndex) -> Work:

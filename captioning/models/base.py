@@ -45,8 +45,8 @@ class TeacherForced:
 class CaptionModel(nn.Module, ABC):
     """A model that captions images.
 
-    Training calls `forward`, decoding calls `encode` and `stepper`. Pixels are uint8
-    (B, S, S, 3); the model normalises them itself, on its own device.
+    Training calls `forward`, decoding calls `encode` (or `see` and `features`) and `stepper`. Pixels
+    are uint8 (B, S, S, 3); the model normalises them itself, on its own device.
     """
 
     #: The settings that rebuild the model without any weights but its own.
@@ -64,6 +64,18 @@ class CaptionModel(nn.Module, ABC):
     def encode(self, pixels: Tensor) -> Any:
         """Pixels (B, S, S, 3) uint8 to the images' features, as `forward` and `stepper` take them."""
         return self.finish(self.stem(pixels))
+
+    @abstractmethod
+    def see(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """All that a decoder needs of pixels (B, S, S, 3) uint8, as tensors (B, …).
+
+        Tensors in, tensors out, and no look at their values on the way: another back end may run it in PyTorch's
+        place (`captioning.backends`).
+        """
+
+    @abstractmethod
+    def features(self, seen: tuple[Tensor, ...]) -> Any:
+        """What `see` gave as `stepper` takes it."""
 
     @abstractmethod
     def stem(self, pixels: Tensor) -> Tensor:

@@ -37,6 +37,13 @@ from captioning.models.towers import grow_gpt2, load_clip, load_gpt2, make_clip,
 from captioning.models.warm_start import load_mapper
 
 
+@dataclasses.dataclass(frozen=True)
+class Mapped:
+    """Features that the mapper has read: the prefix (B, P, E)."""
+
+    prefix: Tensor
+
+
 class ClipGpt2(CaptionModel):
     """CLIP's image tower, a mapper, and GPT-2.
 
@@ -113,6 +120,14 @@ class ClipGpt2(CaptionModel):
         about = tower.encoder.name if isinstance(tower, CnnTower) else to_dict(tower)
         return state_digest(json.dumps([about, self.settings.mapper.source]), self.clip.state_dict())
 
+    def see(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Pixels (B, S, S, 3) uint8 to what the mapper makes of them (B, P, E)."""
+        return (self.mapper(self.encode(pixels)),)
+
+    def features(self, seen: tuple[Tensor, ...]) -> Mapped:
+        """What `see` gave, to be told from what is yet to be mapped."""
+        return Mapped(*seen)
+
     def embed_images(self, stem: Tensor) -> Tensor:
         """CLIP's image embeddings (B, D) of what `stem` gave."""
         if "clip" in self._learning:
@@ -147,7 +162,7 @@ class ClipGpt2(CaptionModel):
         start = self._embed(captions.new_full((len(captions), 1), self._eos_id))
         return self._score(start, range(len(captions)), captions, None, first_position=self._prefix_length - 1)
 
-    def stepper(self, features: Tensor, prompt: list[int] | None = None) -> Gpt2Stepper:
+    def stepper(self, features: Tensor | Mapped, prompt: list[int] | None = None) -> Gpt2Stepper:
         """Decode the images of `features`, each caption going on from `prompt`."""
         block = self.gpt2.transformer.h[0]
         assert not (block.training and block.gradient_checkpointing), "decoding is in evaluation mode"
@@ -162,9 +177,9 @@ class ClipGpt2(CaptionModel):
         """Positions that the prefix leaves for prompt and caption."""
         return self._n_positions - self._prefix_length
 
-    def prefix(self, features: Tensor, prompt: Sequence[int] = ()) -> Tensor:
+    def prefix(self, features: Tensor | Mapped, prompt: Sequence[int] = ()) -> Tensor:
         """What GPT-2 reads before the caption: the mapped features and the prompt, (B, P + prompt, E)."""
-        mapped: Tensor = self.mapper(features)
+        mapped: Tensor = features.prefix if isinstance(features, Mapped) else self.mapper(features)
         if not prompt:
             return mapped
         words = self._embed(torch.tensor(list(prompt), device=mapped.device)).to(mapped.dtype)

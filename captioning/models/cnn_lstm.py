@@ -86,6 +86,15 @@ class CnnLstm(CaptionModel):
             return Features(empty, empty, pooled)
         return Features(*self.attend.remember(grid), pooled)
 
+    def see(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Pixels (B, S, S, 3) uint8 to keys and values (B, A, L, H/A), and the pooled feature (B, H)."""
+        features = self.finish(self.stem(pixels))
+        return features.keys, features.values, features.pooled
+
+    def features(self, seen: tuple[Tensor, ...]) -> Features:
+        """What `see` gave, by name."""
+        return Features(*seen)
+
     def forward(
         self, features: Features, captions: Tensor, images: Tensor, said: Tensor | None = None
     ) -> TeacherForced:

@@ -1,0 +1,134 @@
+"""Which back end runs a network: as asked for, or the fastest of those that are here and give the same numbers.
+
+What is the same is told by a few made pictures, what is fastest by the processor time that they take, so
+that processes which begin together on the cores of one machine do not mislead one another. A
+back end changes the speed and never what comes out, beyond the last digits. Knows no captioners.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from captioning.backends import compiled, onednn
+from captioning.backends.names import EncoderBackend
+from captioning.backends.network import Network
+from captioning.backends.slices import Slices
+from captioning.errors import SettingsError
+
+#: Images that a back end takes at a time: what they become on the way stays in a core's cache.
+SLICE = 4
+#: Most that results may be off, as a share of their size: many times what rounding does in float32; in
+#: bfloat16 what rounding does to PyTorch's own, and somewhat more.
+_EXACT, _ROUNDED = 1e-4, 1.5
+#: Another back end than PyTorch's own ways is worth it when it takes less than this share of their time.
+_WORTH = 0.9
+#: The least of so many runs is what a back end takes.
+_ROUNDS = 2
+#: How a back end makes a network its own, for as many images as it is shown. Those of `auto` come first.
+_PREPARE: dict[str, Callable[[Network, Tensor, torch.dtype], Network]] = {
+    "onednn": onednn.prepare,
+    "compile": compiled.prepare,
+}
+_READY_AT_ONCE = ("onednn",)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The back end that runs a network, and why."""
+
+    name: str
+    run: Network = field(repr=False)
+    #: Seconds an image of those that were tried.
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    #: Why others do not run it.
+    passed_over: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        taken = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in self.seconds.items())
+        reasons = "".join(f"; not {name}: {reason}" for name, reason in self.passed_over.items())
+        return self.name + (f" ({taken} an image)" if taken else "") + reasons
+
+
+def choose(
+    network: Network, *, backend: EncoderBackend, device: torch.device, dtype: torch.dtype, image_size: int
+) -> Choice:
+    """The back end for `network`, whose weights are on `device`, for pixels (B, S, S, 3) with S `image_size`.
+
+    `dtype` is float32, or bfloat16 where the caller has autocast on. Raises `SettingsError` for a back end
+    that was asked for by name and cannot run it.
+    """
+    if device.type != "cpu" and backend not in ("auto", "eager"):
+        raise SettingsError(
+            f"The image encoder's back end {backend!r} is for CPUs, and this captioner runs on {device}: set it to auto."
+        )
+    if device.type != "cpu" or backend == "eager":
+        return Choice("eager", network)
+    pixels = _pictures(image_size)
+    with torch.inference_mode():
+        exact, seconds = network(pixels), {}
+        allowed = _EXACT
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            if dtype == torch.bfloat16:
+                allowed = _ROUNDED * _off(network(pixels), exact)
+            seconds["eager"] = _seconds(network, pixels)
+        ready: dict[str, Network] = {}
+        passed_over: dict[str, str] = {}
+        for name in _READY_AT_ONCE if backend == "auto" else (backend,):
+            try:
+                run = _PREPARE[name](network, pixels, dtype)
+                off = _off(run(pixels), exact)
+                if off > allowed:
+                    raise ValueError(f"its results are off by {off:.1e} of their size, and {allowed:.1e} is allowed.")
+                seconds[name] = _seconds(run, pixels)
+                ready[name] = Slices(run, SLICE)
+            except Exception as error:
+                # What a back end cannot do, for whatever reason, PyTorch can.
+                passed_over[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    if backend != "auto" and not ready:
+        raise SettingsError(
+            f"The image encoder's back end {backend!r} cannot run this captioner here: {passed_over[backend]} "
+            "Set it to auto."
+        )
+    best = min(ready, key=seconds.__getitem__, default="eager")
+    if backend == "auto" and best != "eager" and seconds[best] > _WORTH * seconds["eager"]:
+        passed_over[best] = "it is no faster here"
+        best = "eager"
+    return Choice(best, ready.get(best, network), seconds, passed_over)
+
+
+def _pictures(size: int) -> Tensor:
+    """Pictures (SLICE, size, size, 3) uint8, always the same: patches of colour, one plain and the others noisy."""
+    chance = torch.Generator().manual_seed(0)
+    patches = torch.rand(SLICE, 3, 7, 7, generator=chance)
+    pictures = functional.interpolate(patches, (size, size), mode="bilinear").permute(0, 2, 3, 1)
+    noise = torch.rand(SLICE, size, size, 3, generator=chance) - 0.5
+    strength = torch.arange(SLICE)[:, None, None, None] / SLICE
+    return ((pictures + noise * strength).clamp(0, 1) * 255).to(torch.uint8)
+
+
+def _off(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    """How far results are from the exact ones, as a share of their size: the most of any; infinite for no numbers."""
+    shares = [0.0]
+    for one, two in zip(found, exact, strict=True):
+        if one.shape != two.shape:
+            raise ValueError(f"it gives {tuple(one.shape)} where PyTorch gives {tuple(two.shape)}.")
+        if two.numel():
+            share = float((one.float() - two.float()).norm() / two.float().norm().clamp(min=1e-12))
+            shares.append(share if math.isfinite(share) else math.inf)
+    return max(shares)
+
+
+def _seconds(network: Network, pixels: Tensor) -> float:
+    """Seconds that `network` takes for an image: of this thread's, or where there are several, by the clock."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    found = []
+    for _ in range(_ROUNDS):
+        begin = clock()
+        network(pixels)
+        found.append(clock() - begin)
+    return min(found) / len(pixels)

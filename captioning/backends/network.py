@@ -1,0 +1,110 @@
+"""A network written down: the operations that it runs on so many images, in order, its weights beside them.
+
+What PyTorch's own kernels would do one after the other, a back end may do in fewer steps; this is what it
+reads. Knows the operations (aten's) and no back end. `torch.fx` takes half a second to import, so only
+what needs it does.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+#: Pixels (B, S, S, 3) uint8 to tensors (B, …).
+Network = Callable[[Tensor], tuple[Tensor, ...]]
+
+aten = torch.ops.aten
+
+
+def trace(network: Network, pixels: Tensor, dtype: torch.dtype = torch.float32) -> fx.GraphModule:
+    """The operations of `network` on as many images as `pixels` (B, S, S, 3) uint8 has, and on no other number.
+
+    With bfloat16 they are those of autocast. Weights are attributes, and what is made of weights alone is
+    made now.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    # Weights that autocast keeps would be taken for constants, their exact values lost.
+    cast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16, cache_enabled=False)
+    with torch.no_grad(), cast:
+        # Of a bound method it would count `self` as an input.
+        module: fx.GraphModule = make_fx(lambda images: network(images))(pixels)
+    _out_of_place(module)
+    _fold_constants(module)
+    module.graph.eliminate_dead_code()
+    return module
+
+
+def constant(module: fx.GraphModule, node: Any) -> Tensor | None:
+    """The tensor that an argument of an operation stands for, before it was rounded; None for what is no weight."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    exact = node.meta.get("exact")
+    value: Tensor = getattr(module, str(node.target)) if exact is None else exact
+    return value.detach()
+
+
+def dtype_of(module: fx.GraphModule, node: fx.Node) -> torch.dtype:
+    """The type that the weight `node` is computed with."""
+    dtype: torch.dtype = getattr(module, str(node.target)).dtype
+    return dtype
+
+
+def only_user(node: fx.Node) -> fx.Node | None:
+    """The one operation that reads a result, if there is but one."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 else None
+
+
+def finish(module: fx.GraphModule) -> fx.GraphModule:
+    """Drop operations and weights that are read no more, and make the module run what is left."""
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+    module.delete_all_unused_submodules()
+    read = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for store in (module._parameters, module._buffers, vars(module)) for name in store]:
+        if name.startswith(("_param_constant", "_tensor_constant", "_made")) and name not in read:
+            delattr(module, name)
+    return module
+
+
+def _out_of_place(module: fx.GraphModule) -> None:
+    """Operations that overwrite a result that nothing else reads, as their kin that do not."""
+    for node in module.graph.nodes:
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        name = node.target._schema.name.removeprefix("aten::")
+        kin = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
+        first = node.args[0] if node.args else None
+        if kin is not None and isinstance(first, fx.Node) and only_user(first) is node:
+            overload = node.target._overloadname
+            if overload in kin.overloads():
+                node.target = getattr(kin, overload)
+
+
+def _fold_constants(module: fx.GraphModule) -> None:
+    count = 0
+    for node in module.graph.nodes:
+        inputs = node.all_input_nodes
+        if node.op != "call_function" or not inputs or any(each.op != "get_attr" for each in inputs):
+            continue
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            continue
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda each: getattr(module, each.target).detach())
+        with torch.no_grad():
+            value = node.target(*args, **kwargs)
+        if not isinstance(value, Tensor):
+            continue
+        name = f"_made{count}"
+        count += 1
+        module.register_buffer(name, value, persistent=False)
+        with module.graph.inserting_before(node):
+            made = module.graph.get_attr(name)
+        if node.target is aten._to_copy.default:
+            made.meta["exact"] = constant(module, inputs[0])
+        elif len(inputs) == 1 and "exact" in inputs[0].meta:
+            # Another layout of a rounded weight is as well another layout of the exact one.
+            made.meta["exact"] = node.target(inputs[0].meta["exact"], *args[1:], **kwargs)
+        node.replace_all_uses_with(made)
