@@ -155,6 +155,7 @@ class RunDriver:
             decoding=self.decoding,
             storage=self.settings.storage,
             threads=pools.threads,
+            encoder=runtime.encoder,
         )
         work = Work(
             book,

@@ -64,7 +64,7 @@ def choose(
     """
     if device.type != "cpu" and backend not in ("auto", "eager"):
         raise SettingsError(
-            f"The image encoder's back end {backend!r} is for CPUs, and this captioner runs on {device}: set it to auto."
+            f"The image encoder's back end {backend!r} is for CPUs, and this captioner is on {device}: set it to auto."
         )
     if device.type != "cpu" or backend == "eager":
         return Choice("eager", network)

@@ -72,13 +72,15 @@ def finish(module: fx.GraphModule) -> fx.GraphModule:
 
 def _out_of_place(module: fx.GraphModule) -> None:
     """Operations that overwrite a result that nothing else reads, as their kin that do not."""
-    for node in module.graph.nodes:
+    node: Any
+    nodes: list[Any] = list(module.graph.nodes)
+    for node in nodes:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
         name = node.target._schema.name.removeprefix("aten::")
         kin = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
         first = node.args[0] if node.args else None
-        if kin is not None and isinstance(first, fx.Node) and only_user(first) is node:
+        if kin is not None and isinstance(first, fx.Node) and only_user(first) == node:
             overload = node.target._overloadname
             if overload in kin.overloads():
                 node.target = getattr(kin, overload)
@@ -92,7 +94,8 @@ def _fold_constants(module: fx.GraphModule) -> None:
             continue
         if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
             continue
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda each: getattr(module, each.target).detach())
+        values = {each: getattr(module, str(each.target)).detach() for each in inputs}
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
         with torch.no_grad():
             value = node.target(*args, **kwargs)
         if not isinstance(value, Tensor):

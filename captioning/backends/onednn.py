@@ -97,16 +97,16 @@ class _Linear(nn.Module):
 
 
 def _fuse_convolutions(module: fx.GraphModule) -> None:
-    graph = module.graph
-    for count, node in enumerate(list(graph.find_nodes(op="call_function", target=aten.convolution.default))):
+    for count, node in enumerate(list(module.graph.find_nodes(op="call_function", target=aten.convolution.default))):
         x, weight_node, bias_node, stride, padding, dilation, transposed, _, groups = node.args
         weight = constant(module, weight_node)
         bias = None if bias_node is None else constant(module, bias_node)
         if weight is None or weight.ndim != 4 or transposed or (bias is None and bias_node is not None):
             continue
         folded, last = _with_norm(module, node, weight.double(), None if bias is None else bias.double())
-        other, last = _with_sum(graph, node, last)
-        into = other is not None and _is_free(other, last)
+        other, last = _with_sum(node, last)
+        # What is convolved cannot be written over on the way.
+        into = other is not None and other is not x and _is_free(other, last)
         # oneDNN's sums know but one activation.
         activation, last = _with_activation(last, ("relu",) if other is not None else tuple(_ACTIVATIONS.values()))
         dtype = dtype_of(module, weight_node)
@@ -138,7 +138,7 @@ def _with_norm(
 ) -> tuple[tuple[Tensor, Tensor], fx.Node]:
     """Weight and bias with the batch norm that follows in them, if one does, and the operation they end with."""
     bias = weight.new_zeros(len(weight)) if bias is None else bias
-    norm = only_user(node)
+    norm: Any = only_user(node)
     if norm is None or norm.target is not aten.native_batch_norm.default or norm.args[5] is not False:
         return (weight, bias), node
     result = only_user(norm)
@@ -154,7 +154,7 @@ def _with_norm(
     return (weight * scale[:, None, None, None], bias if shift is None else bias + shift), result
 
 
-def _with_sum(graph: fx.Graph, node: fx.Node, last: fx.Node) -> tuple[fx.Node | None, fx.Node]:
+def _with_sum(node: fx.Node, last: fx.Node) -> tuple[fx.Node | None, fx.Node]:
     """What is added to the result, if it is of the same shape and there already, and the operation that adds it."""
     add = only_user(last)
     if add is None or add.target is not aten.add.Tensor or add.kwargs or len(add.args) != 2:

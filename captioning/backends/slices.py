@@ -20,7 +20,7 @@ class Slices:
     def __call__(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """What `run` makes of pixels (B, S, S, 3) uint8, B > 0."""
         parts = []
-        for piece in pixels.split(self._size):
+        for piece in torch.split(pixels, self._size):
             missing = self._size - len(piece)
             if missing:
                 piece = torch.cat([piece, piece.new_zeros(missing, *piece.shape[1:])])
