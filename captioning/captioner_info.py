@@ -19,7 +19,7 @@ from captioning.refs import resolve
 from captioning.storage import StorageSettings
 
 #: Raised by one whenever the same weights and settings would give other captions.
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 
 Precision = Literal["fp32", "bf16"]
 
