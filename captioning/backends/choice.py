@@ -70,21 +70,23 @@ def choose(
         return Choice("eager", network)
     pixels = _pictures(image_size)
     with torch.inference_mode():
-        exact, seconds = network(pixels), {}
+        exact, taken = _timed(network, pixels)
         allowed = _EXACT
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            if dtype == torch.bfloat16:
-                allowed = _ROUNDED * _off(network(pixels), exact)
-            seconds["eager"] = _seconds(network, pixels)
+        if dtype == torch.bfloat16:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                rounded, taken = _timed(network, pixels)
+            allowed = _ROUNDED * _off(rounded, exact)
+        seconds = {"eager": taken}
         ready: dict[str, Network] = {}
         passed_over: dict[str, str] = {}
         for name in _READY_AT_ONCE if backend == "auto" else (backend,):
             try:
                 run = _PREPARE[name](network, pixels, dtype)
-                off = _off(run(pixels), exact)
+                found, taken = _timed(run, pixels)
+                off = _off(found, exact)
                 if off > allowed:
                     raise ValueError(f"its results are off by {off:.1e} of their size, and {allowed:.1e} is allowed.")
-                seconds[name] = _seconds(run, pixels)
+                seconds[name] = taken
                 ready[name] = Slices(run, SLICE)
             except Exception as error:
                 # What a back end cannot do, for whatever reason, PyTorch can.
@@ -123,12 +125,13 @@ def _off(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     return max(shares)
 
 
-def _seconds(network: Network, pixels: Tensor) -> float:
-    """Seconds that `network` takes for an image: of this thread's, or where there are several, by the clock."""
+def _timed(network: Network, pixels: Tensor) -> tuple[Sequence[Tensor], float]:
+    """What `network` gives, and the seconds it takes for an image: this thread's, or of several, by the clock."""
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    found = []
+    found: Sequence[Tensor] = ()
+    taken = []
     for _ in range(_ROUNDS):
         begin = clock()
-        network(pixels)
-        found.append(clock() - begin)
-    return min(found) / len(pixels)
+        found = network(pixels)
+        taken.append(clock() - begin)
+    return found, min(taken) / len(pixels)

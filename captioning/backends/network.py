@@ -1,20 +1,32 @@
 """A network written down: the operations that it runs on so many images, in order, its weights beside them.
 
 What PyTorch's own kernels would do one after the other, a back end may do in fewer steps; this is what it
-reads. Knows the operations (aten's) and no back end. `torch.fx` takes half a second to import, so only
-what needs it does.
+reads. Knows the operations (aten's) and no back end.
 """
 
+import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
 
 #: Pixels (B, S, S, 3) uint8 to tensors (B, …).
 Network = Callable[[Tensor], tuple[Tensor, ...]]
 
 aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Like:
+    """What a result of an operation was like (its `meta["val"]`)."""
+
+    shape: torch.Size
+    dtype: torch.dtype
 
 
 def trace(network: Network, pixels: Tensor, dtype: torch.dtype = torch.float32) -> fx.GraphModule:
@@ -23,13 +35,14 @@ def trace(network: Network, pixels: Tensor, dtype: torch.dtype = torch.float32) 
     With bfloat16 they are those of autocast. Weights are attributes, and what is made of weights alone is
     made now.
     """
-    from torch.fx.experimental.proxy_tensor import make_fx
-
     # Weights that autocast keeps would be taken for constants, their exact values lost.
     cast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16, cache_enabled=False)
-    with torch.no_grad(), cast:
-        # Of a bound method it would count `self` as an input.
-        module: fx.GraphModule = make_fx(lambda images: network(images))(pixels)
+    # In inference mode operations are not taken apart into simple ones.
+    with torch.inference_mode(False), torch.no_grad(), cast:
+        recorder = _Recorder(pixels)
+        with recorder:
+            results = network(pixels)
+    module = recorder.module(results)
     _out_of_place(module)
     _fold_constants(module)
     module.graph.eliminate_dead_code()
@@ -64,10 +77,54 @@ def finish(module: fx.GraphModule) -> fx.GraphModule:
     module.recompile()
     module.delete_all_unused_submodules()
     read = {node.target for node in module.graph.nodes if node.op == "get_attr"}
-    for name in [name for store in (module._parameters, module._buffers, vars(module)) for name in store]:
-        if name.startswith(("_param_constant", "_tensor_constant", "_made")) and name not in read:
+    for name in list(module._buffers):
+        if name not in read:
             delattr(module, name)
     return module
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down each operation as it is run. (`make_fx` does so too, and takes a second longer.)"""
+
+    def __init__(self, pixels: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._weights: dict[str, Any] = {}
+        self._graph = fx.Graph()
+        # Results are not kept alive: the network lets go of them as it goes.
+        self._nodes: Any = WeakIdKeyDictionary({pixels: self._graph.placeholder("images")})
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run `func`, and write it down."""
+        result = func(*args, **(kwargs or {}))
+        node = self._graph.call_function(func, *tree_map_only(Tensor, self._node, (args, kwargs or {})))
+        if isinstance(result, Tensor):
+            self._name(result, node)
+        elif isinstance(result, tuple | list):
+            for place, part in enumerate(result):
+                if isinstance(part, Tensor):
+                    self._name(part, self._graph.call_function(operator.getitem, (node, place)))
+        return result
+
+    def module(self, results: tuple[Tensor, ...]) -> fx.GraphModule:
+        """What was written down, as a module that gives `results`."""
+        self._graph.output(tuple(self._node(result) for result in results))
+        self._graph.eliminate_dead_code()
+        return fx.GraphModule(self._weights, self._graph)
+
+    def _name(self, result: Tensor, node: fx.Node) -> None:
+        node.meta["val"] = Like(result.shape, result.dtype)
+        self._nodes[result] = node
+
+    def _node(self, tensor: Tensor) -> fx.Node:
+        if tensor not in self._nodes:
+            # Nothing made it: a weight.
+            name = f"_weight{len(self._weights)}"
+            self._weights[name] = tensor.detach()
+            self._nodes[tensor] = self._graph.get_attr(name)
+        node: fx.Node = self._nodes[tensor]
+        return node
 
 
 def _out_of_place(module: fx.GraphModule) -> None:

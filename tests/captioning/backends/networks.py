@@ -126,6 +126,21 @@ class Odd(nn.Module):
             linear + 1,
         )
 
+    def padded(self, x: Tensor) -> tuple[Tensor, ...]:
+        single = self.second.weight[:, :1]
+        sides = ((0, 1, 0, 1), (2, 0, 1, 3), (1, 1, 2, 2), (-1, 1, 0, 0))
+        alone = [functional.conv2d(functional.pad(x, side), single, stride=2, groups=16) for side in sides]
+        odd = functional.pad(x, (0, 1, 0, 1), value=0.5)
+        wide = functional.pad(x, (1, 2, 0, 2))
+        return (
+            *alone,
+            functional.conv2d(odd, single, groups=16),
+            functional.conv2d(odd, single, groups=16, padding=1),
+            functional.conv2d(wide, single, groups=16, dilation=2),
+            functional.conv2d(wide, self.second.weight, stride=2),
+            self.norm(functional.conv2d(functional.pad(x, (2, 2, 1, 1)), self.second.weight)),
+        )
+
     def attention(self, x: Tensor) -> tuple[Tensor, ...]:
         states = x.flatten(2).transpose(1, 2)[:, :64].unflatten(2, (2, 8)).transpose(1, 2)
         return (functional.scaled_dot_product_attention(states, states, states).transpose(1, 2).flatten(2),)
@@ -148,6 +163,7 @@ ODD = [
     "weight_of_input",
     "activations",
     "linears",
+    "padded",
     "attention",
 ]
 
