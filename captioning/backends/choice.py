@@ -25,10 +25,9 @@ SLICE = 4
 #: Most that results may be off, as a share of their size: many times what rounding does in float32; in
 #: bfloat16 what rounding does to PyTorch's own, and somewhat more.
 _EXACT, _ROUNDED = 1e-4, 1.5
-#: Another back end than PyTorch's own ways is worth it when it takes less than this share of their time.
-_WORTH = 0.9
-#: The least of so many runs is what a back end takes.
-_ROUNDS = 2
+#: The least of so many runs, and of as many more as fit into so many seconds, is what a back end takes: processes
+#: of one machine should choose alike.
+_ROUNDS, _SECONDS = 2, 0.05
 #: How a back end makes a network its own, for as many images as it is shown. Those of `auto` come first.
 _PREPARE: dict[str, Callable[[Network, Tensor, torch.dtype], Network]] = {
     "onednn": onednn.prepare,
@@ -97,7 +96,7 @@ def choose(
             "Set it to auto."
         )
     best = min(ready, key=seconds.__getitem__, default="eager")
-    if backend == "auto" and best != "eager" and seconds[best] > _WORTH * seconds["eager"]:
+    if backend == "auto" and best != "eager" and seconds[best] > seconds["eager"]:
         passed_over[best] = "it is no faster here"
         best = "eager"
     return Choice(best, ready.get(best, network), seconds, passed_over)
@@ -129,8 +128,8 @@ def _timed(network: Network, pixels: Tensor) -> tuple[Sequence[Tensor], float]:
     """What `network` gives, and the seconds it takes for an image: this thread's, or of several, by the clock."""
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     found: Sequence[Tensor] = ()
-    taken = []
-    for _ in range(_ROUNDS):
+    taken: list[float] = []
+    while len(taken) < _ROUNDS or sum(taken) < _SECONDS:
         begin = clock()
         found = network(pixels)
         taken.append(clock() - begin)
