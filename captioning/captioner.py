@@ -15,8 +15,8 @@ import PIL.Image
 import torch
 
 from captioning.backends.choice import Choice, choose
-from captioning.backends.names import EncoderBackend
-from captioning.captioner_info import Precision, inspect_captioner, override_decoding
+from captioning.backends.names import EncoderBackend, Precision
+from captioning.captioner_info import inspect_captioner, override_decoding
 from captioning.data.images import to_rgb
 from captioning.data.preprocess import Preprocess, PreprocessSettings
 from captioning.data.tokenizers import Tokenizer, load_tokenizer
@@ -141,7 +141,7 @@ class Captioner:
             )
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if self.precision == "fp32":
+        if self.precision != "bf16":
             return nullcontext()
         return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
 
@@ -170,7 +170,7 @@ def load_captioner(
         model.see,
         backend=encoder,
         device=model.device,
-        dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
+        precision=precision,
         image_size=info.preprocess.size,
     )
     return Captioner(

@@ -9,8 +9,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from captioning.backends.names import Precision
 from captioning.config import build, to_dict
 from captioning.data.preprocess import PreprocessSettings
 from captioning.decoding.settings import DecodingSettings
@@ -20,8 +21,6 @@ from captioning.storage import StorageSettings
 
 #: Raised by one whenever the same weights and settings would give other captions.
 NUMERICS_VERSION = 2
-
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
-from captioning.backends.names import EncoderBackend
+from captioning.backends.names import EncoderBackend, Precision
 from captioning.config import build, read_values, settings
 from captioning.decoding.settings import DecodingSettings
 from captioning.errors import SettingsError
@@ -47,8 +47,9 @@ class RuntimeSettings:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes GPUs where the cluster has them."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 is faster where the hardware has it, and can change captions: part of the fingerprint."""
+    precision: Precision = "fp32"
+    """bf16 is faster where the hardware has it; int8 (the image encoder of CNNs, on CPUs) where it has VNNI. Both can
+    change captions: part of the fingerprint."""
 
     encoder: EncoderBackend = "auto"
     """What runs the image encoder on CPUs: `auto` measures, when a captioner is loaded, whether `onednn` (packed
@@ -118,6 +119,11 @@ def _check(given: CaptionSettings, where: str) -> None:
     if runtime.device == "cuda" and runtime.gpus_per_actor == 0:
         raise SettingsError(
             f"In {where}: runtime.device is cuda but runtime.gpus_per_actor is 0: leave one of the two out."
+        )
+    if runtime.precision == "int8" and (runtime.device == "cuda" or runtime.encoder not in ("auto", "onednn")):
+        raise SettingsError(
+            f"In {where}: runtime.precision int8 is for CPUs and for runtime.encoder auto or onednn: "
+            "leave one of the two out."
         )
     share = runtime.gpus_per_actor
     if share != "auto" and share > 1 and share != int(share):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from captioning.backends import compiled, onednn
-from captioning.backends.names import EncoderBackend
+from captioning.backends import compiled, int8, onednn
+from captioning.backends.names import EncoderBackend, Precision
 from captioning.backends.network import Network
 from captioning.backends.slices import Slices
 from captioning.errors import SettingsError
@@ -25,6 +25,8 @@ SLICE = 4
 #: Most that results may be off, as a share of their size: many times what rounding does in float32; in
 #: bfloat16 what rounding does to PyTorch's own, and somewhat more.
 _EXACT, _ROUNDED = 1e-4, 1.5
+#: The same of whole numbers: what is farther off is broken.
+_COARSE = 0.5
 #: The least of so many runs, and of as many more as fit into so many seconds, is what a back end takes: processes
 #: of one machine should choose alike.
 _ROUNDS, _SECONDS = 2, 0.05
@@ -54,13 +56,15 @@ class Choice:
 
 
 def choose(
-    network: Network, *, backend: EncoderBackend, device: torch.device, dtype: torch.dtype, image_size: int
+    network: Network, *, backend: EncoderBackend, device: torch.device, precision: Precision, image_size: int
 ) -> Choice:
     """The back end for `network`, whose weights are on `device`, for pixels (B, S, S, 3) with S `image_size`.
 
-    `dtype` is float32, or bfloat16 where the caller has autocast on. Raises `SettingsError` for a back end
-    that was asked for by name and cannot run it.
+    With `precision` bf16 the caller has autocast on. Raises `SettingsError` for a back end that was asked for by
+    name and cannot run it, and for int8 where it cannot be had.
     """
+    if precision == "int8":
+        return _choose_int8(network, backend, device, image_size)
     if device.type != "cpu" and backend not in ("auto", "eager"):
         raise SettingsError(
             f"The image encoder's back end {backend!r} is for CPUs, and this captioner is on {device}: set it to auto."
@@ -71,7 +75,7 @@ def choose(
     with torch.inference_mode():
         exact, taken = _timed(network, pixels)
         allowed = _EXACT
-        if dtype == torch.bfloat16:
+        if precision == "bf16":
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 rounded, taken = _timed(network, pixels)
             allowed = _ROUNDED * _off(rounded, exact)
@@ -80,16 +84,14 @@ def choose(
         passed_over: dict[str, str] = {}
         for name in _READY_AT_ONCE if backend == "auto" else (backend,):
             try:
-                run = _PREPARE[name](network, pixels, dtype)
+                run = _PREPARE[name](network, pixels, torch.bfloat16 if precision == "bf16" else torch.float32)
                 found, taken = _timed(run, pixels)
-                off = _off(found, exact)
-                if off > allowed:
-                    raise ValueError(f"its results are off by {off:.1e} of their size, and {allowed:.1e} is allowed.")
+                _check(_off(found, exact), allowed)
                 seconds[name] = taken
                 ready[name] = Slices(run, SLICE)
             except Exception as error:
                 # What a back end cannot do, for whatever reason, PyTorch can.
-                passed_over[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+                passed_over[name] = _reason(error)
     if backend != "auto" and not ready:
         raise SettingsError(
             f"The image encoder's back end {backend!r} cannot run this captioner here: {passed_over[backend]} "
@@ -100,6 +102,35 @@ def choose(
         passed_over[best] = "it is no faster here"
         best = "eager"
     return Choice(best, ready.get(best, network), seconds, passed_over)
+
+
+def _choose_int8(network: Network, backend: EncoderBackend, device: torch.device, image_size: int) -> Choice:
+    """Whole numbers, which no other back end has: they change what comes out, so that speed cannot decide."""
+    if device.type != "cpu" or backend not in ("auto", "onednn"):
+        told = f"device is {device}" if device.type != "cpu" else f"encoder is {backend}"
+        raise SettingsError(
+            f"Precision int8 is for CPUs and oneDNN, and {told}: set device to cpu and encoder to auto, "
+            "or another precision."
+        )
+    pixels = _pictures(image_size)
+    with torch.inference_mode():
+        try:
+            run = int8.prepare(network, pixels)
+            found, taken = _timed(run, pixels)
+            _check(_off(found, network(pixels)), _COARSE)
+        except Exception as error:
+            raise SettingsError(f"This captioner's image encoder cannot run in int8: {_reason(error)}") from error
+    return Choice("onednn", Slices(run, SLICE), {"onednn": taken})
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).partition("\n")[0]
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+
+
+def _check(off: float, allowed: float) -> None:
+    if off > allowed:
+        raise ValueError(f"its results are off by {off:.1e} of their size, and {allowed:.1e} is allowed.")
 
 
 def _pictures(size: int) -> Tensor:

@@ -22,7 +22,7 @@ def network() -> Cnn:
 
 
 def chosen(network: Network, backend: str = "auto", device: torch.device = CPU) -> choice.Choice:
-    return choose(network, backend=backend, device=device, dtype=torch.float32, image_size=SIZE)  # type: ignore[arg-type]
+    return choose(network, backend=backend, device=device, precision="fp32", image_size=SIZE)  # type: ignore[arg-type]
 
 
 def slow(images: Tensor) -> tuple[Tensor, ...]:

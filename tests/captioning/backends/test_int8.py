@@ -1,0 +1,161 @@
+"""Whole numbers: near the exact ones where batch norms tell the range, and refused where they tell nothing."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from captioning import load_captioner
+from captioning.backends import int8
+from captioning.backends.choice import _pictures, choose
+from captioning.backends.network import Network
+from captioning.errors import SettingsError
+from tests.captioning.backends.networks import SIZE, Cnn, normalised, pixels
+
+pytestmark = pytest.mark.skipif(not int8.is_here(), reason="this PyTorch has no oneDNN")
+
+CPU = torch.device("cpu")
+
+
+@torch.no_grad()
+def learned(module: nn.Module, run: Network) -> None:
+    """Have batch norms learn the statistics of some pictures, as those of a trained network have."""
+    norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    for seed in range(4):
+        run(pixels(4, seed))
+    module.eval()
+    for norm in norms:
+        norm.eval()
+
+
+class Joined(nn.Module):
+    """Convolutions and norms, joined in ways that tell a range or do not."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.way = way
+        self.first = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU6())
+        self.wide = nn.Sequential(nn.Conv2d(16, 32, 1), nn.BatchNorm2d(32), nn.ReLU())
+        self.alone = nn.Conv2d(32, 32, 3, stride=2, groups=32, bias=False)
+        self.norm = nn.BatchNorm2d(32)
+        self.narrow = nn.Sequential(nn.Conv2d(32, 16, 1, bias=False), nn.BatchNorm2d(16))
+        self.other = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16))
+        self.last = nn.Conv2d(16, 8, 1)
+        learned(self.eval(), self)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        result: tuple[Tensor, ...] = getattr(self, self.way)(self.first(normalised(images)))
+        return result
+
+    def chain(self, x: Tensor) -> tuple[Tensor, ...]:
+        padded = functional.pad(self.wide(x), (0, 1, 0, 1))
+        return (self.last(self.narrow(functional.relu6(self.norm(self.alone(padded))))),)
+
+    def sums(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.other(x)
+        y = x + self.narrow(self.wide(x))
+        z = functional.relu(y + self.other(y))
+        return self.last(z), z
+
+    def pooled(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.last(functional.max_pool2d(self.narrow(self.wide(x)), 3, 2, 1)),)
+
+    def read_otherwise(self, x: Tensor) -> tuple[Tensor, ...]:
+        wide = self.wide(x)
+        return self.last(self.narrow(wide)), wide.mean((2, 3)), x
+
+    def unknown_between(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.last(functional.silu(self.other(x))), self.last(self.other(x) * 3), self.last(x + 1))
+
+    def unlike_shapes(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.last(self.other(x) + self.other(functional.max_pool2d(x, SIZE))),)
+
+
+def off(network: Network, run: Network) -> float:
+    shares = []
+    with torch.inference_mode():
+        for seed in range(2):
+            for one, two in zip(run(pixels(3, seed)), network(pixels(3, seed)), strict=True):
+                assert (one.shape, one.dtype) == (two.shape, two.dtype)
+                shares.append(float((one - two).norm() / two.norm()))
+    return max(shares)
+
+
+def whole(run: Network) -> int:
+    return sum(isinstance(layer, int8._Convolution) for layer in run.modules())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("way", "count"),
+    [
+        ("chain", 5),
+        ("sums", 6),
+        ("pooled", 4),
+        ("read_otherwise", 4),
+        ("unknown_between", 3),
+        ("unlike_shapes", 3),
+    ],
+)
+def test_what_is_joined_stays_near(way: str, count: int) -> None:
+    network = Joined(way)
+    run = int8.prepare(network, pixels(3))
+    assert whole(run) == count
+    assert 0 < off(network, run) < 0.05
+
+
+@pytest.mark.parametrize(("name", "count"), [("torchvision/resnet18", 20), ("timm/test_efficientnet", 5)])
+def test_a_cnn_of_random_weights_stays_near(name: str, count: int) -> None:
+    network = Cnn(name)
+    learned(network.encoder, network)
+    run = int8.prepare(network, pixels(3))
+    assert whole(run) == count
+    assert 0 < off(network, run) < 0.2
+
+
+def test_the_bundled_encoder_stays_near() -> None:
+    model = load_captioner(device="cpu", encoder="eager").model
+    pictures = _pictures(224)
+    run = int8.prepare(model.see, pictures)
+    assert whole(run) == 49
+    with torch.inference_mode():
+        for one, two in zip(run(pictures), model.see(pictures), strict=True):
+            assert (one - two).norm() < 0.25 * two.norm()
+
+
+def test_without_batch_norms_it_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch norms"):
+        int8.prepare(Cnn("timm/test_convnext"), pixels(2))
+    with pytest.raises(SettingsError, match="batch norms"):
+        choose(Cnn("timm/test_convnext"), backend="auto", device=CPU, precision="int8", image_size=SIZE)
+
+
+def test_it_is_for_cpus_and_one_back_end() -> None:
+    network = Joined("chain")
+    with pytest.raises(SettingsError, match="device is cuda"):
+        choose(network, backend="auto", device=torch.device("cuda"), precision="int8", image_size=SIZE)
+    with pytest.raises(SettingsError, match="encoder is eager"):
+        choose(network, backend="eager", device=CPU, precision="int8", image_size=SIZE)
+
+
+def test_what_is_broken_is_refused() -> None:
+    network = Joined("chain")
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            # Statistics of another network: all that comes lies beyond what they tell.
+            norm.running_var.mul_(1e-4)  # type: ignore[union-attr]
+    with pytest.raises(SettingsError, match="off by"):
+        choose(network, backend="auto", device=CPU, precision="int8", image_size=SIZE)
+
+
+def test_an_image_does_not_depend_on_those_beside_it() -> None:
+    run = choose(Joined("sums"), backend="auto", device=CPU, precision="int8", image_size=SIZE).run
+    with torch.inference_mode():
+        together = run(pixels(6))
+        alone = [run(image[None]) for image in pixels(6)]
+        for each, parts in zip(together, zip(*alone, strict=True), strict=True):
+            assert torch.equal(each, torch.cat(parts))
