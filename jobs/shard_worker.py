@@ -20,12 +20,14 @@ from jobs.attempts import Attempts
 from jobs.caption_shard import CaptionShard
 from jobs.child_process import Requests
 from jobs.decode_shard import DecodeShard
+from jobs.without_pandas import without_pandas
 from jobs.work import Work, describe_error
 
 
 def main() -> int:
     """Answer shards until the parent is gone."""
     requests = Requests()
+    without_pandas()
     # What a captioner is made of takes seconds to import: the parent is still looking at the archive.
     threading.Thread(target=_import_ahead, daemon=True).start()
     start = requests.next()
