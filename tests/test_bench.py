@@ -16,6 +16,7 @@ from captioning.errors import InputError, UnfinishedError
 from tests.benchmarks.bench import in_turn
 from tests.benchmarks.conditions import conditions
 from tests.benchmarks.decoding_results import decoding_ratios, make_decoding_table
+from tests.benchmarks.encoder_results import encoder_figures, make_encoder_tables
 from tests.benchmarks.first import first_figures, make_first_table
 from tests.benchmarks.jpeg_results import jpeg_figures, make_jpeg_tables
 from tests.benchmarks.jpegs import decoders
@@ -325,6 +326,28 @@ def test_a_program_is_measured_from_outside(tmp_path: Path) -> None:
     assert measured.peak_bytes > measured.peak_by_role["the-child"]
     with pytest.raises(UnfinishedError, match="its last words.*\n.*no"):
         measure([sys.executable, "-c", "raise SystemExit('no')"], environment=environment, log=tmp_path / "log")
+
+
+def test_encoder_back_ends_are_compared_with_eager() -> None:
+    turns: list[dict[str, Any]] = [
+        {
+            "model": model,
+            "precision": "fp32",
+            "encoder": encoder,
+            "round": number,
+            "encode": seconds,
+            "load": 0.25,
+            "peak": 700 * 2**20,
+            **({"captions": ["a dog", encoder]} if number == 0 else {}),
+        }
+        for model, ours in (("a", 0.02), ("b", 0.04))
+        for number in range(3)
+        for encoder, seconds in (("eager", 0.06), ("auto", ours))
+    ]
+    turns.append({"model": "a", "precision": "fp32", "encoder": "compile", "round": 0, "not_measured": "no compiler"})
+    assert encoder_figures(turns)["encoder_vs_eager"] == pytest.approx(1.5)
+    text = printed(*make_encoder_tables(turns))
+    assert all(words in text for words in ("fp32, auto", "3.00", "1 of 2", "700", "not measured"))
 
 
 def test_jpeg_decoders_are_compared_with_pillow(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from tests.benchmarks.bench import LEAST_ROUNDS, Bench
 from tests.benchmarks.decoding_cases import CASES
 from tests.benchmarks.decoding_results import decoding_ratios, make_decoding_table
+from tests.benchmarks.encoder_results import encoder_figures, make_encoder_tables, measure_encoders
 from tests.benchmarks.first import first_figures, make_first_table, measure_first
 from tests.benchmarks.jpeg_results import jpeg_figures, make_jpeg_tables, measure_jpegs
 from tests.benchmarks.memory import make_memory_table, measure_memory, memory_figures
@@ -80,6 +81,7 @@ PARTS = {
     "memory": Part(
         "memory by role, and its growth", measure_memory, memory_figures, lambda turns: [make_memory_table(turns)]
     ),
+    "encoders": Part("the image encoder's back ends", measure_encoders, encoder_figures, make_encoder_tables),
     "jpegs": Part("JPEG decoders", measure_jpegs, jpeg_figures, make_jpeg_tables),
     "training": Part("training's input", measure_training, training_costs, lambda turns: [make_training_table(turns)]),
     "scale": Part(
