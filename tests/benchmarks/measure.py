@@ -23,8 +23,11 @@ class Measured:
     seconds: float
     #: The most that it and all its children held at once, shared pages counted once; None where there is no /proc.
     peak_bytes: int | None
-    #: By role: the most that one process of the role held at once.
+    #: By role: the most that one process of the role had resident at once, without shared memory such as Ray's object
+    #: store. Unlike the shares of `peak_bytes` it does not depend on which other processes there are.
     peak_by_role: Mapping[str, int]
+    #: The same as time went on: seconds since the start, and by role the most that one process of it held just then.
+    memory: Sequence[tuple[float, Mapping[str, int]]]
 
 
 def measure(
@@ -59,7 +62,7 @@ def measure(
     if code:
         last = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
         raise UnfinishedError(f"{' '.join(command)} ended with code {code}; its last words (all are in {log}):\n{last}")
-    return Measured(seconds, memory.peak or None, memory.by_role)
+    return Measured(seconds, memory.peak or None, memory.by_role, memory.history)
 
 
 class _Memory:
@@ -68,6 +71,7 @@ class _Memory:
     def __init__(self, root: int, role_of: Callable[[str], str] | None) -> None:
         self.peak = 0
         self.by_role: dict[str, int] = {}
+        self.history: list[tuple[float, dict[str, int]]] = []
         self._root, self._role_of = root, role_of
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -78,13 +82,20 @@ class _Memory:
         self._thread.join()
 
     def _watch(self) -> None:
+        begin = time.perf_counter()
         while not self._ended.wait(_SAMPLE_EVERY):
-            held = {process: _memory_of(process) for process in family(self._root)}
+            commands = {process: _command_line(process) for process in family(self._root)}
+            held = {process: _memory_of(process) for process in commands}
             self.peak = max(self.peak, sum(held.values()))
             if self._role_of is not None:
-                for process, size in held.items():
-                    role = "driver" if process == self._root else self._role_of(_command_line(process))
-                    self.by_role[role] = max(size, self.by_role.get(role, 0))
+                now: dict[str, int] = {}
+                for process in commands:
+                    # One that has just ended has no command line.
+                    role = "driver" if process == self._root else commands[process] and self._role_of(commands[process])
+                    if role:
+                        now[role] = max(_own_memory_of(process), now.get(role, 0))
+                self.by_role = {role: max(now.get(role, 0), self.by_role.get(role, 0)) for role in now | self.by_role}
+                self.history.append((time.perf_counter() - begin, now))
 
 
 def family(root: int) -> set[int]:
@@ -112,6 +123,15 @@ def _memory_of(process: int) -> int:
     except (OSError, ValueError):
         pass
     return 0
+
+
+def _own_memory_of(process: int) -> int:
+    """Bytes of a process that are resident and no shared memory."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssFile:")))
 
 
 def _command_line(process: int) -> str:

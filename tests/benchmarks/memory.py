@@ -1,6 +1,7 @@
 """Memory of the job's processes by role, and whether it grows: a run beside one ten times longer.
 
-A process's memory is its share (PSS): a page that n processes hold counts as 1/n. Linux only.
+Both runs have shards of one size, and more of them than can be under way at once. A process's memory is what
+it has resident, without shared memory such as Ray's object store. Linux only.
 """
 
 import shutil
@@ -14,8 +15,11 @@ from tests.benchmarks.bench import Bench, in_turn
 from tests.benchmarks.raw import Turns
 
 #: Photos of the shorter run; the longer has ten times as many.
-PHOTOS = 256
+PHOTOS = 512
 LONGER = 10
+_SHARD = 64
+#: So many points of its course are kept of a run, about.
+_POINTS = 40
 RUNNERS = ("local", "ray")
 _ROLES = {
     "driver": "driver",
@@ -37,12 +41,21 @@ def measure_memory(bench: Bench, turns: Turns) -> None:
             continue
         photos, output = bench.some_photos(PHOTOS * times), bench.folder / "memory"
         shutil.rmtree(output, ignore_errors=True)
-        settings = ["runtime.device=cpu", f"runtime.runner={runner}"]
+        settings = ["runtime.device=cpu", f"runtime.runner={runner}", f"output.shard_size={_SHARD}"]
         command = ["-m", "jobs", "caption", str(photos), "-o", str(output), "--model", bench.models[0]]
         for setting in settings:
             command += ["--set", setting]
         measured = bench.python(command, f"memory-{runner}", role_of=role_of)
-        turns.add({**about, "images": PHOTOS * times, "peak_by_role": dict(measured.peak_by_role)})
+        every = max(1, len(measured.memory) // _POINTS)
+        turns.add(
+            {
+                **about,
+                "images": PHOTOS * times,
+                "seconds": measured.seconds,
+                "peak_by_role": measured.peak_by_role,
+                "by_second": {round(second, 1): held for second, held in measured.memory[::every]},
+            }
+        )
         told = ", ".join(f"{role} {size / 2**20:,.0f} MiB" for role, size in sorted(measured.peak_by_role.items()))
         print(f"round {round_number + 1}, {PHOTOS * times:,} photos, {runner}: {told}", flush=True)
 
