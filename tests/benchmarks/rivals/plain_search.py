@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from captioning.decoding.settings import DecodingSettings
 
@@ -44,17 +45,19 @@ class LstmDecoder:
         return self._speak(self._recur(tokens))
 
     def _recur(self, tokens: Tensor) -> Tensor:
-        read = torch.cat([self.model.embed(tokens), self._pooled], dim=1)
-        states, (hidden, cell) = self.model.lstm(read[:, None], (self._hidden[None], self._cell[None]))
-        self._hidden, self._cell = hidden[0], cell[0]
-        return states[:, 0]
+        lstm, read = self.model.lstm, torch.cat([self.model.embed(tokens), self._pooled], dim=1)
+        # As nn.LSTMCell does it: quicker for one step than nn.LSTM.
+        weights = lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0, lstm.bias_hh_l0
+        self._hidden, self._cell = torch.lstm_cell(read, (self._hidden, self._cell), *weights)
+        return self._hidden
 
     def _speak(self, states: Tensor) -> Tensor:
         model, looked = self.model, None
         if model.attend is not None:
-            of_image = states.view(self.images, self.beams, -1)
-            looked = model.attend.look(model.attend.ask(of_image), self.features.keys, self.features.values)[0]
-            looked = model.attend.answer(of_image, looked).flatten(0, 1)
+            # The beams of an image look at one copy of its grid.
+            asked = model.attend.ask(states).view(self.images, self.beams, model.attend.heads, -1).transpose(1, 2)
+            seen = functional.scaled_dot_product_attention(asked, self.features.keys, self.features.values)
+            looked = model.attend.answer(states, seen.transpose(1, 2).reshape(states.shape))
         return model._logits(model._speak(states, looked))
 
 
