@@ -44,9 +44,9 @@ format: $(READY) ## Rewrite the code the way `check` wants it
 
 bench: $(READY) ## Measure the speed of the main job: build/bench/results.json, and a table beside it
 	@# The rivals' packages are not in the environment of tests; without them the rest is measured.
-	@$(BIN)/python -c 'import daft' 2>/dev/null || \
+	@$(BIN)/python -c 'import daft, simplejpeg' 2>/dev/null || \
 		$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]' || \
-		echo 'The extra "bench" could not be installed: Daft will not be measured.'
+		echo 'The extra "bench" could not be installed: Daft and simplejpeg are not measured.'
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks
 
 clean: ## Remove what was built (the environment stays)
