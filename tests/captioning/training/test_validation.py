@@ -77,8 +77,8 @@ def test_captions_are_those_of_the_captioner(captioner: Captioner, shards: Shard
 
 def test_several_decodings_at_once_are_each_alone(captioner: Captioner, shards: ShardSet) -> None:
     encoded = []
-    encode = captioner.model.encode
-    captioner.model.encode = lambda pixels: encoded.append(len(pixels)) or encode(pixels)  # type: ignore
+    encode = captioner.encode
+    captioner.encode = lambda pixels: encoded.append(len(pixels)) or encode(pixels)  # type: ignore
     decodings = [dataclasses.replace(captioner.decoding, beam_size=beams, max_new_tokens=5) for beams in (1, 4)]
     heard: list[int] = []
     together = describe_each(captioner, shards, "val", decodings, batch_size=4, tell=heard.append)
