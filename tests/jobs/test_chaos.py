@@ -222,7 +222,9 @@ def strike_and_run_again(kill: Kill, setting: Setting, orders: Path, first: Runn
     assert not (output / "_run" / "hold.json").exists()
 
 
-@pytest.mark.parametrize("kill", [WORKER_KILLS[0], WORKER_KILLS[13]], ids=str)
+@pytest.mark.parametrize(
+    "kill", [WORKER_KILLS[0], WORKER_KILLS[13], LOCAL_KILLS[0], LOCAL_KILLS[9], LOCAL_KILLS[13]], ids=str
+)
 def test_a_worker_killed(kill: Kill, setting: Setting, orders: Path, shared: Shared) -> None:
     strike_and_run_again(kill, setting, orders, shared.run, shared.run)
 
@@ -234,34 +236,15 @@ def test_a_driver_killed(kill: Kill, setting: Setting, orders: Path, shared: Sha
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kill", WORKER_KILLS, ids=str)
+@pytest.mark.parametrize("kill", WORKER_KILLS + LOCAL_KILLS, ids=str)
 def test_workers_and_decoding_tasks_killed(kill: Kill, setting: Setting, orders: Path, shared: Shared) -> None:
     strike_and_run_again(kill, setting, orders, shared.run, shared.run)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kill", DRIVER_KILLS + RAYLET_KILLS, ids=str)
+@pytest.mark.parametrize("kill", DRIVER_KILLS + RAYLET_KILLS + LOCAL_DRIVER_KILLS, ids=str)
 def test_drivers_and_raylets_killed(kill: Kill, setting: Setting, orders: Path, shared: Shared) -> None:
-    strike_and_run_again(kill, setting, orders, lambda arguments: run(arguments, orders), shared.run)
-
-
-@pytest.mark.parametrize("kill", [LOCAL_KILLS[0], LOCAL_KILLS[9], LOCAL_KILLS[13]], ids=str)
-def test_a_local_worker_killed(kill: Kill, setting: Setting, orders: Path, shared: Shared) -> None:
-    strike_and_run_again(kill, setting, orders, shared.run, shared.run)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kill", LOCAL_KILLS, ids=str)
-def test_local_workers_and_their_decoders_killed(kill: Kill, setting: Setting, orders: Path, shared: Shared) -> None:
-    strike_and_run_again(kill, setting, orders, shared.run, shared.run)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kill", LOCAL_DRIVER_KILLS, ids=str)
-def test_drivers_of_local_workers_killed(kill: Kill, setting: Setting, orders: Path, shared: Shared) -> None:
     strike_and_run_again(kill, setting, orders, lambda arguments: run(arguments, orders), shared.run)
 
 
