@@ -104,9 +104,9 @@ class Progress:
         parts = [f"{at:,} of {self.total:,} images ({percent(at, self.total)})"]
         parts.append(counted(self.errors, "error"))
         rate = self._rate()
-        if rate is None:
+        if rate is None and not self._finished():
             parts.append("starting" if not self.done else "measuring the rate")
-        else:
+        elif rate is not None:
             parts.append(f"{rate:,.1f} images/s")
             if not self._finished():
                 parts.append(f"{duration((self.total - at) / rate)} left")
