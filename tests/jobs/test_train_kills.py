@@ -73,10 +73,7 @@ def aims(moments: Sequence[tuple[int, str]], chance: random.Random) -> list[Aim]
         for number in range(count):
             first, last = (len(places[kind]) * share // count for share in (number, number + 1))
             chosen.append((places[kind][chance.randrange(first, max(last, first + 1))], kind))
-    return [
-        Aim(kind, moments[at][0], chance.randint(0, 3), chance.uniform(0, 0.3 if kind == "start" else 0.08))
-        for at, kind in sorted(chosen)
-    ]
+    return [Aim(kind, moments[at][0], chance.randint(0, 3), chance.uniform(0, 0.08)) for at, kind in sorted(chosen)]
 
 
 def half_written(output: Path, since: int = 0) -> list[Path]:
