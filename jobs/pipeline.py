@@ -10,6 +10,8 @@ import logging
 import secrets
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 from captioning.errors import UnfinishedError
 from jobs.attempts import Attempts
@@ -19,8 +21,11 @@ from jobs.decode_shard import DecodeShard
 from jobs.pools import Node, Pools
 from jobs.work import ShardResult, Work
 
-#: Shards in one execution of the pipeline: Ray Data's books grow in the driver by some 20 KB with every shard.
-WINDOW = 1536
+if TYPE_CHECKING:
+    from ray.data import DataContext
+
+#: Shards in one execution of the pipeline: Ray Data's books of one take some 10 KB in the driver.
+WINDOW = 2048
 #: But at least so many for each captioner. Between two executions the captioners are loaded anew: what that costs
 #: must be little beside what a captioner does in between, half a million images.
 WINDOW_AN_ACTOR = 1024
@@ -48,10 +53,14 @@ def caption_shards(work: Work, pools: Pools, shards: Sequence[int]) -> Iterator[
     from ray.exceptions import RayError, RayTaskError
 
     attempts = Attempts(secrets.token_hex(8))
-    window = max(WINDOW, WINDOW_AN_ACTOR * pools.actors)
-    for start in range(0, len(shards), window):
+    size = max(WINDOW, WINDOW_AN_ACTOR * pools.actors)
+    windows = _Windows([shards[start : start + size] for start in range(0, len(shards), size)])
+    for window in windows:
         try:
-            yield from _window(work, pools, shards[start : start + window], attempts)
+            for count, result in enumerate(_caption(work, pools, window, attempts)):
+                if count == size // 2:
+                    windows.prepare_next()
+                yield result
         except Exception as error:
             known = find_user_error(error)
             if known is not None:
@@ -65,9 +74,43 @@ def caption_shards(work: Work, pools: Pools, shards: Sequence[int]) -> Iterator[
             ) from error
 
 
-def _window(work: Work, pools: Pools, shards: Sequence[int], attempts: Attempts) -> Iterator[ShardResult]:
-    import ray.data
-    from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+class _Windows:
+    """Each window's shard numbers as blocks, which are made while the window before is worked on."""
+
+    def __init__(self, windows: Sequence[Sequence[int]]) -> None:
+        self._context = _make_context()
+        self._left = iter(windows)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="window")
+        self._next: Future[Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """A dataset for each window, a block for each of its shards."""
+        try:
+            while self.prepare_next() and self._next is not None:
+                dataset, self._next = self._next.result(), None
+                yield dataset
+        finally:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def prepare_next(self) -> bool:
+        """Begin with the next window, unless that was done; whether there is one."""
+        if self._next is None:
+            shards = next(self._left, None)
+            self._next = None if shards is None else self._thread.submit(self._make, shards)
+        return self._next is not None
+
+    def _make(self, shards: Sequence[int]) -> Any:
+        import ray.data
+        from ray.data import DataContext
+
+        with DataContext.current(self._context):
+            # Unlike `from_arrow` this starts no task for every block: 0.7 ms each, not 3.
+            rows = [{"shard": number} for number in shards]
+            return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+def _make_context() -> "DataContext":
+    from ray.data import DataContext
 
     context = DataContext.get_current().copy()
     context.target_max_block_size = None  # a block stays one shard, whatever its size
@@ -78,12 +121,16 @@ def _window(work: Work, pools: Pools, shards: Sequence[int], attempts: Attempts)
     context.max_errored_blocks = 0
     context.raise_original_map_exception = True  # else its class is lost on the way here
     context.execution_no_progress_timeout_s = _NO_PROGRESS_SECONDS
+    return context
+
+
+def _caption(work: Work, pools: Pools, dataset: Any, attempts: Attempts) -> Iterator[ShardResult]:
+    """Caption the shards that the blocks of `dataset` name."""
+    from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+
     _quiet_console()
-    with DataContext.current(context), warnings.catch_warnings():
+    with DataContext.current(dataset.context), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # Unlike `from_arrow` this starts no task for every block: 0.7 ms each, not 3.
-        rows = [{"shard": number} for number in shards]
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
         dataset = dataset.map_batches(
             DecodeShard(work.book, work.preprocess, work.storage, work.fetching, work.decoding),
             batch_size=None,

@@ -2,7 +2,7 @@
 
 All decode the same images with the same weights, in turn, in another order each round, and their
 tokens are compared. The floor is the products that decoding cannot do without, in the fastest form at
-hand: the layers and the vocabulary, for the rows that were open at each step. On a CPU one thread's
+hand: the layers, what the LSTM looks at, and the vocabulary, for the rows that were open at each step. On a CPU one thread's
 CPU time is counted, which other programs disturb least; on a GPU it is time by the clock.
 
     python -m tests.benchmarks.decoding RESULT.json [--rounds R] [--device cuda] [--case NAME]…
@@ -110,13 +110,31 @@ class Decoding:
 
         sizes = [i for _, i in shapes[:-1]]
         first = rows[0] * (1 if self.case.sizes is None else PREFIX)
+        each = [1, *[self.case.beams] * (len(rows) - 1)]
+        looks = [self._make_look(*pair) for pair in zip(rows, each, strict=True)] if self.case.sizes is None else []
 
         def floor() -> None:
             for step, count in enumerate(rows):
                 run(layers, sizes, first if step == 0 else count)
+                for look in looks[step : step + 1]:
+                    look()
                 run(vocabulary, [width] * len(vocabulary), count)
 
         return floor
+
+    def _make_look(self, rows: int, each: int) -> Callable[[], None]:
+        """The two products of attention over the grid, for so many rows, `each` of them an image's."""
+        _, heads, cells, size = self.features.keys.shape
+        images = rows // each
+        queries = torch.randn(images, heads, each, size, device=self.device)
+        weights = torch.rand(images, heads, each, cells, device=self.device)
+        keys, values = self.features.keys[:images].transpose(2, 3), self.features.values[:images]
+
+        def look() -> None:
+            torch.matmul(queries, keys)
+            torch.matmul(weights, values)
+
+        return look
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.case.precision == "bf16")
