@@ -1,0 +1,62 @@
+"""The address of a cluster's Jobs API, from what a person or the environment says.
+
+Knows how addresses are written, and asks nobody.
+"""
+
+import os
+import re
+from urllib.parse import urlsplit
+
+from captioning.errors import UsageError
+
+DEFAULT = "http://127.0.0.1:8265"
+#: In this order, after `--address`.
+VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+#: The port of Ray's dashboard, which serves the Jobs API too, and that of its control store (GCS), which does not.
+_DASHBOARD, _CONTROL = 8265, 6379
+
+
+def find_address(given: str | None) -> str:
+    """`http://HOST:PORT` of the cluster: as given, else of the environment, else of this machine.
+
+    RAY_ADDRESS names the control store in the environment of a node; the Jobs API is taken to be at
+    the dashboard's port of the same host. Raises `UsageError`.
+    """
+    if given is not None:
+        return normalise(given, "--address")
+    for name in VARIABLES:
+        value = os.environ.get(name, "").strip()
+        if value:
+            return normalise(value, name)
+    return DEFAULT
+
+
+def normalise(text: str, where: str) -> str:
+    """An address as `http(s)://HOST:PORT[/PATH]`. Raises `UsageError`, naming `where` it was given."""
+    text = text.strip()
+    if text in ("auto", "local"):
+        return DEFAULT
+    if "://" not in text:
+        text = f"http://{text}"
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or not re.fullmatch(r"[A-Za-z0-9._:\-]+", host) or parts.query or parts.fragment:
+        raise UsageError(
+            f"{where} {text} is no address of a cluster: give that of the head's dashboard, such as http://HOST:8265."
+        )
+    path = parts.path.rstrip("/")
+    shown = f"[{host}]" if ":" in host else host
+    if parts.scheme == "ray":
+        raise UsageError(
+            f"{where} {text} is an address of Ray Client. Jobs are submitted over HTTP: give "
+            f"http://{shown}:{_DASHBOARD}, or where else the head's dashboard is."
+        )
+    if parts.scheme not in ("http", "https"):
+        raise UsageError(f"{where} {text} must begin with http:// or https://, such as http://{shown}:{_DASHBOARD}.")
+    if port == _CONTROL or (port is None and parts.scheme == "http" and not path):
+        port = _DASHBOARD
+    login = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
+    return f"{parts.scheme}://{login}{shown}{'' if port is None else f':{port}'}{path}"

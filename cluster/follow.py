@@ -1,0 +1,129 @@
+"""A job's log, followed to its end over a connection that may drop; then the job as it ended.
+
+Knows the Jobs API, nothing of what is in a log.
+"""
+
+import asyncio
+import os
+import ssl
+import time
+from collections.abc import Callable
+
+import aiohttp
+
+from captioning.errors import CaptioningError, UnfinishedError
+from cluster.job import Job
+from cluster.jobs_api import JobsApi, UnreachableError
+
+#: Seconds without a connection after which it is given up.
+GIVE_UP = 900.0
+#: Seconds between two questions whether the connection stands; half of it is the time to answer, for a busy head.
+_HEARTBEAT = 60.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+#: A job that waits longer than this to be started is told of.
+_PATIENCE = 8.0
+
+
+def follow(
+    api: JobsApi,
+    job_id: str,
+    write: Callable[[str], None],
+    tell: Callable[[str], None],
+    *,
+    give_up: float = GIVE_UP,
+) -> Job:
+    """Give all that a job has written and writes to `write`, each character once; the job, when it is over.
+
+    A lost connection is made again, with a line to `tell`. Raises `NoJobError`, `UsageError` where one is not let
+    in, and `UnfinishedError` when there has been no connection for `give_up` seconds.
+    """
+    log = _Log(api, job_id, write)
+    lost: float | None = None
+    pause, fruitless = _FIRST_PAUSE, 0
+    while True:
+        before, problem = log.seen, f"The connection to {api.shown} was lost."
+        try:
+            _wait_for_start(api, job_id, tell)
+            clean = asyncio.run(log.read())
+            job = api.job(job_id)
+        except UnreachableError as error:
+            clean, problem = False, str(error)
+        else:
+            fruitless = 0 if log.seen > before else fruitless + 1
+            # A log that the cluster cannot send to its end must not keep the end of the job from being told.
+            if job.over and (clean or fruitless > 2):
+                return job
+        if clean or log.seen > before:
+            lost, pause = None, _FIRST_PAUSE
+        if not clean:
+            if lost is None:
+                lost = time.monotonic()
+                tell(f"The connection to {api.shown} was lost; trying again. The job goes on meanwhile.")
+            elif time.monotonic() - lost > give_up:
+                raise UnfinishedError(f"{problem} The job {job_id} may be going on; look again later.")
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _wait_for_start(api: JobsApi, job_id: str, tell: Callable[[str], None]) -> Job:
+    """The job once it runs or is over. There is no log before."""
+    began, told = time.monotonic(), False
+    while True:
+        job = api.job(job_id)
+        if job.state != "PENDING":
+            return job
+        if not told and time.monotonic() - began > _PATIENCE:
+            told = True
+            tell(f"Job {job_id} waits to be started: {job.reason()}")
+        time.sleep(0.5)
+
+
+class _Log:
+    """What has been read of a job's log: the cluster sends it from the beginning on every connection."""
+
+    def __init__(self, api: JobsApi, job_id: str, write: Callable[[str], None]) -> None:
+        self._api, self._id, self._write = api, job_id, write
+        self.seen = 0
+
+    async def read(self) -> bool:
+        """Read until the connection ends; whether the cluster ended it, having sent all."""
+        passed = 0
+        try:
+            async with (
+                aiohttp.ClientSession(headers=self._api.login.headers(), trust_env=True) as session,
+                session.ws_connect(
+                    self._api.tail_address(self._id),
+                    heartbeat=_HEARTBEAT,
+                    max_msg_size=0,
+                    ssl=_certificates(),
+                    timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
+                ) as socket,
+            ):
+                async for message in socket:
+                    if message.type is aiohttp.WSMsgType.TEXT:
+                        fresh = message.data[max(0, self.seen - passed) :]
+                        passed += len(message.data)
+                        if fresh:
+                            self.seen += len(fresh)
+                            self._write(fresh)
+                return socket.close_code == aiohttp.WSCloseCode.OK
+        except aiohttp.WSServerHandshakeError as error:
+            refused = self._api.refused(error.status)
+            if refused is not None:
+                raise refused from None
+            if error.status < 500:
+                raise UnfinishedError(
+                    f"The log of {self._id} cannot be followed at {self._api.shown} (HTTP {error.status}): a proxy on "
+                    "the way may let no WebSockets through. `logs` without -f shows it so far."
+                ) from None
+            return False
+        except CaptioningError:
+            raise
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return False
+
+
+def _certificates() -> ssl.SSLContext | bool:
+    """The authorities that `requests` trusts too."""
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+    return ssl.create_default_context(cafile=bundle) if bundle and os.path.isfile(bundle) else True

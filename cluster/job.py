@@ -1,0 +1,140 @@
+"""A submitted job as the cluster tells of it: its state, its exit code, and what that means.
+
+Knows Ray's words for states, nothing of HTTP and of what the job does.
+"""
+
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from captioning.redaction import without_secrets
+from jobs.cli import INTERRUPTED, OK, UNFINISHED
+from jobs.progress import duration
+
+#: Ray sends SIGKILL so many seconds after SIGTERM, unless the job's environment says otherwise.
+STOP_WAIT_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
+_RAY_STOP_WAIT = 3
+
+_WORDS = {
+    "PENDING": "waiting to start",
+    "RUNNING": "running",
+    "STOPPED": "stopped",
+    "SUCCEEDED": "succeeded",
+    "FAILED": "failed",
+}
+#: What to do about failures that are Ray's, not the job's.
+_ADVICE = {
+    "RUNTIME_ENV_SETUP_FAILURE": "The job's environment could not be made: see what --pip and --requirements ask for.",
+    "JOB_SUPERVISOR_ACTOR_START_TIMEOUT": "The head was too busy, or had no memory left, to start it: submit it again.",
+    "JOB_SUPERVISOR_ACTOR_DIED": "The head node may have run out of memory, or was lost. Submit the same again: "
+    "it goes on where it was.",
+}
+_AGAIN = "Submit the same again: it goes on where it was."
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of a cluster. Times are seconds since 1970; `exit_code` is None until its process ended by itself."""
+
+    id: str
+    state: str
+    command: str
+    message: str = ""
+    error_type: str | None = None
+    started: float | None = None
+    ended: float | None = None
+    exit_code: int | None = None
+    stop_wait: int = _RAY_STOP_WAIT
+
+    @classmethod
+    def of(cls, details: Mapping[str, Any]) -> "Job":
+        """The job of a JobDetails object of Ray's REST API."""
+        metadata = details.get("metadata") or {}
+        variables = (details.get("runtime_env") or {}).get("env_vars") or {}
+        command = str(metadata.get("captioning_command") or details.get("entrypoint") or "")
+        return cls(
+            id=str(details.get("submission_id") or details.get("job_id") or "?"),
+            state=str(details.get("status") or "?"),
+            command=without_secrets(command),
+            message=str(details.get("message") or ""),
+            error_type=details.get("error_type"),
+            started=_seconds(details.get("start_time")),
+            ended=_seconds(details.get("end_time")),
+            exit_code=details.get("driver_exit_code"),
+            stop_wait=_whole(variables.get(STOP_WAIT_VARIABLE), _RAY_STOP_WAIT),
+        )
+
+    @property
+    def over(self) -> bool:
+        """Whether its state can change no more."""
+        return self.state in ("STOPPED", "SUCCEEDED", "FAILED")
+
+    @property
+    def word(self) -> str:
+        """Its state as people say it."""
+        return _WORDS.get(self.state, self.state.lower())
+
+    @property
+    def code(self) -> int | None:
+        """The exit code that stands for its end, as of any verb; None while it goes on.
+
+        Its own where it ended by itself, 130 where it was stopped. 1 where it was killed, or ended before its
+        process did: it is unfinished, and can be submitted again.
+        """
+        if not self.over:
+            return None
+        if self.state == "STOPPED":
+            return INTERRUPTED
+        if self.state == "SUCCEEDED":
+            return OK
+        return self.exit_code if self.exit_code is not None and 0 < self.exit_code < 256 else UNFINISHED
+
+    def ending(self) -> str:
+        """How it ended and what to do next, in a sentence or a few; what its own log says is not repeated."""
+        if self.state == "SUCCEEDED":
+            return f"Job {self.id} succeeded{self._took()}."
+        if self.state == "STOPPED":
+            return f"Job {self.id} was stopped{self._took()}. {_AGAIN}"
+        if self.exit_code is None:
+            advice = _ADVICE.get(self.error_type or "", _AGAIN)
+            return f"Job {self.id} failed: {self.reason() or 'the cluster does not say why.'}\n{advice}"
+        if self.exit_code < 0:
+            number = -self.exit_code
+            name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
+            why = " Often the head node ran out of memory." if name == "SIGKILL" else ""
+            return f"Job {self.id} was killed by {name}{self._took()}.{why} {_AGAIN}"
+        return f"Job {self.id} ended with exit code {self.exit_code}{self._took()}."
+
+    def reason(self) -> str:
+        """What Ray says of a failure that is not the job's own, at most some lines of it."""
+        text = without_secrets(self.message).strip()
+        return text if len(text) <= 2000 else f"{text[:500]}\n…\n{text[-1400:]}"
+
+    def lasted(self, now: float | None = None) -> str:
+        """How long it has been going on, or took."""
+        if self.started is None:
+            return "?"
+        until = self.ended if self.ended is not None else (time.time() if now is None else now)
+        return duration(max(0.0, until - self.started))
+
+    def _took(self) -> str:
+        return f" after {self.lasted()}" if self.started is not None and self.ended is not None else ""
+
+
+def moment(seconds: float | None) -> str:
+    """A time of day on this machine's clock, `2026-11-26 15:04:05`."""
+    return "?" if seconds is None else datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _seconds(milliseconds: Any) -> float | None:
+    return milliseconds / 1000 if isinstance(milliseconds, int | float) and milliseconds > 0 else None
+
+
+def _whole(text: Any, default: int) -> int:
+    try:
+        return int(text)
+    except (TypeError, ValueError):
+        return default

@@ -1,0 +1,245 @@
+"""Ray's Jobs API, called over HTTP: packages, jobs, logs, each with time limits and errors that say what to do.
+
+    api = JobsApi("http://HOST:8265", login);   api.submit(…);   api.job("caption-…").state
+
+Ray's own client is not used: it takes RAY_ADDRESS over what it is given, waits minutes for a host that
+does not answer, and starts a good part of Ray. Knows nothing of what is submitted.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import IO, Any
+from urllib.parse import quote
+
+import requests
+
+from captioning.errors import CaptioningError, UnfinishedError, UsageError
+from captioning.redaction import without_secrets
+from cluster.job import Job
+from cluster.login import Login
+
+#: Seconds to reach the head, and to wait for its next byte.
+_CONNECT, _READ = 5.0, 60.0
+_SHOWN = 1500
+
+
+class UnreachableError(UnfinishedError):
+    """Nobody answers at the address, or the connection was lost."""
+
+
+class NoJobError(UsageError):
+    """The cluster knows no job of that id."""
+
+
+class JobsApi:
+    """The Jobs API at one address. Every method raises `UnreachableError`, or `UsageError` where one is not let in.
+
+    `secrets` are texts that are cut out of whatever the cluster answers before it is shown.
+    """
+
+    def __init__(self, address: str, login: Login) -> None:
+        self.address = address
+        self.login = login
+        self.secrets: list[str] = list(login.secrets())
+        self._session = requests.Session()
+        self._session.auth = _Headers(login)
+
+    @property
+    def shown(self) -> str:
+        """The address without passwords."""
+        return without_secrets(self.address)
+
+    def versions(self) -> tuple[str, str | None]:
+        """Ray's version, and Python's where the cluster tells it."""
+        answer = self._ask("GET", "/api/version")
+        ray = _mapping(answer).get("ray_version")
+        if not isinstance(ray, str):
+            raise UsageError(
+                f"What answers at {self.shown} is no Ray cluster's Jobs API. Give the address of the head's dashboard, "
+                "such as http://HOST:8265."
+            )
+        return ray, self._python_version()
+
+    def _python_version(self) -> str | None:
+        try:
+            answer = self._request("GET", "/api/v0/cluster_metadata")
+        except CaptioningError:
+            return None
+        data = _mapping(answer).get("data")
+        if not isinstance(data, dict):
+            return None
+        version = data.get("pythonVersion") or data.get("python_version")
+        return version if isinstance(version, str) else None
+
+    def has_package(self, name: str) -> bool:
+        """Whether the cluster holds a package of that name; if so, it keeps it for minutes, at least."""
+        answer = self._request("GET", f"/api/packages/gcs/{quote(name, safe='')}")
+        if answer.status_code == 404:
+            return False
+        self._check(answer)
+        return True
+
+    def upload(self, name: str, content: IO[bytes]) -> None:
+        """Put a package there. `content` is read as it is sent."""
+        answer = self._request("PUT", f"/api/packages/gcs/{quote(name, safe='')}", data=content)
+        if answer.status_code == 413 or "Request Entity Too Large" in answer.text:
+            raise UsageError(f"The cluster at {self.shown} takes no package of this size. {self._said(answer)}")
+        self._check(answer)
+
+    def submit(self, job_id: str, entrypoint: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+        """Have the cluster run a command. An answer that is lost on the way makes no second job."""
+        body = {
+            "entrypoint": entrypoint,
+            "submission_id": job_id,
+            "runtime_env": dict(runtime_env),
+            "metadata": dict(metadata),
+        }
+        try:
+            answer = self._request("POST", "/api/jobs/", json=body)
+        except UnreachableError:
+            # The job may have been taken before the answer was lost.
+            try:
+                self.job(job_id)
+            except NoJobError:
+                answer = self._request("POST", "/api/jobs/", json=body)
+            else:
+                return
+        self._check(answer)
+
+    def job(self, job_id: str) -> Job:
+        """One job. Raises `NoJobError`."""
+        return Job.of(_mapping(self._of_job("GET", job_id)))
+
+    def jobs(self) -> list[Job]:
+        """All submitted jobs that the cluster remembers, newest first."""
+        answer = self._ask("GET", "/api/jobs/")
+        listed = answer.json()
+        found = [Job.of(each) for each in listed if each.get("type") == "SUBMISSION"]
+        return sorted(found, key=lambda job: job.started or 0.0, reverse=True)
+
+    def logs(self, job_id: str) -> str:
+        """All that a job has written so far. Raises `NoJobError`."""
+        return str(_mapping(self._of_job("GET", job_id, "/logs")).get("logs") or "")
+
+    def stop(self, job_id: str) -> bool:
+        """Ask a job to stop; whether there was something to stop. Raises `NoJobError`."""
+        return bool(_mapping(self._of_job("POST", job_id, "/stop")).get("stopped"))
+
+    def tail_address(self, job_id: str) -> str:
+        """Where a WebSocket follows a job's log, from its beginning."""
+        return f"ws{self.address.removeprefix('http')}/api/jobs/{quote(job_id, safe='')}/logs/tail"
+
+    def refused(self, status: int) -> UsageError | None:
+        """The error of an answer that says that one is not let in."""
+        if status not in (401, 403):
+            return None
+        places = "RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token"
+        if self.login.token is None:
+            return UsageError(
+                f"The cluster at {self.shown} asks for a token, and there is none here (HTTP {status}). Put it into "
+                f"{places} (and leave RAY_AUTH_MODE unset, or token). On the head `ray get-auth-token` prints it; "
+                "with KubeRay it is in the secret of the cluster's name."
+            )
+        return UsageError(
+            f"The cluster at {self.shown} does not take the token of {self.login.source} (HTTP {status}). Is it the "
+            f"token of this cluster? On the head `ray get-auth-token` prints it. It is looked for in {places}, in "
+            "this order."
+        )
+
+    def hide(self, text: str) -> str:
+        """`text` without the secrets that were sent, and those that anybody would know for such."""
+        for secret in self.secrets:
+            if len(secret) >= 4:
+                text = text.replace(secret, "***")
+        return without_secrets(text)
+
+    def _of_job(self, method: str, job_id: str, rest: str = "") -> requests.Response:
+        answer = self._request(method, f"/api/jobs/{quote(job_id, safe='')}{rest}")
+        if answer.status_code == 404:
+            raise NoJobError(
+                f"The cluster at {self.shown} knows no job {job_id}. `python -m cluster list` names those it knows; a "
+                "cluster whose head was started anew knows none of before. Submitting again goes on with a run."
+            )
+        self._check(answer)
+        return answer
+
+    def _ask(self, method: str, path: str) -> requests.Response:
+        answer = self._request(method, path)
+        self._check(answer)
+        return answer
+
+    def _request(self, method: str, path: str, **what: Any) -> requests.Response:
+        try:
+            answer = self._session.request(method, self.address + path, timeout=(_CONNECT, _READ), **what)
+        except requests.exceptions.SSLError as error:
+            raise UsageError(
+                f"The certificate of {self.shown} cannot be trusted: {self._reason(error)}. Set REQUESTS_CA_BUNDLE to "
+                "the file of the authority that signed it."
+            ) from None
+        except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
+            raise UnreachableError(
+                f"No cluster answers at {self.shown}: {self._reason(error)}. Check that it runs and that this machine "
+                "reaches its dashboard (by a tunnel such as `kubectl port-forward` or `ssh -L 8265:127.0.0.1:8265`, if "
+                "need be), and say where it is with --address."
+            ) from None
+        except requests.exceptions.RequestException as error:
+            raise UsageError(f"{self.shown} cannot be asked: {self._reason(error)}.") from None
+        refused = self.refused(answer.status_code)
+        if refused is not None:
+            raise refused
+        return answer
+
+    def _check(self, answer: requests.Response) -> None:
+        if answer.ok:
+            return
+        if answer.status_code in (502, 503, 504):
+            kind: type[CaptioningError] = UnreachableError  # a proxy, whose cluster does not answer
+        else:
+            kind = UsageError if answer.status_code < 500 else UnfinishedError
+        raise kind(f"The cluster at {self.shown} refused (HTTP {answer.status_code}). {self._said(answer)}")
+
+    def _said(self, answer: requests.Response) -> str:
+        """The end of what the cluster answered: of a traceback the line that matters."""
+        text = self.hide(answer.text).strip()
+        if "Traceback (most recent call last)" in text:
+            text = text.splitlines()[-1]
+        return f"It says: {text[-_SHOWN:]}" if text else "It does not say why."
+
+    def _reason(self, error: Exception) -> str:
+        """The innermost reason of an error of `requests`, in a few words."""
+        if isinstance(error, requests.exceptions.Timeout):
+            return "no answer in time"
+        text = self.hide(str(error))
+        for pattern, words in _REASONS:
+            if re.search(pattern, text):
+                return words
+        return text[:300].rstrip(".")
+
+
+_REASONS = (
+    (r"Connection refused", "connection refused"),
+    (r"Name or service not known|nodename nor servname|getaddrinfo|NameResolution", "there is no host of that name"),
+    (r"No route to host|Network is unreachable", "there is no way to that host"),
+    (r"RemoteDisconnected|Connection aborted|Connection reset", "the connection was closed"),
+    (r"timed out", "no answer in time"),
+)
+
+
+class _Headers(requests.auth.AuthBase):
+    """Sends what a `Login` says, and so keeps a `.netrc` from saying something else."""
+
+    def __init__(self, login: Login) -> None:
+        self._login = login
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers.update(self._login.headers())
+        return request
+
+
+def _mapping(answer: requests.Response) -> dict[str, Any]:
+    """The JSON object of an answer; an empty one where it is none."""
+    try:
+        value = answer.json()
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,67 @@
+"""The command `list`: the jobs of a cluster, newest first."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cluster.cli import AddressOption, connect, tell
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cluster.job import Job
+
+_COLOURS = {"RUNNING": "cyan", "SUCCEEDED": "green", "FAILED": "red", "STOPPED": "yellow"}
+#: Columns where the output is no terminal: nothing is cut off.
+_WIDE = 400
+
+
+def list_jobs(
+    most: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Show the newest N.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all as JSON instead.")] = False,
+    address: AddressOption = None,
+) -> None:
+    """List the jobs that a cluster remembers, newest first: since its head was started."""
+    from rich.console import Console
+
+    api = connect(address)
+    found = api.jobs()
+    if as_json:
+        from cluster.status import status_json
+
+        print(json.dumps([status_json(job, {}) for job in found], indent=2))
+        return
+    if not found:
+        tell(f"The cluster at {api.shown} has no jobs.")
+        return
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDE)
+    console.print(table_of(found[:most]))
+    if len(found) > most:
+        tell(f"{len(found) - most:,} older ones are not shown; --limit {len(found)} shows all.")
+
+
+def table_of(found: "list[Job]") -> "Table":
+    """The jobs as a table."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from cluster.job import moment
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("JOB", "STATE", "SUBMITTED", "TOOK"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("EXIT", justify="right", no_wrap=True)
+    table.add_column("COMMAND", overflow="ellipsis", no_wrap=True)
+    for job in found:
+        table.add_row(
+            Text(job.id),
+            Text(job.word, style=_COLOURS.get(job.state, "")),
+            moment(job.started),
+            job.lasted(),
+            "" if job.code is None else str(job.code),
+            Text(job.command),
+        )
+    return table

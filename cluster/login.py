@@ -1,0 +1,110 @@
+"""How one shows a cluster who one is: Ray's token, from the places where Ray looks, and headers for proxies.
+
+    login = find_login()        login.headers()  →  {"Authorization": "Bearer …"}
+
+The token is in no text that this module makes, nor in a `repr`. Knows nothing of addresses or requests.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from captioning.errors import UsageError
+
+#: Extra headers of every request, as JSON: what Ray's own `ray job` takes too.
+HEADERS_VARIABLE = "RAY_JOB_HEADERS"
+_SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+
+
+@dataclass(frozen=True)
+class Login:
+    """What is sent with every request. `source` says where the token came from; None where there is none."""
+
+    token: str | None = field(default=None, repr=False)
+    source: str | None = None
+    extra: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def headers(self) -> dict[str, str]:
+        """The headers of every request. Where a proxy's `Authorization` is given, the token has Ray's other header."""
+        headers = dict(self.extra)
+        if self.token is not None:
+            taken = any(name.lower() == "authorization" for name in headers)
+            headers["X-Ray-Authorization" if taken else "Authorization"] = f"Bearer {self.token}"
+        return headers
+
+    def secrets(self) -> tuple[str, ...]:
+        """What must not be in any text that is shown."""
+        return tuple(text for text in (self.token, *self.extra.values()) if text)
+
+
+def find_login() -> Login:
+    """The token of RAY_AUTH_TOKEN, of the file RAY_AUTH_TOKEN_PATH, or of `~/.ray/auth_token`, in Ray's order.
+
+    A token that is there is used, unless RAY_AUTH_MODE says otherwise. Raises `UsageError` for one that
+    cannot be read or sent.
+    """
+    extra = _extra_headers()
+    mode = os.environ.get("RAY_AUTH_MODE", "").strip().lower()
+    if mode and mode != "token":
+        return Login(extra=extra)
+    token, source = _find_token()
+    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+        raise UsageError(f"The token of {source} cannot be sent: it has blanks or other odd characters in it.")
+    if token is None and mode == "token":
+        raise UsageError(
+            "RAY_AUTH_MODE is token, but there is none: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with it, "
+            f"or put it into {_default_path()}."
+        )
+    return Login(token, source, extra)
+
+
+def _find_token() -> tuple[str | None, str | None]:
+    token = os.environ.get("RAY_AUTH_TOKEN", "").strip()
+    if token:
+        return token, "RAY_AUTH_TOKEN"
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
+    if path:
+        # Ray, too, ends here rather than taking another token than the one that was meant.
+        token = _read(Path(path).expanduser())
+        if not token:
+            raise UsageError(f"RAY_AUTH_TOKEN_PATH is {path}, but no token can be read there. Correct or unset it.")
+        return token, f"the file {path}"
+    paths = [_default_path()]
+    if os.environ.get("RAY_ENABLE_K8S_TOKEN_AUTH", "").lower() in ("1", "true"):
+        paths.insert(0, Path(_SERVICE_ACCOUNT))
+    for place in paths:
+        token = _read(place)
+        if token:
+            return token, f"the file {place}"
+    return None, None
+
+
+def _default_path() -> Path:
+    return Path(os.path.expanduser("~")) / ".ray" / "auth_token"
+
+
+def _read(path: Path) -> str:
+    """The first line of a file, or nothing."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()
+    except OSError:
+        return ""
+
+
+def _extra_headers() -> dict[str, str]:
+    text = os.environ.get(HEADERS_VARIABLE, "").strip()
+    if not text:
+        return {}
+    try:
+        given = json.loads(text)
+    except ValueError:
+        given = None
+    if not isinstance(given, dict) or not all(_is_header(name, value) for name, value in given.items()):
+        raise UsageError(f'{HEADERS_VARIABLE} must be JSON of names and texts, such as {{"X-Name": "value"}}.')
+    return {str(name): str(value) for name, value in given.items()}
+
+
+def _is_header(name: object, value: object) -> bool:
+    return all(isinstance(text, str) and text.strip() == text and text.isprintable() for text in (name, value))

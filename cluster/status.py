@@ -1,0 +1,89 @@
+"""The command `status`: where a job is."""
+
+import json
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cluster.cli import AddressOption, IdArgument, command, connect
+
+if TYPE_CHECKING:
+    from cluster.job import Job
+
+#: What Ray and `submit` put into a job's log, which says nothing of its work.
+_NOT_OF_THE_JOB = re.compile(r"^(Running entrypoint for job|Runtime env is setting up|\d{4}-\d\d-\d\d .*\bINFO\b)")
+
+
+def status(
+    job: IdArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    address: AddressOption = None,
+) -> None:
+    """Tell where a job is: its state, how long, the last line of progress, and how it ended.
+
+    Ends with exit code 0 for any job that the cluster knows; the job's own is
+    in what is printed.
+    """
+    api = connect(address)
+    found = api.job(job)
+    lines = last_lines(api.logs(job))
+    if as_json:
+        print(json.dumps(status_json(found, lines), indent=2))
+        return
+    rows = [("job", found.id), *status_rows(found, lines, address), ("cluster", api.shown)]
+    for name, text in rows:
+        first, *more = text.splitlines() or [""]
+        print(f"{name:<10}{first}")
+        for line in more:
+            print(f"{'':<10}{line}")
+
+
+def last_lines(log: str) -> dict[str, str]:
+    """The last line of a job's log, and the last one that tells of progress, where there are such."""
+    from captioning.redaction import without_secrets
+    from cluster.log_view import PROGRESS
+
+    lines = [line.strip() for line in log.splitlines()]
+    told = [line for line in lines if line and not _NOT_OF_THE_JOB.match(line)]
+    progress = next((line for line in reversed(told) if PROGRESS.search(line)), None)
+    found = {"progress": progress, "last_line": told[-1] if told else None}
+    return {name: without_secrets(line)[:500] for name, line in found.items() if line}
+
+
+def status_rows(found: "Job", lines: dict[str, str], address: str | None) -> list[tuple[str, str]]:
+    """What a person is told of a job: names and texts."""
+    from cluster.job import moment
+
+    state = found.word
+    if found.started is not None:
+        how_long = f"for {found.lasted()}" if not found.over else f"after {found.lasted()}"
+        state += f" {how_long}, submitted {moment(found.started)}"
+        state += f", over {moment(found.ended)}" if found.ended is not None else ""
+    rows = [("state", state), ("command", found.command)]
+    if "progress" in lines:
+        rows.append(("progress", lines["progress"]))
+    if "last_line" in lines and lines.get("progress") != lines["last_line"]:
+        rows.append(("last line", lines["last_line"]))
+    if found.over:
+        rows.append(("exit code", str(found.code)))
+        rows.append(("", found.ending()))
+    else:
+        rows.append(("message", found.reason()))
+        rows.append(("next", command(f"logs -f {found.id}", address)))
+    return rows
+
+
+def status_json(found: "Job", lines: dict[str, str]) -> dict[str, Any]:
+    """A job as plain values; times in seconds since 1970."""
+    return {
+        "id": found.id,
+        "state": found.state.lower(),
+        "command": found.command,
+        "submitted": found.started,
+        "ended": found.ended,
+        "exit_code": found.code,
+        "message": found.reason(),
+        "progress": lines.get("progress"),
+        "last_line": lines.get("last_line"),
+    }

@@ -1,0 +1,177 @@
+"""A verb and its arguments, checked on this machine before anything is sent, and made to hold on the cluster.
+
+    call = check(["caption", "s3://bucket/photos", "-o", "s3://bucket/captions", "--config", "mine.yaml"])
+    call.arguments    what the job is given        call.extra    files that must travel with it
+
+Nothing of the archive is opened. Knows the verbs by what their command lines declare, and where their settings are.
+"""
+
+import hashlib
+import importlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from captioning.config import read_settings
+from captioning.errors import UsageError
+from cluster.packaging import ROOT, travels
+from jobs.__main__ import VERBS, app
+from jobs.cli import read_config
+
+#: Where the settings of a verb are. Those of `caption` have rules of their own.
+_SETTINGS = {
+    "status": ("jobs.verify_settings", "VerifySettings"),
+    "verify": ("jobs.verify_settings", "VerifySettings"),
+    "report": ("jobs.report_run", "ReportSettings"),
+    "export": ("jobs.export_settings", "ExportSettings"),
+    "prepare": ("jobs.prepare", "PrepareSettings"),
+    "train": ("captioning.training.settings", "TrainSettings"),
+    "evaluate": ("jobs.evaluate", "EvaluateSettings"),
+    "average": ("jobs.average", "AverageSettings"),
+}
+_AS_CAPTION = ("caption", "plan", "retry")
+#: What arguments that are places are called in `--help`.
+_PLACES = ("INPUT", "OUTPUT", "RUN", "URI", "DIR", "FILE", "FOLDER")
+_REFS = ("REF", "REF…")
+_REMOTE = re.compile(r"^(?!file:|local:)[A-Za-z][A-Za-z0-9+.\-]*://")
+#: `NAME=` before an INPUT.
+_NAMED = re.compile(r"^[^/=]+=(?=.)")
+#: Where files from outside the checkout lie in its package.
+_FOLDER = "_submitted"
+
+
+@dataclass(frozen=True)
+class VerbCall:
+    """What a job is given: `arguments`, the verb first; `extra` files by their name in the package; `notes` to tell."""
+
+    arguments: tuple[str, ...]
+    extra: Mapping[str, Path]
+    notes: tuple[str, ...]
+
+    @property
+    def verb(self) -> str:
+        """The verb's name."""
+        return self.arguments[0]
+
+
+def check(arguments: Sequence[str], root: Path = ROOT) -> VerbCall:
+    """Check a verb's command line as `python -m jobs` would, its settings and its places.
+
+    Raises `UsageError` for an unknown verb, a wrong setting, or a place that only this machine has, and what the
+    command line's parser raises (it ends with exit code 2) for wrong options.
+    """
+    if not arguments:
+        raise UsageError("Give a verb after --, such as: submit -- caption s3://bucket/photos -o s3://bucket/captions")
+    verb, *rest = arguments
+    if verb not in VERBS:
+        raise UsageError(f"There is no verb {verb}. The verbs are {', '.join(VERBS)}.")
+    group = typer.main.get_command(app)
+    command = group.get_command(None, verb)  # type: ignore[attr-defined]
+    assert command is not None, "a verb has a command"
+    context = command.make_context(f"python -m jobs {verb}", list(rest))
+    given = [(option, context.params.get(option.name)) for option in command.params]
+    config = _value(given, "--config")
+    overrides = list(_value(given, "--set") or ())
+    settings = _check_settings(verb, config, overrides)
+    paths = list(dict.fromkeys(_check_places(verb, given, settings)))
+    extra: dict[str, Path] = {}
+    if config is not None:
+        rest = _with_config(rest, config, root, extra)
+    return VerbCall((verb, *rest), extra, (_note_of(paths),) if paths else ())
+
+
+def _value(given: Sequence[tuple[Any, Any]], option: str) -> Any:
+    return next((value for declared, value in given if option in declared.opts), None)
+
+
+def _check_settings(verb: str, config: Path | None, overrides: Sequence[str]) -> Any:
+    """The settings as the verb reads them, for verbs that have some; None for others."""
+    if verb in _AS_CAPTION:
+        from jobs.caption_settings import read_caption_settings
+
+        return read_caption_settings(config, overrides)[0]
+    text, where = read_config(config)
+    if verb not in _SETTINGS:
+        return None
+    module, name = _SETTINGS[verb]
+    return read_settings(getattr(importlib.import_module(module), name), text, overrides, where=where)
+
+
+def _check_places(verb: str, given: Sequence[tuple[Any, Any]], settings: Any) -> Iterator[str]:
+    """The places that are paths which nodes might share. Raises `UsageError` for those that only this machine has."""
+    for declared, value in given:
+        metavar = declared.metavar or ""
+        called = metavar if declared.param_type_name == "argument" else next(iter(declared.opts), metavar)
+        for text in [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else ():
+            if not isinstance(text, str):
+                continue
+            if metavar in _PLACES:
+                yield from _check_place(called, _without_name(text) if metavar == "INPUT" else text)
+            elif metavar in _REFS and _is_path(text):
+                yield from _check_place(called, text)
+    if verb == "train" and settings is not None:
+        if settings.data and _value(given, "--data") is None:
+            yield from _check_place("the setting data", settings.data)
+        if settings.init and _is_path(settings.init):
+            yield from _check_place("the setting init", settings.init)
+
+
+def _check_place(called: str, text: str) -> Iterator[str]:
+    if _REMOTE.match(text):
+        return
+    if not re.match(r"^(file:|local:)?/", text):
+        path = os.path.abspath(os.path.expanduser(text))
+        raise UsageError(
+            f"{called} {text} is a path of this machine; the cluster's nodes do not have it. Give a URI that all of "
+            f"them reach, such as s3://bucket/…, or, if {path} is shared storage that every node has mounted there, "
+            "this whole path."
+        )
+    yield f"{called} {text}"
+
+
+def _note_of(paths: Sequence[str]) -> str:
+    """One line about all paths that must be shared."""
+    named = " and ".join(filter(None, (", ".join(paths[:-1]), paths[-1])))
+    kind = "is a path: it" if len(paths) == 1 else "are paths: they"
+    return (
+        f"Note: {named} {kind} must be on shared storage, mounted there on every node of the cluster. On disks of "
+        "their own the nodes do not see each other's files."
+    )
+
+
+def _without_name(text: str) -> str:
+    named = _NAMED.match(text)
+    return text[named.end() :] if named and not os.path.exists(text) else text
+
+
+def _is_path(ref: str) -> bool:
+    """Whether a REF means a folder here, rather than a bundled name or a repository of the hub."""
+    if _REMOTE.match(ref):
+        return False
+    return ref.startswith(("/", "./", "../", "~", "file:", "local:")) or os.path.exists(ref)
+
+
+def _with_config(rest: Sequence[str], config: Path, root: Path, extra: dict[str, Path]) -> list[str]:
+    """The arguments with the name that the `--config` file has on the cluster; one from elsewhere goes into `extra`."""
+    path = config.expanduser().resolve()
+    if path.is_relative_to(root) and travels(path, root):
+        name = path.relative_to(root).as_posix()
+    else:
+        content = hashlib.sha1(path.read_bytes()).hexdigest()[:8]
+        name = f"{_FOLDER}/{re.sub(r'[^A-Za-z0-9._-]', '_', path.stem)}-{content}{path.suffix}"
+        extra[name] = path
+    changed: list[str] = []
+    following = False
+    for token in rest:
+        if following or token.startswith("--config="):
+            changed.append(name if following else f"--config={name}")
+            following = False
+        else:
+            changed.append(token)
+            following = token == "--config"
+    return changed
