@@ -4,12 +4,16 @@ In a thread of its own, so that whoever takes the results waits for no storage. 
 shards are finished; what is left over when a run stops is folded by the next one.
 """
 
+import ctypes
 from collections import Counter, deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
+import pyarrow as pa
+
 from captioning.run.index import Index
+from captioning.run.layout import PartRange
 from captioning.run.table import FoldResult, fold_range
 
 
@@ -38,9 +42,25 @@ class Folding:
         part = self._index.range_of(shard)
         self._left[part] -= 1
         if not self._left[part]:
-            self._folds.append(self._thread.submit(fold_range, self._index.layout, self._index, part))
+            self._folds.append(self._thread.submit(self._fold, part))
         self._raise_failures(wait=False)
 
     def _raise_failures(self, *, wait: bool) -> None:
         while self._folds and (wait or self._folds[0].done()):
             self._folds.popleft().result()
+
+    def _fold(self, part: PartRange) -> FoldResult:
+        result = fold_range(self._index.layout, self._index, part)
+        _give_back_memory()
+        return result
+
+
+def _give_back_memory() -> None:
+    """Give what a fold has freed back to the system, which allocators do of their own accord when they please.
+
+    Without it a driver of 4,200 shards held 70 to 100 MB more, nearly always.
+    """
+    pa.default_memory_pool().release_unused()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others have none
+    if trim is not None:
+        trim(0)

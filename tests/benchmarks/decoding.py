@@ -2,8 +2,9 @@
 
 All decode the same images with the same weights, in turn, in another order each round, and their
 tokens are compared. The floor is the products that decoding cannot do without, in the fastest form at
-hand: the layers, what the LSTM looks at, and the vocabulary, for the rows that were open at each step. On a CPU one thread's
-CPU time is counted, which other programs disturb least; on a GPU it is time by the clock.
+hand, for the rows that were open at each step: the layers, what the LSTM looks at, and the vocabulary.
+On a CPU one thread's CPU time is counted, which other programs disturb least; on a GPU it is time by
+the clock.
 
     python -m tests.benchmarks.decoding RESULT.json [--rounds R] [--device cuda] [--case NAME]…
 """
