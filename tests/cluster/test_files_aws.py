@@ -68,7 +68,8 @@ def test_rays_launcher_accepts_it() -> None:
 
     prepared = prepare_config(copy.deepcopy(launcher()))
     validate_config(prepared)
-    assert prepared["available_node_types"]["cpu"]["max_workers"] == 8
+    # What it says of a machine is what AWS says of it: there, Ray adds only the memory.
+    assert prepared["available_node_types"]["cpu"]["resources"] == {"CPU": 16}
     # Every command that starts a node asks for the token.
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         [start] = [line for line in prepared[key] if "ray start" in line]
@@ -136,13 +137,14 @@ def test_files_that_machines_get_exist_and_lie_there_as_they_do_here() -> None:
         if local.startswith("~"):
             assert (remote, local) == ("~/.ray/auth_token", "~/.ray/auth_token")
             continue
-        assert (ROOT / local).is_file(), local
+        assert (ROOT / local).exists(), local
         assert remote == f"~/captioning/{local}"
-    mounted = set(config["file_mounts"])
     commands = [line for key, lines in config.items() if key.endswith("_commands") for line in lines]
     used = {word for line in commands for word in line.split() if word.startswith("~/captioning/c")}
-    assert used
-    assert used <= mounted
+    assert len(used) == 3
+    for path in used:
+        assert any(path == mount or path.startswith(f"{mount}/") for mount in config["file_mounts"]), path
+        assert (ROOT / path.removeprefix("~/captioning/")).is_file(), path
 
 
 @pytest.mark.parametrize("key", [key for key in launcher() if key.endswith("_commands")])
@@ -281,3 +283,68 @@ def test_the_schemas_that_ray_ships_name_the_reasons_for_a_drain() -> None:
     from ray.core.generated import autoscaler_pb2
 
     assert "DRAIN_NODE_REASON_PREEMPTION" in autoscaler_pb2.DrainNodeReason.keys()
+
+
+def test_ray_up_starts_what_the_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a simulated AWS: the stack, then what `ray up` does with the file until it starts a machine of each type."""
+    import boto3
+    from moto import mock_aws
+    from ray.autoscaler._private.aws import utils
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+    from ray.autoscaler._private.util import prepare_config
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, "simulated")
+    monkeypatch.setenv("HOME", str(tmp_path))  # where the key of the machines is put
+    (tmp_path / ".ssh").mkdir()
+    utils.resource_cache.cache_clear()
+    utils.client_cache.cache_clear()
+    config = launcher()
+    region = config["provider"]["region"]
+    with mock_aws():
+        boto3.client("cloudformation", region).create_stack(
+            StackName="captioning",
+            TemplateBody=(FOLDER / "iam.yaml").read_text(),
+            Parameters=[{"ParameterKey": "Bucket", "ParameterValue": "a-bucket"}],
+            Capabilities=["CAPABILITY_NAMED_IAM"],
+        )
+        made = boto3.client("iam", region).list_instance_profiles()["InstanceProfiles"]
+        assert {profile["InstanceProfileName"] for profile in made} == {"captioning-head", "captioning-worker"}
+        described = boto3.client("ec2", region).describe_instance_types(
+            InstanceTypes=[kind["node_config"]["InstanceType"] for kind in workers().values()]
+        )["InstanceTypes"]
+        ready = bootstrap_aws(prepare_config(config))
+        provider = AWSNodeProvider(ready["provider"], ready["cluster_name"])
+        try:
+            for name, kind in ready["available_node_types"].items():
+                node_config = {**kind["node_config"], "ImageId": an_image(boto3.client("ec2", region))}
+                provider.create_node(node_config, {"ray-node-type": "worker", "ray-user-node-type": name}, 1)
+            found = boto3.client("ec2", region).describe_instances()["Reservations"]
+            machines = [machine for reservation in found for machine in reservation["Instances"]]
+        finally:
+            utils.resource_cache.cache_clear()
+            utils.client_cache.cache_clear()
+    of_aws = {
+        kind["InstanceType"]: (
+            kind["VCpuInfo"]["DefaultVCpus"],
+            sum(gpu["Count"] for gpu in kind.get("GpuInfo", {"Gpus": []})["Gpus"]),
+        )
+        for kind in described
+    }
+    for kind in workers().values():
+        stated = (kind["resources"]["CPU"], kind["resources"].get("GPU", 0))
+        assert stated == of_aws[kind["node_config"]["InstanceType"]]
+    by_type = {machine["InstanceType"]: machine for machine in machines}
+    assert set(by_type) == {kind["node_config"]["InstanceType"] for kind in config["available_node_types"].values()}
+    for name, kind in config["available_node_types"].items():
+        machine = by_type[kind["node_config"]["InstanceType"]]
+        profile = kind["node_config"]["IamInstanceProfile"]["Name"]
+        assert machine["IamInstanceProfile"]["Arn"].endswith(f"/{profile}"), name
+        assert (machine.get("InstanceLifecycle") == "spot") is (name != config["head_node_type"]), name
+        assert machine["KeyName"]
+
+
+def an_image(ec2: Any) -> str:
+    """Some image of the simulated AWS, which does not resolve the name of ours."""
+    return str(ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"])

@@ -1,0 +1,110 @@
+"""The Grafana dashboard: panels that do not overlap, over metrics that there are."""
+
+import json
+import re
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_house import ROOT
+
+DASHBOARD = json.loads((ROOT / "cluster" / "grafana" / "captioning.json").read_text())
+PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
+
+#: Words of PromQL that look like names of metrics, and labels to group by.
+FUNCTIONS = {
+    *("sum", "avg", "max", "min", "count", "rate", "increase", "clamp_min", "clamp_max", "vector", "by", "on", "or", "and"),
+    *("group_left", "unless", "without", "label_values", "bool", "topk", "time", "delta"),
+}
+
+
+def expressions() -> list[tuple[str, str]]:
+    """Each query, with the title of what asks it."""
+    found = [(panel["title"], target["expr"]) for panel in PANELS for target in panel.get("targets", [])]
+    for variable in DASHBOARD["templating"]["list"]:
+        if variable["type"] == "query":
+            found.append((f"${variable['name']}", variable["query"]["query"]))
+    return found
+
+
+def metrics(expression: str) -> set[str]:
+    """The metrics of a query: its names that are neither a function, nor a label, nor text."""
+    bare = re.sub(r'"[^"]*"', "", expression)
+    bare = re.sub(r"\b(by|on|without|group_left)\s*\([^)]*\)", "", bare)
+    bare = re.sub(r"label_values\((\w+)[^)]*\)", r"\1", bare)
+    bare = re.sub(r"\{[^}]*\}", "", bare)
+    bare = re.sub(r"\[[^\]]*\]", "", bare)
+    return {name for name in re.findall(r"\b[a-zA-Z_]\w*", bare) if name not in FUNCTIONS}
+
+
+def ours() -> set[str]:
+    """The metrics of a run as Prometheus names them."""
+    from jobs.metrics import exported_names
+
+    return set(exported_names())
+
+
+def rays() -> set[str]:
+    """The metrics that Ray's own nodes export."""
+    import ray.dashboard.modules.reporter.reporter_agent as reporter
+    from ray.dashboard.modules.metrics.dashboards import default_dashboard_panels
+
+    text = Path(default_dashboard_panels.__file__).read_text()
+    return {f"ray_{name}" for name in reporter.METRICS_GAUGES} | set(re.findall(r"\b(?:ray|autoscaler)_\w+", text))
+
+
+def test_it_imports_into_any_grafana() -> None:
+    assert DASHBOARD["uid"] == "captioning"
+    assert DASHBOARD["title"]
+    assert DASHBOARD.get("id") is None
+    assert DASHBOARD["schemaVersion"] >= 30
+    sources = {json.dumps(panel["datasource"], sort_keys=True) for panel in PANELS if panel["type"] != "row"}
+    assert sources == {'{"type": "prometheus", "uid": "${datasource}"}'}
+    variables = [variable["name"] for variable in DASHBOARD["templating"]["list"]]
+    assert variables[0] == "datasource"
+    used = {name for _, text in expressions() for name in re.findall(r"\$\{?(\w+)", text)} - {"__rate_interval", "__range"}
+    assert used <= set(variables)
+
+
+@pytest.mark.parametrize(("title", "expression"), expressions(), ids=[title for title, _ in expressions()])
+def test_queries_ask_for_metrics_that_there_are(title: str, expression: str) -> None:
+    asked = metrics(expression)
+    assert asked, title
+    assert asked <= ours() | rays(), asked - ours() - rays()
+    for opening, closing in ("()", "{}", "[]"):
+        assert expression.count(opening) == expression.count(closing)
+
+
+def test_every_metric_of_a_run_is_shown() -> None:
+    shown = set().union(*(metrics(expression) for _, expression in expressions()))
+    assert ours() <= shown, ours() - shown
+    assert {"ray_node_gpus_utilization", "ray_node_cpu_utilization"} <= shown
+
+
+def test_a_query_for_something_else_would_be_found() -> None:
+    assert metrics('sum(rate(ray_x_total{a=~"$b"}[$__rate_interval])) by (c) / on () vector(1)') == {"ray_x_total"}
+    assert not {"ray_x_total"} <= ours() | rays()
+
+
+def test_panels_have_ids_titles_and_something_to_say() -> None:
+    assert max(Counter(panel["id"] for panel in PANELS).values()) == 1
+    assert max(Counter(panel["title"] for panel in PANELS).values()) == 1
+    for panel in PANELS:
+        assert panel["title"]
+        if panel["type"] != "row":
+            assert panel["description"], panel["title"]
+            assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+            assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"]) > 0
+
+
+def test_panels_lie_on_the_grid_side_by_side() -> None:
+    places = [(panel["title"], *(panel["gridPos"][key] for key in "xywh")) for panel in PANELS]
+    for title, x, y, w, h in places:
+        assert 0 <= x < x + w <= 24, title
+        assert y >= 0 < h, title
+    for (title, x, y, w, h), (other, x2, y2, w2, h2) in combinations(places, 2):
+        apart = x + w <= x2 or x2 + w2 <= x or y + h <= y2 or y2 + h2 <= y
+        assert apart, f"{title} lies over {other}"
