@@ -49,7 +49,9 @@ def stack() -> dict[str, Any]:
 
 def profiles() -> dict[str, str]:
     """The instance profiles of the stack, each with the role in it."""
-    found = [made["Properties"] for made in stack()["Resources"].values() if made["Type"] == "AWS::IAM::InstanceProfile"]
+    found = [
+        made["Properties"] for made in stack()["Resources"].values() if made["Type"] == "AWS::IAM::InstanceProfile"
+    ]
     return {profile["InstanceProfileName"]: profile["Roles"][0]["Ref"] for profile in found}
 
 
@@ -282,7 +284,7 @@ def test_a_drain_that_is_refused_is_told(tmp_path: Path) -> None:
 def test_the_schemas_that_ray_ships_name_the_reasons_for_a_drain() -> None:
     from ray.core.generated import autoscaler_pb2
 
-    assert "DRAIN_NODE_REASON_PREEMPTION" in autoscaler_pb2.DrainNodeReason.keys()
+    assert "DRAIN_NODE_REASON_PREEMPTION" in dict(autoscaler_pb2.DrainNodeReason.items())
 
 
 def test_ray_up_starts_what_the_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

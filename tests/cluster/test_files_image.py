@@ -81,11 +81,11 @@ def test_nodes_of_the_launcher_install_what_the_image_has() -> None:
 
 
 def test_the_code_comes_after_the_packages() -> None:
-    order = [text.split()[0] for name, text in instructions() if name == "COPY"]
-    packages = next(at for at, (name, text) in enumerate(instructions()) if name == "RUN" and "pip install" in text)
-    first_code = next(at for at, (name, text) in enumerate(instructions()) if (name, text) == ("COPY", f"{'captioning'} captioning"))
-    assert packages < first_code
-    assert order[0] == "pyproject.toml"
+    """A changed line of code does not make new layers of gigabytes."""
+    [packages] = [at for at, (name, text) in enumerate(instructions()) if name == "RUN" and "pip install" in text]
+    copies = [(at, text.split()[0]) for at, (name, text) in enumerate(instructions()) if name == "COPY"]
+    assert [source for at, source in copies if at < packages] == ["pyproject.toml", "cluster/requirements.py"]
+    assert {"captioning", "jobs"} <= {source for at, source in copies if at > packages}
 
 
 def test_what_is_copied_exists_and_reaches_the_builder() -> None:
@@ -123,7 +123,8 @@ def healthcheck() -> list[str]:
 @pytest.mark.skipif(not Path("/proc/self/comm").exists(), reason="no /proc")
 def test_a_container_is_healthy_as_its_ray_is_where_it_has_one(tmp_path: Path) -> None:
     """With commands of the test's own in the place of `grep /proc` and `wget`."""
-    for name, body in {"grep": 'if [[ $1 == -qsx ]]; then exit "$RAYLET"; fi; exec /bin/grep "$@"', "wget": "$SAYS"}.items():
+    bodies = {"grep": 'if [[ $1 == -qsx ]]; then exit "$RAYLET"; fi; exec /bin/grep "$@"', "wget": "$SAYS"}
+    for name, body in bodies.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"

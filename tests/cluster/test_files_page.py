@@ -99,7 +99,9 @@ def test_ray_takes_what_the_page_gives_it(given: list[str]) -> None:
             assert inner[1] in cli.commands[inner[0]].commands  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("wrong", ["caption IN -o OUT --sett x=1", "captoin IN -o OUT", "caption IN -o OUT --set runtime.gpu=1"])
+@pytest.mark.parametrize(
+    "wrong", ["caption IN -o OUT --sett x=1", "captoin IN -o OUT", "caption IN -o OUT --set runtime.gpu=1"]
+)
 def test_what_is_not_there_would_be_found(wrong: str) -> None:
     from captioning.errors import CaptioningError
 

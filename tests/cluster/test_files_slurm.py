@@ -265,7 +265,9 @@ def test_a_run_that_is_done_before_the_signal_is_not_queued_again(slurm: Slurm) 
 
 
 def test_a_ray_that_does_not_come_up_is_told(slurm: Slurm) -> None:
-    command(Path(slurm.environment["RAY"]).parent, "ray-command", RAY.replace("start) ", "start) echo no room; exit 1; "))
+    command(
+        Path(slurm.environment["RAY"]).parent, "ray-command", RAY.replace("start) ", "start) echo no room; exit 1; ")
+    )
     code, said = slurm.run("caption", "/archive", "-o", "/out", SICK="1")
     assert code == 1
     assert "did not come up on machine1" in said
