@@ -50,6 +50,8 @@ def check_verb(given: list[str]) -> None:
     from jobs.caption_settings import read_caption_settings
 
     command = named(app, given[0])
+    if len(given) == 1:
+        return  # spoken of, not given
     params = check(command, given[1:])
     if given[0] == "caption":
         read_caption_settings(params["config"], params["settings"] or [])
