@@ -287,6 +287,7 @@ def test_the_schemas_that_ray_ships_name_the_reasons_for_a_drain() -> None:
     assert "DRAIN_NODE_REASON_PREEMPTION" in dict(autoscaler_pb2.DrainNodeReason.items())
 
 
+@pytest.mark.slow
 def test_ray_up_starts_what_the_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a simulated AWS: the stack, then what `ray up` does with the file until it starts a machine of each type."""
     import boto3
