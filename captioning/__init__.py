@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from captioning.captioner import Caption, Captioner, load_captioner
+    from captioning.captioner import Caption, Captioner, Explanation, load_captioner
 
-__all__ = ["Caption", "Captioner", "load_captioner"]
+__all__ = ["Caption", "Captioner", "Explanation", "load_captioner"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from numpy.typing import NDArray
 
 from captioning.backends.choice import Choice, choose
 from captioning.backends.names import EncoderBackend, Precision
@@ -23,6 +24,7 @@ from captioning.data.tokenizers import Tokenizer, load_tokenizer
 from captioning.decoding.search import Hypothesis, decode
 from captioning.decoding.settings import DecodingSettings
 from captioning.errors import SettingsError
+from captioning.explain import attention, word_maps
 from captioning.models.base import CaptionModel
 from captioning.models.checkpoint import load_model
 from captioning.models.checkpoint_config import read_config
@@ -46,6 +48,18 @@ class Caption:
     """Whether it came to its end token; if not, it was cut at `max_new_tokens`."""
     unknown: bool = False
     """Whether it holds a token that stands for no word."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A caption, its words, and where the model looked as it said each."""
+
+    caption: Caption
+    words: tuple[str, ...]
+    """The caption's words W, those of a prompt included."""
+    weights: NDArray[np.float32] | None
+    """(W, rows, columns): each word's attention over a grid laid on what the model sees of the image (its centred
+    square, or all of it squashed: `preprocess.mode`); it sums to 1. None for a model without attention over a grid."""
 
 
 class Captioner:
@@ -103,11 +117,41 @@ class Captioner:
     @torch.inference_mode()
     def caption_features(self, features: Any, settings: DecodingSettings) -> list[Caption]:
         """Caption what `encode` gave, all at once: the same features serve several decodings."""
+        found, prompt = self._search(features, settings)
+        return [self._caption(hypotheses, prompt) for hypotheses in found]
+
+    def explain(self, image: Image, **overrides: Any) -> Explanation:
+        """The caption of one image, and where the model looked for each of its words.
+
+        `overrides` are decoding settings. Raises `ImageError` and `SettingsError` as `caption` does.
+        """
+        return self.explain_pixels(self._pixels(image)[None], **overrides)[0]
+
+    @torch.inference_mode()
+    def explain_pixels(self, pixels: np.ndarray[Any, Any], **overrides: Any) -> list[Explanation]:
+        """As `explain`, of preprocessed pixels (B, S, S, 3) uint8, all at once. The captions are those of `caption`.
+
+        The weights are found by showing the model the caption that it chose (teacher forcing), in float32.
+        """
+        settings = override_decoding(self.decoding, overrides)
+        self._check_length(settings)
+        features = self.encode(pixels)
+        found, prompt = self._search(features, settings)
+        said = [[*prompt, *hypotheses[0].tokens] for hypotheses in found]
+        weights = attention(self.model, features, said)
+        maps = [word_maps(self.tokenizer, *each) for each in zip(said, weights, strict=True)]
+        return [
+            Explanation(self._caption(hypotheses, prompt), words, map_)
+            for hypotheses, (words, map_) in zip(found, maps, strict=True)
+        ]
+
+    def _search(self, features: Any, settings: DecodingSettings) -> tuple[list[list[Hypothesis]], list[int]]:
+        """The hypotheses of each image, best first, and the prompt's tokens that they go on from."""
         prompt = self.tokenizer.encode(settings.prompt) if settings.prompt else []
         with self._autocast():
             stepper = self.model.stepper(features, prompt)
             found = decode(stepper, settings, eos_id=self.tokenizer.eos_id, banned=self.tokenizer.banned_ids)
-        return [self._caption(hypotheses, prompt) for hypotheses in found]
+        return found, prompt
 
     def _pixels(self, image: Image) -> np.ndarray[Any, Any]:
         if isinstance(image, str | Path):

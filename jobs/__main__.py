@@ -14,7 +14,20 @@ from typer.core import TyperCommand, TyperGroup
 from jobs.cli import TRACEBACK_VARIABLE, guard
 
 #: The verbs, in the order in which `--help` lists them.
-VERBS = ("caption", "plan", "status", "verify", "retry", "report", "export", "prepare", "train", "evaluate", "average")
+VERBS = (
+    "caption",
+    "plan",
+    "status",
+    "verify",
+    "retry",
+    "report",
+    "export",
+    "serve",
+    "prepare",
+    "train",
+    "evaluate",
+    "average",
+)
 
 
 class VerbGroup(TyperGroup):
@@ -33,6 +46,8 @@ class VerbGroup(TyperGroup):
         single.command(name=cmd_name, no_args_is_help=True)(guard(verb))
         command = typer.main.get_command(single)
         assert isinstance(command, TyperCommand)
+        # One that needs nothing does its work when nothing is given.
+        command.no_args_is_help = any(parameter.required for parameter in command.params)
         return command
 
 

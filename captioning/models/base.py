@@ -107,6 +107,14 @@ class CaptionModel(nn.Module, ABC):
     def read_text(self, captions: Tensor) -> TeacherForced:
         """Score captions (N, T) without any image, the decoder being a language model."""
 
+    def attention(self, features: Any, captions: Tensor, images: Tensor) -> Tensor | None:  # noqa: ARG002
+        """Where the model looks as it says each token: weights (N, T, rows, columns) float32 over the encoder's grid.
+
+        `captions` (N, T) and `images` (N,) as `forward` takes them. The weights of a token sum to 1; those of
+        `PAD_TARGET` mean nothing. None for a model that has no attention over a grid.
+        """
+        return None
+
     def embed_images(self, stem: Tensor) -> Tensor:  # noqa: ARG002
         """The images' embeddings (B, D), which contrastive training compares with text. Raises `SettingsError`."""
         raise SettingsError(f"model.kind {self.settings.kind} has no image embedding to compare with text.")
@@ -149,6 +157,11 @@ class CaptionModel(nn.Module, ABC):
     @abstractmethod
     def max_positions(self) -> int | None:
         """The most tokens a caption can have, or None when there is no bound."""
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether `attention` tells anything."""
+        return False
 
     @property
     def device(self) -> torch.device:

@@ -8,6 +8,7 @@ those of Vaswani et al. 2017. Without attention the pooled feature alone speaks 
 E embedding, A heads, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,20 +100,30 @@ class CnnLstm(CaptionModel):
         self, features: Features, captions: Tensor, images: Tensor, said: Tensor | None = None
     ) -> TeacherForced:
         """Score `captions` (N, T) of the `images` (N,) by teacher forcing, `said` (N, T) being read in their place."""
-        asked = captions != PAD_TARGET
-        words = self.dropout(self.embed(self._inputs(captions if said is None else said)[asked]))
-        states = self._recur(words, features.pooled, images, asked)
+        states, asked = self._read(captions if said is None else said, captions, features, images)
         looked, penalty = None, None
         if self.attend is not None:
-            queries = self.attend.ask(states)
-            # Attention alone is laid out by caption, pads and all: it is a small part of the work.
-            laid_out = queries.new_zeros(*asked.shape, queries.shape[-1])
-            laid_out[asked] = queries
-            seen, weights = self.attend.look(laid_out, features.keys[images], features.values[images])
+            seen, weights = self._look(self.attend, states, features, images, asked)
             looked = self.attend.answer(states, seen[asked])
             if self.settings.attention_penalty:
                 penalty = self._coverage_penalty(weights, asked)
         return TeacherForced(self._logits(self._speak(states, looked)), penalty)
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether it was made with attention."""
+        return self.attend is not None
+
+    @torch.no_grad()
+    def attention(self, features: Features, captions: Tensor, images: Tensor) -> Tensor | None:
+        """Weights (N, T, rows, columns) over the grid, the mean of the heads; None without attention."""
+        if self.attend is None:
+            return None
+        features = Features(features.keys.float(), features.values.float(), features.pooled.float())
+        states, asked = self._read(captions, captions, features, images)
+        weights = self._look(self.attend, states, features, images, asked)[1].mean(1)
+        side = math.isqrt(weights.shape[-1])  # pixels are square, and so is what is left of them
+        return weights.unflatten(-1, (side, side))
 
     def read_text(self, captions: Tensor) -> TeacherForced:
         """Score `captions` (N, T) without images: the LSTM attends to nothing, and sees a vector of zeros."""
@@ -144,6 +155,22 @@ class CnnLstm(CaptionModel):
         self.embed.num_embeddings = size
         self.bias = nn.Parameter(torch.cat([self.bias, self.bias.mean().expand(more)]))
         self.vocab_size = size
+
+    def _read(self, read: Tensor, captions: Tensor, features: Features, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The LSTM's states (K, H) as it reads `read` in the place of `captions` (N, T), and where they are (N, T)."""
+        asked = captions != PAD_TARGET
+        words = self.dropout(self.embed(self._inputs(read)[asked]))
+        return self._recur(words, features.pooled, images, asked), asked
+
+    def _look(
+        self, attend: "Attention", states: Tensor, features: Features, images: Tensor, asked: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What states (K, H) find in the grid, laid out by caption (N, T, H), and the weights (N, A, T, L)."""
+        queries = attend.ask(states)
+        # Attention alone is laid out by caption, pads and all: it is a small part of the work.
+        laid_out = queries.new_zeros(*asked.shape, queries.shape[-1])
+        laid_out[asked] = queries
+        return attend.look(laid_out, features.keys[images], features.values[images])
 
     def _inputs(self, read: Tensor) -> Tensor:
         # The one place where inputs and targets part by one token.

@@ -1,0 +1,118 @@
+"""The verb `serve`: a page to try captions, and an HTTP endpoint, on Ray Serve."""
+
+import socket
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from captioning.errors import UsageError
+from jobs.cli import ConfigOption, SetOption, read_config
+
+if TYPE_CHECKING:
+    from jobs.serving.settings import ServeSettings
+
+#: Addresses that only this machine reaches.
+_OWN = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="REF",
+            help="A checkpoint's folder or URI, a Hugging Face repository id, or a bundled name; given twice, both are "
+            "served side by side. Without it: the bundled captioner.",
+        ),
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option(help="Where to listen. 127.0.0.1 is this machine alone; 0.0.0.0 is everybody who reaches it."),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port; 0 takes a free one.", min=0, max=65535)] = 8000,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Serve captions: a page to try them in a browser, and an HTTP endpoint for programs.
+
+    Prints the address once it is ready, and runs until Ctrl-C. The page takes photos by drop, paste or
+    choice; the endpoint is POST /caption, described at /docs; there are /health and /metrics too.
+    Nobody is asked for a password: whoever reaches the address can use it.
+
+    Settings: replicas, threads, gpus_per_replica, batch_size, precision, encoder, decoding.* over the captioner's
+    own, limits.* (sizes, rates, beams, time), storage.allow_http for web addresses in requests.
+
+    Example: python -m jobs serve --model flickr-lstm --model flickr-clip-gpt2
+
+    Then: curl -F image=@photo.jpg -F beam_size=5 http://127.0.0.1:8000/caption
+    """
+    from captioning.config import read_settings
+    from jobs.serving.settings import ServeSettings
+
+    text, where = read_config(config)
+    parsed = read_settings(ServeSettings, text, settings or (), where=where)
+    captioners = _names(model or [], parsed)
+    port = _free_port(host, port)
+    _run(captioners, parsed, host, port)
+
+
+def _run(captioners: dict[str, str | None], settings: "ServeSettings", host: str, port: int) -> None:
+    from jobs.ray_session import ray_session
+
+    print(f"Starting {' and '.join(captioners)} on Ray Serve …", flush=True)
+    with ray_session():
+        from jobs.cli import terminate_as_interrupt
+        from jobs.serving.app import serving
+
+        with serving(captioners, settings, host, port), terminate_as_interrupt():
+            shown = f"[{host}]" if ":" in host else host
+            if host in ("0.0.0.0", "::"):
+                shown = socket.gethostname()
+            print(f"Ready: http://{shown}:{port}/  (endpoint: POST /caption, described at /docs)")
+            if host in _OWN:
+                print("Only this machine can reach it; --host 0.0.0.0 opens it to others, without a password.")
+            else:
+                print("Anybody who reaches this address can use it: there is no password.")
+            print("Ctrl-C ends it.", flush=True)
+            try:
+                while True:
+                    time.sleep(3600)
+            except KeyboardInterrupt:
+                print("Ending …", flush=True)
+                raise KeyboardInterrupt("The server has ended; the same command starts it again.") from None
+
+
+def _names(refs: Sequence[str], settings: "ServeSettings") -> dict[str, str | None]:
+    """The captioners by the short names that requests use. What is wrong with one is said before anything starts."""
+    from captioning.captioner_info import inspect_captioner
+
+    captioners: dict[str, str | None] = {}
+    for ref in refs or [None]:
+        info = inspect_captioner(
+            ref, decoding=settings.decoding, precision=settings.precision, storage=settings.storage
+        )
+        name = info.name.rpartition("-")[0]
+        if name in captioners:
+            name = info.name
+        if name in captioners:
+            raise UsageError(f"--model {ref} is given twice.")
+        captioners[name] = ref
+    return captioners
+
+
+def _free_port(host: str, port: int) -> int:
+    """`port`, or a free one for 0. Raises `UsageError` where it cannot be listened on."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # A port that has just been left is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UsageError(
+                f"Port {port} of {host} cannot be listened on: {error.strerror or error}. Give another --port (0 takes "
+                "a free one), or end what uses it."
+            ) from error
+        return int(probe.getsockname()[1])

@@ -1,0 +1,1 @@
+"""The endpoint and the page of `serve`: requests, batches, bounds. Only `app` imports Ray."""

@@ -1,0 +1,132 @@
+"""The endpoint on Ray Serve: a gateway that speaks HTTP, and a deployment for each captioner.
+
+The gateway is one process, so that bounds hold for the whole server; captioners have as many
+replicas as are asked for. Knows how they are put on Ray, nothing of what they do.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+
+from captioning.errors import UnfinishedError, UsageError
+from jobs.serving.replica import CaptionerReplica
+from jobs.serving.settings import ServeSettings
+from jobs.serving.web import Site, build_app
+
+_APP = "captioning"
+#: The gateway refuses what is too much itself, with a reason; Serve's own bounds lie beyond.
+_AMPLE = 1000
+
+
+def _build_app() -> FastAPI:
+    """The routes over the gateway's site; Serve calls it in the gateway's process, once that is made."""
+    return build_app(Site.latest())
+
+
+class _Handle:
+    """A captioner's deployment, asked as one of this process would be."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    async def about(self) -> dict[str, Any]:
+        answer: dict[str, Any] = await self._handle.about.remote()
+        return answer
+
+    async def caption(self, data: bytes, overrides: Mapping[str, Any], attention: bool) -> dict[str, Any]:
+        answer: dict[str, Any] = await self._handle.caption.remote(data, overrides, attention)
+        return answer
+
+
+@serve.deployment(max_ongoing_requests=_AMPLE, ray_actor_options={"num_cpus": 0})
+@serve.ingress(_build_app)
+class Gateway:
+    """Takes requests, and asks the captioners `handles` that go by `names`."""
+
+    def __init__(self, settings: ServeSettings, names: Sequence[str], *handles: Any) -> None:
+        asked = {name: _Handle(handle) for name, handle in zip(names, handles, strict=True)}
+        Site(asked, settings)
+
+
+@contextmanager
+def serving(captioners: Mapping[str, str | None], settings: ServeSettings, host: str, port: int) -> Iterator[None]:
+    """Serve the captioners (short name → REF) while the body runs. A Ray is there; Serve is started and ended here.
+
+    Raises `UsageError` where another Serve runs on that Ray, `UnfinishedError` where a captioner does not start.
+    """
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    logging_config = {"log_level": "ERROR", "enable_access_log": False}
+    if _serve_is_there():
+        raise UsageError(
+            "A Ray Serve already runs on this cluster, and its address cannot be changed by another. End it with "
+            "`serve shutdown`, or unset RAY_ADDRESS to serve from this machine alone."
+        )
+    try:
+        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=logging_config)
+        try:
+            serve.run(_application(captioners, settings), name=_APP, route_prefix="/", logging_config=logging_config)
+        except Exception as error:  # Serve raises RuntimeError, and keeps the reason in its status
+            raise UnfinishedError(
+                f"The server did not start: {_reason(error)}. Ray's logs are below /tmp/ray, in logs/serve."
+            ) from error
+        yield
+    finally:
+        with suppress(Exception):
+            serve.shutdown()
+
+
+def _application(captioners: Mapping[str, str | None], settings: ServeSettings) -> Any:
+    processes = len(captioners) * settings.replicas
+    resources = ray.cluster_resources()
+    cpus, gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
+    share = settings.gpus_per_replica
+    if share == "auto":
+        share = min(1.0, gpus / processes)
+    threads = settings.threads
+    if threads == "auto":
+        threads = max(1, (os.cpu_count() or 1) // processes) if gpus == 0 else 1
+    options = {
+        "num_cpus": min(1.0, 0.5 * cpus / processes),
+        "num_gpus": share,
+        # Ray gives a process one thread for each CPU that it asks for.
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}},
+    }
+    handles = [
+        serve.deployment(CaptionerReplica)
+        .options(
+            name=f"captioner-{name}",
+            num_replicas=settings.replicas,
+            max_ongoing_requests=_AMPLE,
+            ray_actor_options=options,
+            health_check_timeout_s=120,
+            graceful_shutdown_timeout_s=5,
+            max_constructor_retry_count=2,
+        )
+        .bind(ref, settings, threads)
+        for name, ref in captioners.items()
+    ]
+    return Gateway.options(graceful_shutdown_timeout_s=5).bind(settings, list(captioners), *handles)
+
+
+def _serve_is_there() -> bool:
+    with suppress(ValueError):
+        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+        return True
+    return False
+
+
+def _reason(error: Exception) -> str:
+    """The last line of what the deployments say, or of `error`."""
+    text = str(error)
+    with suppress(Exception):
+        for application in serve.status().applications.values():
+            messages = [each.message for each in application.deployments.values() if each.status == "DEPLOY_FAILED"]
+            text = next((message for message in messages if message), text)
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not set(line.strip()) <= set("^~ ")]
+    return lines[-1].rstrip(".") if lines else type(error).__name__

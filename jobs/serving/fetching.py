@@ -1,0 +1,35 @@
+"""Images that a request names by web address, where the server's settings allow it. Nothing else is ever fetched."""
+
+from urllib.parse import urlsplit
+
+from captioning.errors import StorageError
+from captioning.retry import Patience
+from captioning.storage import Location, StorageSettings
+from jobs.serving.failures import RequestError
+from jobs.serving.settings import LimitSettings
+
+_PATIENCE = Patience(attempts=2, seconds=20.0, attempt_seconds=10.0)
+
+
+def fetch(url: str, storage: StorageSettings, limits: LimitSettings) -> bytes:
+    """The bytes behind a web address. Raises `RequestError`, or `StorageError` where it cannot be had.
+
+    A file of this machine or an object of a store is none of the asker's business, whatever the server may read.
+    """
+    try:
+        scheme = urlsplit(url).scheme.lower()
+    except ValueError:
+        scheme = ""
+    if scheme not in ("http", "https"):
+        raise RequestError(422, "request", "urls are web addresses: http://… or https://…")
+    if not storage.allow_http:
+        raise RequestError(
+            403,
+            "forbidden",
+            "This server fetches no web addresses: send the image itself, or start the server with "
+            "--set storage.allow_http=true",
+        )
+    data = Location.from_uri(url, storage).read_range(0, limits.max_bytes + 1, patience=_PATIENCE)
+    if len(data) > limits.max_bytes:
+        raise StorageError("too_large", f"The file has more than {limits.max_mb} MiB, the most that is taken.")
+    return data

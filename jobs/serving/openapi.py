@@ -1,0 +1,114 @@
+"""What the OpenAPI page tells of `/caption`: the forms of a request, the answer, the refusals. Checks nothing."""
+
+from typing import Any
+
+import pydantic
+
+from jobs.serving.requests import Options
+
+
+class Alternative(pydantic.BaseModel):
+    """One of the n best captions."""
+
+    caption: str
+    score: float = pydantic.Field(description="Mean log-probability of its tokens, the end token counted.")
+
+
+class Attention(pydantic.BaseModel):
+    """Where the captioner looked for each word."""
+
+    words: list[str]
+    weights: list[list[list[float]]] = pydantic.Field(description="Words × rows × columns; each word's sum to 1.")
+    box: list[float] = pydantic.Field(description="left, top, right, bottom of the grid, as shares of the image.")
+
+
+class Timing(pydantic.BaseModel):
+    """Milliseconds that the image took, and how many shared its batch."""
+
+    decode_ms: float
+    queue_ms: float
+    model_ms: float
+    total_ms: float
+    batch_size: int
+
+
+class Caption(pydantic.BaseModel):
+    """The answer about one image."""
+
+    caption: str
+    score: float = pydantic.Field(description="Mean log-probability of its tokens, the end token counted.")
+    num_tokens: int
+    alternatives: list[Alternative] = pydantic.Field(description="Best first, the caption itself included.")
+    model: str
+    width: int
+    height: int
+    attention: Attention | None = pydantic.Field(None, description="null unless asked for, and where there is none.")
+    timing: Timing
+
+
+class ErrorText(pydantic.BaseModel):
+    """What is wrong."""
+
+    model_config = pydantic.ConfigDict(populate_by_name=True)
+
+    error_class: str = pydantic.Field(alias="class")
+    message: str
+
+
+class Refusal(pydantic.BaseModel):
+    """An answer that is no caption."""
+
+    error: ErrorText
+
+
+class Results(pydantic.BaseModel):
+    """The answer about several images, in their order."""
+
+    results: list[Caption | Refusal]
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Refusal, "description": text}
+    for status, text in {
+        400: "The request cannot be read, or holds no image.",
+        403: "A web address that may not be fetched.",
+        404: "A captioner that is not served.",
+        413: "More bytes or images than are taken.",
+        415: "A content type that is not taken.",
+        422: "An image that cannot be decoded, or an option of a wrong value.",
+        429: "Too many requests from this address: see Retry-After.",
+        503: "Too many requests at once: see Retry-After.",
+        504: "The request took too long.",
+    }.items()
+}
+
+_OPTIONS: dict[str, Any] = Options.model_json_schema()["properties"]
+_BASE64 = {"type": "string", "format": "byte", "description": "The image file in base64."}
+_BINARY = {"type": "string", "format": "binary"}
+
+REQUEST_BODY: dict[str, Any] = {
+    "required": True,
+    "description": "An image as a form's file, as the body (options in the query then), or as JSON with one of image, "
+    "images and urls.",
+    "content": {
+        "multipart/form-data": {
+            "schema": {"type": "object", "required": ["image"], "properties": {"image": _BINARY, **_OPTIONS}}
+        },
+        "image/*": {"schema": _BINARY},
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "image": _BASE64,
+                    "images": {"type": "array", "items": _BASE64},
+                    "urls": {
+                        "type": "array",
+                        "items": {"type": "string"},
+                        "description": "Where the server allows it.",
+                    },
+                    **_OPTIONS,
+                },
+            }
+        },
+    },
+}

@@ -1,0 +1,184 @@
+"""What a request to `/caption` asks for: images, decoding, a captioner. Reads it in every form that it may have.
+
+    POST /caption  Content-Type: image/jpeg           the file itself; options in the query
+    POST /caption  Content-Type: multipart/form-data  files as `image`; options as fields, or in the query
+    POST /caption  Content-Type: application/json     {"image": BASE64} or {"images": […]} or {"urls": […]}, and options
+
+One image is answered by one object; `images`, `urls` or several files by `{"results": […]}`, in their order,
+each an object or an error of its own. Knows nothing of captioners.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pydantic
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect, Request
+
+from jobs.serving.failures import RequestError
+from jobs.serving.settings import LimitSettings
+
+_FORMS = "Send an image as the body (Content-Type: image/…), as a file `image` of a form, or as JSON."
+
+
+class Options(pydantic.BaseModel):
+    """How images are to be captioned. What is not given is as the captioner's own decoding says."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    model: str | None = pydantic.Field(None, description="Which captioner, where several are served: see /models.")
+    beam_size: int | None = pydantic.Field(None, ge=1, description="Hypotheses kept; 1 is greedy search.")
+    max_new_tokens: int | None = pydantic.Field(None, ge=1, description="The most tokens of a caption.")
+    repetition_penalty: float | None = pydantic.Field(
+        None, gt=0, le=100, allow_inf_nan=False, description="Above 1: against words that came already."
+    )
+    prompt: str | None = pydantic.Field(None, max_length=500, description="Words that the caption goes on from.")
+    num_alternatives: int | None = pydantic.Field(
+        None, ge=1, description="The n best captions, itself included; at most beam_size."
+    )
+    attention: bool = pydantic.Field(False, description="Also where the captioner looked for each word.")
+
+    def decoding(self) -> dict[str, Any]:
+        """The decoding settings that are given, by the names of `DecodingSettings`."""
+        given = {
+            "beam_size": self.beam_size,
+            "max_new_tokens": self.max_new_tokens,
+            "repetition_penalty": self.repetition_penalty,
+            "prompt": self.prompt or None,
+            "num_captions": self.num_alternatives,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, read: its images as bytes, or the web addresses to fetch them from (str)."""
+
+    images: tuple[bytes | str, ...]
+    many: bool
+    options: Options
+
+
+async def read_request(request: Request, limits: LimitSettings) -> Asked:
+    """What `request` asks for, within `limits`. Raises `RequestError`."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    given: dict[str, Any] = dict(request.query_params)
+    images: list[bytes | str]
+    body = await _body(request, limits.max_body_bytes)
+    if kind == "application/json":
+        images, many, more = _json(body)
+        given |= more
+    elif kind == "multipart/form-data":
+        images, more = await _form(request, body, limits)
+        many = len(images) > 1
+        given |= more
+    elif kind.startswith("image/") or kind == "application/octet-stream":
+        images, many = [body], False
+    else:
+        raise RequestError(415, "request", f"Content-Type {kind or '(none)'} cannot be read. {_FORMS}")
+    if not images:
+        raise RequestError(400, "request", f"The request holds no image. {_FORMS}")
+    if len(images) > limits.max_images:
+        raise RequestError(
+            413, "too_large", f"The request holds {len(images)} images; at most {limits.max_images} are taken at once."
+        )
+    if sum(len(image) for image in images if isinstance(image, bytes)) > limits.max_bytes:
+        raise _too_large(limits.max_bytes)
+    options = _options(given)
+    _check(options, limits)
+    return Asked(tuple(images), many, options)
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    promised = request.headers.get("content-length", "")
+    if promised.isdecimal() and int(promised) > limit:
+        raise _too_large(limit)
+    pieces, size = [], 0
+    try:
+        async for piece in request.stream():
+            size += len(piece)
+            if size > limit:
+                raise _too_large(limit)
+            pieces.append(piece)
+    except ClientDisconnect as error:
+        raise RequestError(400, "request", "The upload was broken off.") from error
+    return b"".join(pieces)
+
+
+async def _form(request: Request, body: bytes, limits: LimitSettings) -> tuple[list[bytes | str], dict[str, Any]]:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    images: list[bytes | str] = []
+    given: dict[str, Any] = {}
+    try:
+        async with Request(request.scope, receive).form(max_files=limits.max_images, max_fields=20) as form:
+            for name, value in form.multi_items():
+                if isinstance(value, UploadFile):
+                    images.append(await value.read())
+                else:
+                    given[name] = value
+    except (HTTPException, MultiPartException, KeyError, ValueError) as error:
+        reason = getattr(error, "detail", None) or getattr(error, "message", None) or str(error)
+        raise RequestError(400, "request", f"The form cannot be read: {reason}") from error
+    return images, given
+
+
+def _json(body: bytes) -> tuple[list[bytes | str], bool, dict[str, Any]]:
+    try:
+        given = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(400, "request", "The body is not JSON, whatever its Content-Type says.") from error
+    if not isinstance(given, dict):
+        raise RequestError(422, "request", 'The JSON must be an object such as {"image": "BASE64"}.')
+    sources = [name for name in ("image", "images", "urls") if name in given]
+    if len(sources) != 1:
+        raise RequestError(
+            422, "request", "The JSON must have one of image (base64), images (a list) and urls (a list)."
+        )
+    name = sources[0]
+    value = given.pop(name)
+    values = [value] if name == "image" else value
+    if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
+        what = "base64 text" if name == "image" else "a list of texts"
+        raise RequestError(422, "request", f"{name} must be {what}.")
+    return [each if name == "urls" else _decoded(each) for each in values], name != "image", given
+
+
+def _decoded(text: str) -> bytes:
+    """Base64, or a data: URL of it."""
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RequestError(422, "request", "An image is not base64. (Web addresses go into urls.)") from error
+
+
+def _options(given: Mapping[str, Any]) -> Options:
+    given = {name: value for name, value in given.items() if value != ""}
+    try:
+        return Options.model_validate(given)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(Options.model_fields)
+        why = f"is not known. Known are {known}" if first["type"] == "extra_forbidden" else f"is wrong: {first['msg']}"
+        raise RequestError(422, "settings", f"The option {name[:80]} {why}.") from error
+
+
+def _check(options: Options, limits: LimitSettings) -> None:
+    for name, most in (("beam_size", limits.max_beam_size), ("max_new_tokens", limits.max_new_tokens)):
+        value = getattr(options, name)
+        if value is not None and value > most:
+            raise RequestError(422, "settings", f"{name} is {value}; this server goes up to {most}.")
+
+
+def _too_large(limit: int) -> RequestError:
+    return RequestError(413, "too_large", f"The request has more than {limit >> 20} MiB. Scale the image down.")

@@ -1,0 +1,195 @@
+"""The HTTP side: routes, statuses, the OpenAPI page. Knows captioners as things that are asked; nothing of Ray."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+
+from captioning.errors import CaptioningError
+from jobs.serving.bounds import Bounds
+from jobs.serving.failures import RequestError, refusal, said
+from jobs.serving.fetching import fetch
+from jobs.serving.metrics import Metrics
+from jobs.serving.openapi import REFUSALS, REQUEST_BODY, Caption, Results
+from jobs.serving.requests import Asked, Options, read_request
+from jobs.serving.samples import Samples
+from jobs.serving.settings import ServeSettings
+
+PAGE = Path(__file__).with_name("page.html")
+
+#: The page is one file that loads nothing from elsewhere and is shown in no frame; the browser holds it to that.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+_FETCHES_AT_ONCE = 8
+
+
+class Asking(Protocol):
+    """How a captioner is asked, wherever it runs."""
+
+    def about(self) -> Awaitable[dict[str, Any]]:
+        """What `CaptionerReplica.about` tells."""
+        ...
+
+    def caption(self, data: bytes, overrides: Mapping[str, Any], attention: bool) -> Awaitable[dict[str, Any]]:
+        """What `CaptionerReplica.caption` answers."""
+        ...
+
+
+class Site:
+    """What the routes share: captioners by short name, bounds and counters."""
+
+    _latest: "Site"
+
+    @classmethod
+    def latest(cls) -> "Site":
+        """The one made last in this process: Serve builds the routes without saying for whom."""
+        return cls._latest
+
+    def __init__(self, captioners: Mapping[str, Asking], settings: ServeSettings) -> None:
+        self.captioners = dict(captioners)
+        self.settings = settings
+        limits = settings.limits
+        self.bounds = Bounds(at_once=limits.max_requests, rate=limits.client_rate, burst=limits.client_burst)
+        self.metrics = Metrics()
+        self.samples = Samples()
+        Site._latest = self
+        self._fetches = ThreadPoolExecutor(_FETCHES_AT_ONCE, thread_name_prefix="fetch")
+
+    async def answer(self, request: Request) -> Response:
+        """The answer to a request to `/caption`: captions, or what is wrong."""
+        begin = time.perf_counter()
+        client = request.client.host if request.client else ""
+        limit = self.settings.limits.timeout_s
+        try:
+            with self.bounds.admit(client):
+                asked = await asyncio.wait_for(read_request(request, self.settings.limits), limit)
+                left = max(0.001, limit - (time.perf_counter() - begin))
+                content = await asyncio.wait_for(self._captions(asked, begin), left)
+            answer = JSONResponse(content)
+        except TimeoutError:
+            late = RequestError(504, "timeout", f"The request was not done within {limit:g} s.", retry_after=1)
+            answer = _refused(late)
+        except CaptioningError as error:
+            answer = _refused(refusal(error))
+        self.metrics.request(answer.status_code, time.perf_counter() - begin)
+        return answer
+
+    async def _captions(self, asked: Asked, begin: float) -> dict[str, Any]:
+        name = self._name(asked.options.model)
+        each = [self._caption(name, image, asked.options, begin) for image in asked.images]
+        if not asked.many:
+            return await each[0]
+        found = await asyncio.gather(*each, return_exceptions=True)
+        results = []
+        for result in found:
+            if isinstance(result, CaptioningError):
+                results.append(said(refusal(result)))
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                results.append(result)
+        return {"results": results}
+
+    async def _caption(self, name: str, image: bytes | str, options: Options, begin: float) -> dict[str, Any]:
+        try:
+            data = image if isinstance(image, bytes) else await self._fetched(image)
+            answer = await self.captioners[name].caption(data, options.decoding(), options.attention)
+            refused = answer.get("refused")
+            if refused is not None:
+                raise refused
+        except CaptioningError as error:
+            self.metrics.image(name, refusal(error).error_class)
+            raise
+        self.metrics.image(name, "ok", answer["timing"])
+        answer["timing"]["total_ms"] = round(1000 * (time.perf_counter() - begin), 1)
+        return answer
+
+    async def _fetched(self, url: str) -> bytes:
+        loop = asyncio.get_running_loop()
+        settings = self.settings
+        return await loop.run_in_executor(self._fetches, fetch, url, settings.storage, settings.limits)
+
+    def _name(self, asked: str | None) -> str:
+        if asked is None:
+            return next(iter(self.captioners))
+        if asked not in self.captioners:
+            served = ", ".join(self.captioners)
+            raise RequestError(404, "model", f"There is no captioner {asked[:80]!r} here. Served are: {served}.")
+        return asked
+
+    async def about(self, seconds: float) -> list[dict[str, Any]]:
+        """What each captioner is, under its short name. Raises `TimeoutError`, and what asking raises."""
+        found = await asyncio.wait_for(asyncio.gather(*(each.about() for each in self.captioners.values())), seconds)
+        return [
+            {**about, "checkpoint": about["name"], "name": name}
+            for name, about in zip(self.captioners, found, strict=True)
+        ]
+
+
+def build_app(site: Site) -> FastAPI:
+    """The routes over `site`."""
+    from importlib.metadata import version
+
+    app = FastAPI(
+        title="Captioning",
+        version=version("captioning"),
+        description="Captions for images. The page to try them is at /.",
+    )
+
+    @app.post(
+        "/caption",
+        response_model=Caption | Results,
+        responses=REFUSALS,
+        openapi_extra={"requestBody": REQUEST_BODY},
+        summary="Caption an image, or several",
+    )
+    async def caption(request: Request) -> Response:
+        return await site.answer(request)
+
+    @app.get("/models", summary="The captioners that are served, the first one being the default, and the bounds")
+    async def models() -> dict[str, Any]:
+        limits = site.settings.limits
+        bounds = {name: getattr(limits, name) for name in ("max_mb", "max_beam_size", "max_new_tokens", "max_images")}
+        return {"models": await site.about(30), "limits": bounds}
+
+    @app.get("/health", summary="200 where every captioner answers, else 503")
+    async def health() -> JSONResponse:
+        try:
+            return JSONResponse({"status": "ok", "models": [about["name"] for about in await site.about(10)]})
+        except Exception as error:  # whatever it is, the captioner cannot be asked
+            return JSONResponse({"status": "unavailable", "reason": type(error).__name__}, 503)
+
+    @app.get("/metrics", summary="Counters and latencies, for Prometheus")
+    async def metrics() -> Response:
+        return Response(site.metrics.text(site.bounds.under_way), media_type=site.metrics.content_type)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=_PAGE_HEADERS)
+
+    @app.get("/samples", include_in_schema=False)
+    async def samples() -> list[str]:
+        return site.samples.names
+
+    @app.get("/samples/{name}", include_in_schema=False)
+    def sample(name: str) -> Response:
+        photo = site.samples.jpeg(name)
+        if photo is None:
+            return _refused(RequestError(404, "missing", f"There is no sample {name[:80]!r}."))
+        return Response(photo, media_type="image/jpeg", headers={"Cache-Control": "max-age=86400"})
+
+    return app
+
+
+def _refused(error: RequestError) -> JSONResponse:
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    return JSONResponse(said(error), error.status, headers=headers)
