@@ -57,7 +57,7 @@ class CaptionerReplica:
         self._decoders = ThreadPoolExecutor(settings.decode_processes, thread_name_prefix="decode")
 
     def about(self) -> dict[str, Any]:
-        """What this captioner is: its name and kind, whether it attends to a grid, and how it decodes unless asked otherwise."""
+        """What this captioner is: name, kind, whether it attends to a grid, how it decodes unless asked otherwise."""
         return {
             "name": self._captioner.name,
             "kind": self._captioner.model.settings.kind,
