@@ -48,4 +48,5 @@ def word_maps(
     maps = np.zeros((len(words), *weights.shape[1:]), np.float32)
     np.add.at(maps, of_word, weights)
     counts = np.bincount(of_word, minlength=len(words)).clip(min=1)
-    return words, maps / counts[:, None, None].astype(np.float32)
+    maps /= counts[:, None, None].astype(np.float32)
+    return words, maps

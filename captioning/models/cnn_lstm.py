@@ -123,7 +123,7 @@ class CnnLstm(CaptionModel):
         states, asked = self._read(captions, captions, features, images)
         weights = self._look(self.attend, states, features, images, asked)[1].mean(1)
         side = math.isqrt(weights.shape[-1])  # pixels are square, and so is what is left of them
-        return weights.unflatten(-1, (side, side))
+        return weights.reshape(*weights.shape[:2], side, side)
 
     def read_text(self, captions: Tensor) -> TeacherForced:
         """Score `captions` (N, T) without images: the LSTM attends to nothing, and sees a vector of zeros."""

@@ -4,10 +4,11 @@ The gateway is one process, so that bounds hold for the whole server; captioners
 replicas as are asked for. Knows how they are put on Ray, nothing of what they do.
 """
 
+import io
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any
 
 import ray
@@ -77,7 +78,8 @@ def serving(captioners: Mapping[str, str | None], settings: ServeSettings, host:
             ) from error
         yield
     finally:
-        with suppress(Exception):
+        # The controller ends itself, which Ray's own listener tells of as a failure.
+        with suppress(Exception), redirect_stderr(io.StringIO()):
             serve.shutdown()
 
 
