@@ -89,7 +89,8 @@ def _names(refs: Sequence[str], settings: "ServeSettings") -> dict[str, str | No
     from captioning.captioner_info import inspect_captioner
 
     captioners: dict[str, str | None] = {}
-    for ref in refs or [None]:
+    wanted: list[str | None] = [*refs] or [None]
+    for ref in wanted:
         info = inspect_captioner(
             ref, decoding=settings.decoding, precision=settings.precision, storage=settings.storage
         )

@@ -45,7 +45,6 @@ class _Handle:
         return answer
 
 
-@serve.deployment(max_ongoing_requests=_AMPLE, ray_actor_options={"num_cpus": 0})
 @serve.ingress(_build_app)
 class Gateway:
     """Takes requests, and asks the captioners `handles` that go by `names`."""
@@ -113,7 +112,10 @@ def _application(captioners: Mapping[str, str | None], settings: ServeSettings) 
         .bind(ref, settings, threads)
         for name, ref in captioners.items()
     ]
-    return Gateway.options(graceful_shutdown_timeout_s=5).bind(settings, list(captioners), *handles)
+    gateway = serve.deployment(Gateway).options(
+        max_ongoing_requests=_AMPLE, ray_actor_options={"num_cpus": 0}, graceful_shutdown_timeout_s=5
+    )
+    return gateway.bind(settings, list(captioners), *handles)
 
 
 def _serve_is_there() -> bool:
