@@ -88,7 +88,8 @@ finish() { # ends Ray on all machines, and removes what it left there
     trap '' USR1 TERM INT
     [[ -z $driver ]] || kill "$driver" 2>/dev/null
     [[ ${#steps[@]} == 0 ]] || kill "${steps[@]}" 2>/dev/null
-    for _ in {1..60}; do
+    # Ray gives itself 30 s to drain a node, and needs all of them for the head.
+    for _ in {1..100}; do
         [[ -n $(jobs -pr) ]] || break
         sleep 0.5
     done

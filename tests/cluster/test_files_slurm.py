@@ -286,3 +286,41 @@ def test_a_checkout_without_an_environment_is_told(slurm: Slurm, tmp_path: Path)
     assert code == 2
     assert "make setup" in said
     assert str(tmp_path) in said
+
+
+@pytest.mark.slow
+def test_it_captions_on_two_nodes(slurm: Slurm, tiny_captioner: Path, tmp_path: Path) -> None:
+    """With Ray itself: a head and a worker, and some photos."""
+    import sys
+
+    import pyarrow.parquet as pq
+
+    from tests.tiny import square
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(24):
+        (photos / f"{number:02d}.jpg").write_bytes(square("red", "top", number))
+    # Sockets' paths are limited to 107 characters.
+    folder = Path("/tmp") / f"slurm-{os.getpid()}"
+    wrapper = command(tmp_path, "real-ray", f'exec "{sys.executable}" -m ray.scripts.scripts "$@"')
+    real = {
+        "PYTHON": sys.executable,
+        "RAY": str(wrapper),
+        "RAY_FOLDER": str(folder),
+        "RAY_AUTH_TOKEN": "a-token-of-this-test-alone",
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_CPUS_PER_TASK": "1",
+        "SLURM_MEM_PER_NODE": "1500",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    words = ("caption", str(photos), "-o", str(tmp_path / "out"), "--model", str(tiny_captioner))
+    try:
+        code, said = slurm.run(*words, "--set", "output.shard_size=4", **real)
+        assert code == 0, said
+        assert "2 of 2 machines have joined" in said
+        assert pq.read_table(tmp_path / "out").num_rows == 24
+        assert not folder.exists()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
