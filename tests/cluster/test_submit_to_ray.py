@@ -1,4 +1,4 @@
-"""Against a real head with token authentication: submitted over HTTP, watched, stopped, gone on with."""
+"""On a real cluster with token authentication: submitted over HTTP, watched, stopped, gone on with."""
 
 import re
 import signal
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.real_head import RealHead, real_head
+from tests.cluster.client import Client
+from tests.cluster.machines import Machines
 from tests.jobs.archive import read_rows, write_photos
 
 #: One captioner is sooner there than two.
@@ -16,9 +17,10 @@ ONE = ("--set", "runtime.actors=1")
 
 
 @pytest.fixture(scope="module")
-def ray_head() -> Iterator[RealHead]:
-    with real_head() as head:
-        yield head
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A client of a cluster whose Python is not on its PATH, and finds no checkout but the one that is sent."""
+    with Machines(head_cpus=2, environment={"PYTHONPATH": ""}) as machines:
+        yield Client(machines, tmp_path_factory.mktemp("laptop"))
 
 
 def caption(photos: Path, output: Path, *more: str) -> list[str]:
@@ -32,16 +34,16 @@ def job_of(told: str) -> str:
 
 
 def test_photos_are_captioned_over_http_with_a_token(
-    ray_head: RealHead, tiny_captioner: Path, tmp_path: Path, config: Path
+    client: Client, tiny_captioner: Path, tmp_path: Path, config: Path
 ) -> None:
     photos, output = write_photos(tmp_path / "photos", 12), tmp_path / "out"
-    wrong = ray_head.run("submit", *caption(photos, output), token="wrong-token-1")
+    wrong = client.run("submit", *caption(photos, output), token="wrong-token-1")
     assert wrong.returncode == 2
     assert "does not take the token of RAY_AUTH_TOKEN" in wrong.stderr
     assert "wrong-token-1" not in wrong.stdout + wrong.stderr
 
     more = ("--model", str(tiny_captioner), "--config", str(config), *ONE)
-    done = ray_head.run("submit", *caption(photos, output, *more))
+    done = client.run("submit", *caption(photos, output, *more))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "12 of 12 images (100%)" in done.stdout
     assert "shared storage" in done.stderr
@@ -50,18 +52,19 @@ def test_photos_are_captioned_over_http_with_a_token(
     assert all(row["status"] == "ok" and row["caption"] for row in rows.values())
 
     job = job_of(done.stderr)
-    told = ray_head.run("status", job).stdout
+    told = client.run("status", job).stdout
     assert re.search(r"state +succeeded after ", told)
     assert re.search(r"progress +12 of 12 images", told)
-    assert job in ray_head.run("list").stdout
-    assert ray_head.token not in done.stdout + done.stderr + told
+    assert job in client.run("list").stdout
+    assert client.machines.token not in done.stdout + done.stderr + told
 
 
 @pytest.mark.slow
-def test_a_job_that_was_stopped_goes_on_when_submitted_again(ray_head: RealHead, tmp_path: Path) -> None:
+def test_a_job_that_was_stopped_goes_on_when_submitted_again(client: Client, tmp_path: Path) -> None:
+    client.machines.add(cpus=2)  # its package is unpacked in a place of its own
     photos, output = write_photos(tmp_path / "photos", 400), tmp_path / "out"
     given = caption(photos, output, "--set", "output.shard_size=8", "--set", "decoding.beam_size=8")
-    with ray_head.start("submit", *given) as process:
+    with client.start("submit", *given) as process:
         assert process.stderr is not None
         staging = output / "_run" / "staging"
         until = time.monotonic() + 200
@@ -75,10 +78,10 @@ def test_a_job_that_was_stopped_goes_on_when_submitted_again(ray_head: RealHead,
     assert process.returncode == 130
     job = job_of(told)
     assert f"Job {job} goes on." in told
-    assert re.search(r"state +running", ray_head.run("status", job).stdout)
+    assert re.search(r"state +running", client.run("status", job).stdout)
 
-    watching = ray_head.start("logs", "-f", job)
-    stopped = ray_head.run("stop", job)
+    watching = client.start("logs", "-f", job)
+    stopped = client.run("stop", job)
     assert stopped.returncode == 0, stopped.stderr
     assert f"Job {job} was stopped" in stopped.stderr
     log, told = watching.communicate(timeout=60)
@@ -87,7 +90,7 @@ def test_a_job_that_was_stopped_goes_on_when_submitted_again(ray_head: RealHead,
     finished = len(list(staging.glob("*.parquet")))
     assert 0 < finished < 50
 
-    again = ray_head.run("submit", *given)
+    again = client.run("submit", *given)
     assert again.returncode == 0, again.stdout + again.stderr
     assert re.search(r"captioned, [\d,]+ were done before", again.stdout)
     assert "nothing is sent" in again.stderr
@@ -95,12 +98,12 @@ def test_a_job_that_was_stopped_goes_on_when_submitted_again(ray_head: RealHead,
 
 
 @pytest.mark.slow
-def test_exit_codes_arrive(ray_head: RealHead, tiny_captioner: Path, tmp_path: Path) -> None:
+def test_exit_codes_arrive(client: Client, tiny_captioner: Path, tmp_path: Path) -> None:
     # 2: what only the cluster can see is wrong. 1: photos that cannot be read.
-    assert ray_head.run("submit", *caption(tmp_path / "none", tmp_path / "out")).returncode == 2
+    assert client.run("submit", *caption(tmp_path / "none", tmp_path / "out")).returncode == 2
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "a.jpg").write_bytes(b"no picture")
-    done = ray_head.run("submit", *caption(bad, tmp_path / "bad-out", "--model", str(tiny_captioner), *ONE))
+    done = client.run("submit", *caption(bad, tmp_path / "bad-out", "--model", str(tiny_captioner), *ONE))
     assert done.returncode == 1, done.stdout + done.stderr
     assert "max_fraction" in done.stdout
