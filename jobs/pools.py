@@ -2,21 +2,24 @@
 
 Knows the nodes' CPUs and GPUs and the settings, and nothing of Ray: it plans, others start.
 
-Three rules make a plan that cannot hang. The captioners together ask for at most half of the
-CPUs, so that decoding always finds some; on several nodes that holds even when the largest is
-lost. Decoding asks for another amount than a captioner does, so that Ray Data does not fuse the
-two into one. What is asked for is only bookkeeping: the cores are shared by the operating system.
+A plan cannot hang, whatever node is lost. Wherever Ray puts the captioners, and however many of
+them wait for a place, a node is left on which a decoding task fits. Decoding asks for another amount
+than a captioner does, so that Ray Data does not fuse the two into one. What is asked for is only
+bookkeeping: the cores are shared by the operating system.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import floor
+from math import ceil, floor
 
 from captioning.errors import SettingsError
 from jobs.caption_settings import RuntimeSettings
 
-_MOST_CPUS_AN_ACTOR = 0.5
+_CPUS_AN_ACTOR = 0.5
 _CPUS_A_DECODE = 0.25
+#: What captioners and decoding ask for where nodes differ much: the first that suit.
+_LARGER_SHARES = tuple(hundredths / 100 for hundredths in range(95, 50, -1))
+_SMALLER_DECODES = (0.25, 0.2, 0.1, 0.05, 0.02)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def plan_pools(runtime: RuntimeSettings, nodes: Sequence[Node], *, shards: int) 
         raise SettingsError("The Ray cluster has no CPUs at all; at least one node with a CPU is needed.")
     share = _gpu_share(runtime, nodes)
     cores = max(1, floor(cpus))
-    room = sum(_places(node.gpus, share) for node in nodes) if share > 0 else cores
+    room = sum(_places(node, share) for node in nodes) if share > 0 else cores
     if runtime.actors == "auto":
         actors = max(1, min(room, shards))
     else:
@@ -63,12 +66,7 @@ def plan_pools(runtime: RuntimeSettings, nodes: Sequence[Node], *, shards: int) 
                 f"runtime.actors is {actors} and each takes {share:g} GPU, but the cluster has room for {room}. "
                 "Ask for fewer actors, or a smaller runtime.gpus_per_actor."
             )
-    spare = cpus - max(node.cpus for node in nodes) if len(nodes) > 1 else cpus
-    cpus_per_actor = _round_down(min(_MOST_CPUS_AN_ACTOR, spare / 2 / actors))
-    # The smallest node must be able to run a decoding task beside its captioners.
-    cpus_per_decode = _round_down(min(_CPUS_A_DECODE, min(node.cpus for node in nodes if node.cpus > 0) / 4))
-    if cpus_per_decode == cpus_per_actor:
-        cpus_per_decode = _round_down(cpus_per_decode * 0.8)
+    cpus_per_actor, cpus_per_decode = _requests(nodes, share, actors)
     device = "cuda" if share > 0 else "cpu"
     return Pools(
         actors=actors,
@@ -83,14 +81,15 @@ def plan_pools(runtime: RuntimeSettings, nodes: Sequence[Node], *, shards: int) 
 
 
 def _gpu_share(runtime: RuntimeSettings, nodes: Sequence[Node]) -> float:
-    gpus = sum(node.gpus for node in nodes)
+    gpus = sum(node.gpus for node in nodes if node.cpus > 0)
     if runtime.device == "cpu" or runtime.gpus_per_actor == 0:
         return 0.0
-    share = 1.0 if runtime.gpus_per_actor == "auto" else runtime.gpus_per_actor
+    largest = max((node.gpus for node in nodes if node.cpus > 0), default=0.0)
+    share = (min(1.0, largest) or 1.0) if runtime.gpus_per_actor == "auto" else runtime.gpus_per_actor
     wanted = runtime.device == "cuda" or runtime.gpus_per_actor != "auto"
     if not wanted and gpus == 0:
         return 0.0
-    if not any(_places(node.gpus, share) for node in nodes):
+    if not any(_places(node, share) for node in nodes):
         raise SettingsError(
             f"Each captioner is to take {share:g} GPU, but Ray sees {gpus:g} GPUs here and none of the nodes has "
             "enough. Leave runtime.device and runtime.gpus_per_actor out to caption on CPUs."
@@ -98,9 +97,56 @@ def _gpu_share(runtime: RuntimeSettings, nodes: Sequence[Node]) -> float:
     return share
 
 
-def _places(gpus: float, share: float) -> int:
-    """Captioners that fit on a node: a share below one GPU never spans two."""
-    return floor(gpus / share) if share >= 1 else floor(gpus) * floor(1 / share + 1e-9)
+def _places(node: Node, share: float) -> int:
+    """Captioners on GPUs that fit on a node. A share below one GPU never spans two; without a CPU nothing runs."""
+    if node.cpus <= 0:
+        return 0
+    if share >= 1:
+        return floor(node.gpus / share + 1e-9)
+    return floor(node.gpus) * floor(1 / share + 1e-9) + floor(node.gpus % 1 / share + 1e-9)
+
+
+def _requests(nodes: Sequence[Node], share: float, actors: int) -> tuple[float, float]:
+    """CPUs that a captioner, and that a decoding task asks for."""
+    nodes = [node for node in nodes if node.cpus > 0]
+    if share > 0:
+        # Half of every node with GPUs is left, however many of its captioners run.
+        places = [(node.cpus, min(actors, _places(node, share))) for node in nodes]
+        captioner = min(_CPUS_AN_ACTOR, *(cpus / 2 / count for cpus, count in places if count))
+    else:
+        # All of them ask for half of what the loss of the largest node leaves. So there is always a node on which
+        # they have half at most, wherever they are put.
+        total = sum(node.cpus for node in nodes)
+        spare = total - max(node.cpus for node in nodes) if len(nodes) > 1 else total
+        captioner = min(_CPUS_AN_ACTOR, spare / 2 / actors)
+        if not _is_fair(nodes, captioner, actors):
+            found = _requests_of_unequal(nodes, actors)
+            if found is not None:
+                return found
+    captioner = _round_down(captioner)
+    # The smallest node must be able to run a decoding task beside its captioners.
+    decode = _round_down(min(_CPUS_A_DECODE, min(node.cpus for node in nodes) / 4))
+    return captioner, decode if decode != captioner else _round_down(decode * 0.8)
+
+
+def _is_fair(nodes: Sequence[Node], cpus: float, actors: int) -> bool:
+    """Whether no node is given more than two captioners a core: Ray gives all nodes as many, while there is room."""
+    each = ceil(actors / len(nodes))
+    return all(min(each, floor(node.cpus / cpus + 1e-9)) <= 2 * max(1, node.cpus) for node in nodes)
+
+
+def _requests_of_unequal(nodes: Sequence[Node], actors: int) -> tuple[float, float] | None:
+    """Requests with which a node holds about as many captioners as it has cores, and still has room for decoding.
+
+    At least two nodes must keep that room, and all captioners find a place; None where no requests do this.
+    """
+    for captioner in _LARGER_SHARES:
+        most = [min(actors, floor(node.cpus / captioner + 1e-9)) for node in nodes]
+        left = sorted(node.cpus - count * captioner for node, count in zip(nodes, most, strict=True))
+        for decode in _SMALLER_DECODES:
+            if sum(most) >= actors and left[-2] >= decode:
+                return captioner, decode
+    return None
 
 
 def _round_down(cpus: float) -> float:
