@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format bench clean
+.PHONY: help setup demo test test-all check configs format bench clean
 
 help: ## This list
 	@echo "make TARGET, where TARGET is one of"
@@ -37,6 +37,9 @@ check: $(READY) ## Lint, format, types, and who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+configs: $(READY) ## Write configs/README.md, the list of all settings
+	$(BIN)/python -m jobs.settings_page
 
 format: $(READY) ## Rewrite the code the way `check` wants it
 	$(BIN)/ruff check --fix .

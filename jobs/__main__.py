@@ -5,13 +5,27 @@ This module knows the verbs' names and one line about each, nothing of what they
 """
 
 import importlib
-import os
-from typing import Annotated, Any
+import sys
+from typing import Any
 
-import typer
-from typer.core import TyperCommand, TyperGroup
+try:
+    import typer
+    from typer.core import TyperCommand, TyperGroup
+except ModuleNotFoundError as missing:
+    sys.exit(
+        f"Error: {sys.executable} has no package {missing.name!r}, which the command line needs. Set the environment "
+        "up with `make setup` and use .venv/bin/python, or install what is missing: pip install -e '.[runner]'"
+    )
 
-from jobs.cli import TRACEBACK_VARIABLE, guard
+from jobs.cli import guard
+from jobs.completion import COMPLETE_VARIABLE, ShowCompletionOption
+from jobs.everywhere import (
+    ProgressOption,
+    TracebackOption,
+    VerboseOption,
+    in_force,
+    with_shared_options,
+)
 
 #: The verbs, in the order in which `--help` lists them.
 VERBS = (
@@ -27,7 +41,10 @@ VERBS = (
     "train",
     "evaluate",
     "average",
+    "doctor",
 )
+#: Those that show progress.
+_WITH_PROGRESS = frozenset({"caption", "plan", "retry", "export", "prepare", "train", "evaluate"})
 
 
 class VerbGroup(TyperGroup):
@@ -41,9 +58,9 @@ class VerbGroup(TyperGroup):
         """The command of one verb, or None for a name that is no verb."""
         if cmd_name not in VERBS:
             return None
-        verb = getattr(importlib.import_module(f"jobs.{cmd_name}"), cmd_name)
+        verb = guard(getattr(importlib.import_module(f"jobs.{cmd_name}"), cmd_name))
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        single.command(name=cmd_name, no_args_is_help=True)(guard(verb))
+        single.command(name=cmd_name)(with_shared_options(verb, progress=cmd_name in _WITH_PROGRESS))
         command = typer.main.get_command(single)
         assert isinstance(command, TyperCommand)
         # One that needs nothing does its work when nothing is given.
@@ -64,12 +81,26 @@ app = typer.Typer(
 
 @app.callback()
 def main(
-    traceback: Annotated[bool, typer.Option("--traceback", help="Show where in the code an error came from.")] = False,
+    context: typer.Context,
+    progress: ProgressOption = None,
+    verbose: VerboseOption = False,
+    traceback: TracebackOption = False,
+    show_completion: ShowCompletionOption = None,  # noqa: ARG001 - it ends the command by itself
 ) -> None:
-    """Caption archives of images, and train and measure the captioners that do it."""
-    if traceback:
-        os.environ[TRACEBACK_VARIABLE] = "1"
+    """Caption archives of images, and train and measure the captioners that do it.
+
+    Begin with these:
+
+    python -m jobs doctor                                  is everything here that is needed?
+
+    python -m jobs caption ~/Pictures -o build/pictures    captions a folder of photos
+
+    python -m jobs report build/pictures                   makes a page to look at
+
+    python -m jobs caption --help                          what a verb takes, with examples
+    """
+    context.with_resource(in_force(verbose=verbose, traceback=traceback, progress=progress))
 
 
 if __name__ == "__main__":
-    app(prog_name="python -m jobs")
+    app(prog_name="python -m jobs", complete_var=COMPLETE_VARIABLE)

@@ -39,7 +39,9 @@ def average(
 
     Words, preprocessing and decoding are the first's. Settings: save_dtype, storage.*.
 
-    Example: python -m jobs average build/one/best build/two/best -o build/average --weights 0.5,0.5
+    Example:
+
+    python -m jobs average build/one/best build/two/best -o build/average --weights 0.5,0.5
     """
     from captioning.models.average import Source, average_checkpoints
     from captioning.models.checkpoint_config import CONFIG

@@ -66,8 +66,13 @@ def caption(
     the same flags. With --where alone, images that come into the archive later and fulfil it are captioned too;
     with a number the choice stays as it is.
 
-    Settings that are often given: --set decoding.beam_size=5, --set runtime.actors=4,
-    --set runtime.batch_size=64, --set errors.max_fraction=0.5.
+    All settings are in configs/README.md. Examples:
+
+    python -m jobs caption ~/Pictures -o build/pictures
+
+    python -m jobs caption "s3://bucket/photos/**/*.jpg" -o s3://bucket/captions --set decoding.beam_size=5
+
+    python -m jobs caption one=~/Pictures two=photos.txt -o build/both --model build/mine/best --limit 100
     """
     from captioning.run.selection import Selection
     from jobs.caption_outcome import final_lines, require_success

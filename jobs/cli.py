@@ -6,7 +6,6 @@ Knows no verb, and imports neither Ray nor PyTorch: `--help` must stay quick.
 import functools
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -18,13 +17,12 @@ from typing import Annotated, ParamSpec, TypeVar
 import typer
 
 from captioning.errors import CaptioningError, UsageError
-from captioning.redaction import without_secrets
+from jobs.completion import complete_model, complete_setting
+from jobs.display import say_end
+from jobs.everywhere import wants_traceback
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-#: Set to 1 to see the traceback of an error that is otherwise one message.
-TRACEBACK_VARIABLE = "CAPTIONING_TRACEBACK"
 
 OK, UNFINISHED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -34,7 +32,12 @@ ConfigOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="One setting over those of --config; can be repeated."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="One setting over those of --config; can be repeated. configs/README.md has all of them.",
+        autocompletion=complete_setting,
+    ),
 ]
 ModelOption = Annotated[
     str | None,
@@ -43,6 +46,7 @@ ModelOption = Annotated[
         metavar="REF",
         help="A checkpoint's folder or URI, a Hugging Face repository id, or a bundled name. "
         "Without it: the bundled captioner.",
+        autocompletion=complete_model,
     ),
 ]
 
@@ -77,7 +81,7 @@ def guard(verb: Callable[P, R]) -> Callable[P, R]:
             known = find_user_error(error)
             if known is None:
                 raise
-            if os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0"):
+            if wants_traceback():
                 traceback.print_exc()
             raise _end(f"Error: {known}", USAGE if isinstance(known, UsageError) else UNFINISHED) from None
 
@@ -150,5 +154,5 @@ def terminate_as_interrupt() -> Iterator[None]:
 
 
 def _end(message: str, code: int) -> typer.Exit:
-    print(without_secrets(message), file=sys.stderr, flush=True)
+    say_end(message, code)
     return typer.Exit(code)

@@ -104,7 +104,9 @@ def evaluate(
     Settings: decoding.* over the captioner's own, images, meteor, people, search.*, batch_size, device, precision,
     encoder, storage.*.
 
-    Example: python -m jobs evaluate --data build/shards --beams 1,3 -o build/captions.jsonl
+    Example:
+
+    python -m jobs evaluate --data build/shards --beams 1,3 -o build/captions.jsonl
     """
     from captioning.captioner_info import inspect_captioner
     from captioning.data.shards import ShardSet

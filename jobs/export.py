@@ -1,6 +1,5 @@
 """The verb `export`: a run's captions in the form in which other tools take them."""
 
-from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated
 
@@ -101,7 +100,7 @@ def export(
     from captioning.storage import Location, StorageSettings
     from jobs.cli import read_config
     from jobs.export_settings import ExportSettings
-    from jobs.progress import counted
+    from jobs.progress import Progress, counted
     from jobs.run_storage import storage_of_run
     from jobs.without_pandas import without_pandas
 
@@ -110,21 +109,27 @@ def export(
     given = read_settings(ExportSettings, text, settings or [], where=where).storage
     layout = RunLayout(Location.parse(output, given or StorageSettings()))
     target = Location.parse(to, given or StorageSettings()) if to is not None else None
-    result = export_table(
-        layout,
-        kind.value,
-        target,
-        ExportOptions(
-            errors=errors.value,
-            images=images.value,
-            shard_size=shard_size,
-            beside=beside,
-            overwrite=overwrite,
-            storage=given or storage_of_run(layout),
-        ),
-        partial=partial,
-        progress=_teller(),
-    )
+    with Progress(0, noun="row") as progress:
+
+        def tell(done: int, total: int) -> None:
+            progress.total = total
+            progress.add(done - progress.done, 0)
+
+        result = export_table(
+            layout,
+            kind.value,
+            target,
+            ExportOptions(
+                errors=errors.value,
+                images=images.value,
+                shard_size=shard_size,
+                beside=beside,
+                overwrite=overwrite,
+                storage=given or storage_of_run(layout),
+            ),
+            partial=partial,
+            progress=tell,
+        )
     counts = result.counts
     place = "the images" if target is None else str(target)
     before = f", {result.before:,} rows were done before" if result.before else ""
@@ -145,19 +150,3 @@ def export(
             f"{counted(counts.missing, 'image')} could not be read any more and are not in the export. "
             "Give the same command again when they can be."
         )
-
-
-def _teller() -> Callable[[int, int], None]:
-    """Says on stderr how far the export is, now and then."""
-    import sys
-    import time
-
-    last = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= 10:
-            last = time.monotonic()
-            print(f"{done:,} of {total:,} rows ({100 * done / max(1, total):.1f}%)", file=sys.stderr, flush=True)
-
-    return tell

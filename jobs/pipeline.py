@@ -18,6 +18,7 @@ from jobs.attempts import Attempts
 from jobs.caption_shard import CaptionShard
 from jobs.cli import find_user_error
 from jobs.decode_shard import DecodeShard
+from jobs.everywhere import is_verbose
 from jobs.pools import Node, Pools
 from jobs.work import ShardResult, Work
 
@@ -56,7 +57,8 @@ def caption_shards(work: Work, pools: Pools, shards: Sequence[int]) -> Iterator[
     attempts = Attempts(secrets.token_hex(8))
     size = max(WINDOW, WINDOW_AN_ACTOR * pools.actors)
     windows = _Windows([shards[start : start + size] for start in range(0, len(shards), size)])
-    _quiet_console()
+    if not is_verbose():
+        _quiet_console()
     with DataContext.current(_make_context()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -118,7 +120,7 @@ def _make_context() -> "DataContext":
     context = DataContext.get_current().copy()
     context.target_max_block_size = None  # a block stays one shard, whatever its size
     context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    context.print_on_execution_start = is_verbose()
     context.enable_auto_log_stats = False
     context.log_internal_stack_trace = False
     context.max_errored_blocks = 0

@@ -63,9 +63,9 @@ def plan(
     python -m jobs plan s3://bucket/photos --price-per-hour 1.20
     """
     import json
-    import sys
 
     from jobs.caption_settings import read_caption_settings
+    from jobs.display import say
     from jobs.plan_run import PlanRequest, make_plan
     from jobs.plan_text import plan_json, plan_lines
 
@@ -79,7 +79,7 @@ def plan(
         sample=sample,
         price_per_hour=price_per_hour,
     )
-    made = make_plan(request, lambda text: print(text, file=sys.stderr, flush=True))
+    made = make_plan(request, say)
     if as_json:
         print(json.dumps(plan_json(made)))
         return

@@ -36,6 +36,8 @@ class PrepareSettings:
     val_fraction: Annotated[float, Ge(0), Le(1)] = 0.05
     """The share of images that a hash of the name puts in `val`, where nothing else gives a split."""
     jpeg_quality: Annotated[int, Ge(1), Le(100)] = 95
+    """Quality at which images other than JPEGs are encoded; JPEGs are taken as they are."""
+
     storage: StorageSettings = field(default_factory=StorageSettings)
 
 
@@ -66,6 +68,11 @@ def prepare(
     """Make training shards (WebDataset tars) of a dataset's images and captions.
 
     One sample is an image with all its captions. What is wrong in the dataset is listed, not fatal.
+    Settings: shard_samples, val_fraction, jpeg_quality, storage.*. Examples:
+
+    python -m jobs prepare csv --images photos --captions captions.csv -o build/mine --set val_fraction=0.2
+
+    python -m jobs prepare flickr30k --images DIR --captions results.csv --splits dataset.json -o build/shards
     """
     text, where = read_config(config)
     options = read_settings(PrepareSettings, text, set_values or (), where=where)
@@ -138,20 +145,18 @@ def _write_shards(
     import ray
 
     from captioning.data.shard_writer import write_shard
+    from jobs.progress import Progress
     from jobs.ray_session import ray_session
 
-    with ray_session():
+    with ray_session(), Progress(len(shards), noun="shard") as progress:
         # A shard overwrites itself when it is written again, so a task whose worker died may be repeated.
         task = ray.remote(num_cpus=1, max_retries=2)(write_shard)
         waiting = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
         pending: list[Any] = []
-        done = 0
         for shard in [*shards, *[None] * waiting]:
             if len(pending) == waiting or (shard is None and pending):
                 yield ray.get(pending.pop(0))
-                done += 1
-                if done * 10 // len(shards) > (done - 1) * 10 // len(shards):
-                    print(f"  {done:,} of {len(shards):,} shards", flush=True)
+                progress.add(1, 0)
             if shard is not None:
                 pending.append(task.remote(target, source, shard, jpeg_quality=options.jpeg_quality))
 

@@ -1,21 +1,16 @@
-"""How far a run is, shown where people look: a live line in a terminal, else a plain line now and then.
+"""How far a run is: what is done of how much, how fast, and how long it takes still.
 
-Knows counts and seconds, nothing of images, Ray or files.
+Knows counts and seconds, nothing of images, Ray or files; how it is shown is `display`'s.
 """
 
-import sys
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
+from jobs.display import Display
 
-#: Seconds between two plain lines.
-PLAIN_EVERY = 10.0
 #: The present rate is that of about the last this many seconds.
 _RATE_WINDOW = 60.0
 #: No rate is told from less than this many seconds.
@@ -23,7 +18,7 @@ _LEAST_SECONDS = 3.0
 
 
 class Progress:
-    """The progress of one run over `total` images, `already_done` of which were done before it.
+    """The progress of one run over `total` images (or whatever `noun` says), `already_done` of which were done before.
 
     A context manager: `say` prints a line, `add` counts what a shard brought.
     """
@@ -33,6 +28,7 @@ class Progress:
         total: int,
         already_done: int = 0,
         *,
+        noun: str = "image",
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -40,48 +36,40 @@ class Progress:
         self.already_done = already_done
         self.done = 0
         self.errors = 0
-        self._stream = stream if stream is not None else sys.stderr
+        self._noun = noun
+        self._stages: Counter[str] = Counter()
         self._clock = clock
         self._started = clock()
         self._first: tuple[float, int] | None = None
         self._recent: deque[tuple[float, int]] = deque()
-        self._printed = self._started
-        self._live: Live | None = None
+        self._display = Display(self, stream=stream, clock=clock)
 
     def __enter__(self) -> "Progress":
-        if self._stream.isatty():
-            console = Console(file=self._stream)
-            self._live = Live(get_renderable=self._render, console=console, refresh_per_second=2, transient=True)
-            self._live.start()
+        self._display.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        self._display.__exit__(kind, error, trace)
 
     def say(self, text: str) -> None:
-        """Print one line, above the live line where there is one."""
-        if self._live is not None:
-            self._live.console.print(text, highlight=False, markup=False)
-        else:
-            print(text, file=self._stream, flush=True)
+        """Print one line, above the live view where there is one."""
+        self._display.say(text)
 
-    def add(self, images: int, errors: int) -> None:
-        """Count a finished shard of `images` images, `errors` of which failed."""
+    def add(self, images: int, errors: int, stages: Mapping[str, float] | None = None) -> None:
+        """Count a finished shard: its images, those that failed, and busy seconds by stage."""
         now = self._clock()
         self.done += images
         self.errors += errors
+        if stages:
+            self._stages.update(stages)
         if self._first is None:
             self._first = (now, self.done)
         self._recent.append((now, self.done))
         while len(self._recent) > 2 and now - self._recent[1][0] > _RATE_WINDOW:
             self._recent.popleft()
-        if self._live is None and (now - self._printed >= PLAIN_EVERY or self._finished()):
-            self._printed = now
-            print(self.line(), file=self._stream, flush=True)
+        self._display.changed(last=self._finished())
 
     @property
     def seconds(self) -> float:
@@ -101,16 +89,42 @@ class Progress:
     def line(self) -> str:
         """Done of total, errors, rate and time left, in one line."""
         at = self.already_done + self.done
-        parts = [f"{at:,} of {self.total:,} images ({percent(at, self.total)})"]
+        parts = [f"{at:,} of {counted(self.total, self._noun)} ({percent(at, self.total)})"]
         parts.append(counted(self.errors, "error"))
-        rate = self._rate()
+        rate, left = self._rate(), self._seconds_left()
         if rate is None and not self._finished():
             parts.append("starting" if not self.done else "measuring the rate")
         elif rate is not None:
-            parts.append(f"{rate:,.1f} images/s")
-            if not self._finished():
-                parts.append(f"{duration((self.total - at) / rate)} left")
+            parts.append(f"{rate:,.1f} {self._noun}s/s")
+            if left is not None:
+                parts.append(f"{duration(left)} left")
         return ", ".join(parts)
+
+    def share(self) -> float:
+        """How much is done, from 0 to 1."""
+        return min(1.0, (self.already_done + self.done) / self.total) if self.total else 0.0
+
+    def details(self) -> list[tuple[str, str]]:
+        """The time so far, and the stages' shares of the busy seconds."""
+        found = [("time", duration(self.seconds))]
+        busy = self._stages.total()
+        if busy > 0:
+            found.append(("stages", "  ".join(f"{name} {s / busy:.0%}" for name, s in self._stages.items())))
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """All of it as plain values; counts are of what `noun` says, times in seconds."""
+        rate, left = self._rate(), self._seconds_left()
+        return {
+            "unit": self._noun,
+            "done": self.already_done + self.done,
+            "total": self.total,
+            "errors": self.errors,
+            "seconds": round(self.seconds, 3),
+            "per_second": None if rate is None else round(rate, 3),
+            "seconds_left": None if left is None else round(left, 1),
+            "stages": {name: round(seconds, 3) for name, seconds in self._stages.items()},
+        }
 
     def _finished(self) -> bool:
         return self.already_done + self.done >= self.total
@@ -122,8 +136,11 @@ class Progress:
         (start, before), (end, after) = self._recent[0], self._recent[-1]
         return (after - before) / (end - start) if end - start >= _LEAST_SECONDS else None
 
-    def _render(self) -> Text:
-        return Text(f"{self.line()}  [{duration(self.seconds)}]")
+    def _seconds_left(self) -> float | None:
+        rate = self._rate()
+        if not rate or self._finished():
+            return None
+        return (self.total - self.already_done - self.done) / rate
 
 
 def counted(number: int, noun: str) -> str:

@@ -13,21 +13,22 @@ from typing import Any
 
 from captioning.errors import UnfinishedError
 from jobs.cli import terminate_as_interrupt
+from jobs.everywhere import is_verbose
 
 _GIB = 1024**3
 _MIB = 1024**2
 _START_ATTEMPTS = 5
 
-#: Quiet, private and fair to the machine; each can be set otherwise in the environment.
+#: Private and fair to the machine; each can be set otherwise in the environment.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Workers at a lower priority than everything else starve on a busy machine.
     "RAY_worker_niceness": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+#: And quiet, unless --verbose asks for all that Ray says.
+_QUIET = {"RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 
 
 @contextmanager
@@ -64,7 +65,7 @@ def join_cluster(address: str) -> None:
 
     try:
         with _silent_start():
-            ray.init(address=address, logging_level="error", log_to_driver=False)
+            ray.init(address=address, **_logging())
     except Exception as error:  # Ray raises bare exceptions too
         ray.shutdown()
         raise UnfinishedError(
@@ -91,8 +92,7 @@ def start_local(*, num_cpus: int | None = None, object_store_memory: int | None 
                     address="local",
                     num_cpus=num_cpus,
                     include_dashboard=False,
-                    logging_level="error",
-                    log_to_driver=False,
+                    **_logging(),
                     object_store_memory=object_store_memory or object_store_bytes(),
                 )
         except Exception as error:  # Ray raises bare exceptions too
@@ -111,6 +111,9 @@ def start_local(*, num_cpus: int | None = None, object_store_memory: int | None 
 @contextmanager
 def _silent_start() -> Iterator[None]:
     """Send what Ray's C++ part prints while it starts nowhere: it is in its logs, and errors are raised."""
+    if is_verbose():
+        yield
+        return
     sys.stderr.flush()
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -137,8 +140,13 @@ def _stop_half_started(error: BaseException) -> None:
 
 def quiet_environment() -> None:
     """Set the variables that Ray reads when it is imported and started, where they are not set."""
-    for name, value in _ENVIRONMENT.items():
+    for name, value in (_ENVIRONMENT if is_verbose() else _ENVIRONMENT | _QUIET).items():
         os.environ.setdefault(name, value)
+
+
+def _logging() -> dict[str, Any]:
+    """How much Ray tells this process, of itself and of its workers."""
+    return {"logging_level": "info" if is_verbose() else "error", "log_to_driver": is_verbose()}
 
 
 def object_store_bytes() -> int:

@@ -19,7 +19,9 @@ def report(
     """Make one HTML page of a caption run: photos and captions, errors, scores, speed.
 
     The page holds everything it shows, thumbnails included: send it to anyone. Settings:
-    max_photos (200), storage.*.
+    max_photos (200), storage.*. Example:
+
+    python -m jobs report build/pictures -o pictures.html --set max_photos=500
     """
     from captioning.config import read_settings
     from captioning.run.layout import RunLayout

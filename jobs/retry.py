@@ -27,7 +27,9 @@ def retry(
     and --set may change what makes no difference to captions: storage.*, runtime.*, errors.*. A row
     that fails again keeps the newest reason; all other rows stay as they are.
 
-    Example: python -m jobs retry build/photos --error-class network --error-class timeout
+    Example:
+
+    python -m jobs retry build/photos --error-class network --error-class timeout
     """
     from jobs.caption_outcome import require_success, retry_lines
     from jobs.retry_run import RetryRequest, retry_rows

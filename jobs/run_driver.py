@@ -20,6 +20,7 @@ from captioning.run.verify import verify
 from jobs.caption_outcome import Outcome, summarise
 from jobs.caption_settings import CaptionSettings
 from jobs.caption_shard import LoadCaptioner
+from jobs.display import say
 from jobs.pools import plan_pools
 from jobs.progress import Progress, counted
 from jobs.runner import open_runner
@@ -116,7 +117,7 @@ class RunDriver:
 
     def say(self, text: str) -> None:
         """Tell people one line."""
-        Progress(0, stream=self.stream).say(text)
+        say(text, self.stream)
 
     @contextmanager
     def with_runner(self, images: int | None) -> Iterator[None]:
@@ -176,7 +177,7 @@ class RunDriver:
             try:
                 for result in self.runner.caption_shards(work, pools, shards):
                     self.tally.add(event, result)
-                    progress.add(result.images, result.errors)
+                    progress.add(result.images, result.errors, result.stages)
                     self.steady = progress.steady_rate() or self.steady
                     diary.add(result)
                     self.check_hold()

@@ -24,9 +24,11 @@ def status(
     """Tell where a run stands: how much is done, how fast it goes, how long it takes still.
 
     Looks at names of files only, so it is quick for any archive, and disturbs nothing. Exit code 0
-    when every image has its row, 1 when not, 2 when there is no run. Settings: storage.*. Example:
+    when every image has its row, 1 when not, 2 when there is no run. Settings: storage.*. Examples:
 
     watch python -m jobs status build/pictures
+
+    python -m jobs status s3://bucket/captions --errors --json
     """
     import json
 

@@ -25,9 +25,13 @@ def train(
 ) -> None:
     """Train a captioner on the shards that `prepare` made. OUTPUT/best is its checkpoint.
 
-    Stopped for whatever reason, the same command goes on from the last saved state.
+    Stopped for whatever reason, the same command goes on from the last saved state. What happens is in
+    OUTPUT/report.html, a page that is written anew at each evaluation, and in OUTPUT/metrics.jsonl. All
+    settings are in configs/README.md. Examples:
 
-    Example: python -m jobs train --config configs/train/flickr-lstm.yaml --data build/shards -o build/flickr-lstm
+    python -m jobs train --config configs/train/flickr-lstm.yaml --data build/shards -o build/flickr-lstm
+
+    python -m jobs train --config configs/train/fine-tune.yaml --data build/mine --set init=flickr-lstm -o build/mine-lstm
     """
     from captioning.config import read_settings
     from captioning.data.shards import ShardSet
@@ -75,13 +79,15 @@ def _check_splits(shards: Any, validation: str) -> None:
 
 def _run(settings: Any, output: Any, shards: Any) -> None:
     from jobs.ray_session import ray_session
+    from jobs.train_page import TrainPage
     from jobs.train_progress import Teller
 
     counts = ", ".join(f"{count:,} {split}" for split, count in shards.counts.items())
     print(f"Training on {shards.dataset} ({counts} images), {settings.workers} worker(s); the run is {output}")
-    with ray_session(), Teller(output):
+    page = TrainPage(output, shards, settings.validation.split)
+    with ray_session(), Teller(output, page):
         _fit(settings, output)
-    print(f"Done. The captioner: {output / 'best'}   figures: {output / 'metrics.jsonl'}")
+    print(f"Done. The captioner: {output / 'best'}   figures: {output / 'metrics.jsonl'}   page: {page.file}")
     print(f"Try it: python -m jobs caption FOLDER -o OUTPUT --model {output / 'best'}")
 
 

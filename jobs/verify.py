@@ -16,7 +16,11 @@ def verify(
     """Check a run's table: one row an indexed image, no id twice.
 
     Reads the files alone, and loads no model. Exit code 0 when the table is whole, 1 when not.
-    Settings: storage.* (--set storage.endpoint=…).
+    Settings: storage.*. Examples:
+
+    python -m jobs verify build/pictures
+
+    python -m jobs verify s3://bucket/captions --set storage.profile=work
     """
     from captioning.config import read_settings
     from captioning.run.layout import RunLayout

@@ -24,6 +24,8 @@ class ClipGpt2Settings:
     """The parts of a CLIP-GPT2, and which of them learn."""
 
     kind: Literal["clip_gpt2"] = "clip_gpt2"
+    """CLIP that sees, GPT-2 that writes, and a mapper between them."""
+
     clip: str | ClipTower | CnnTower = "openai/clip-vit-base-patch32"
     """A hub id, `ORG/NAME@REVISION`, a folder in the hub's layout, sizes for random weights, or (`encoder`) a CNN."""
 

@@ -15,17 +15,27 @@ class CnnLstmSettings:
     """The sizes of a CNN-LSTM."""
 
     kind: Literal["cnn_lstm"] = "cnn_lstm"
+    """A CNN that sees, an LSTM that writes."""
+
     encoder: EncoderSettings = EncoderSettings()
     attention: bool = True
     """Soft attention over the grid; without it the pooled feature alone."""
 
     heads: Annotated[int, Gt(0)] = 8
+    """Attention heads."""
+
     embedding_size: Annotated[int, Gt(0)] = 512
+    """Width of the words that the LSTM reads."""
+
     hidden_size: Annotated[int, Gt(0)] = 512
+    """Width of the state of the LSTM."""
+
     dropout: _Share = 0.3
     """Dropout of words, of grid features and before the vocabulary."""
 
     feature_dropout: _Share = 0.1
+    """Dropout of the grid that the encoder gives."""
+
     attention_penalty: Annotated[float, Ge(0)] = 0.0
     """Weight of Xu et al.'s doubly-stochastic term: every cell should be looked at once a caption."""
 

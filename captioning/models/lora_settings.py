@@ -12,6 +12,8 @@ class LoraSettings:
     """Which layers of GPT-2 get adapters, and how large these are."""
 
     rank: Annotated[int, Gt(0)] = 8
+    """Rank of the adapters."""
+
     alpha: Annotated[float, Gt(0)] = 16.0
     """Adapters count alpha / rank times."""
 

@@ -14,6 +14,8 @@ class MapperSettings:
     """Which mapper, and its sizes."""
 
     kind: Literal["mlp", "transformer"] = "mlp"
+    """ClipCap's two: an MLP, or a transformer."""
+
     prefix_length: _Size = 10
     """Embeddings that GPT-2 reads before the caption."""
 

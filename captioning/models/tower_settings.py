@@ -15,6 +15,8 @@ class ClipTower:
     """The sizes of CLIP's vision transformer (defaults: ViT-B/32)."""
 
     hidden_size: _Size = 768
+    """Width of the states."""
+
     intermediate_size: _Size | None = None
     """Width of the feed-forward layers; null: four times `hidden_size`."""
 
@@ -22,13 +24,22 @@ class ClipTower:
     """Length of the embedding that the tower gives an image."""
 
     layers: _Size = 12
+    """Transformer blocks."""
+
     heads: _Size = 12
+    """Attention heads."""
+
     image_size: _Size = 224
     """Pixels a side; `preprocess.size` must be the same."""
 
     patch_size: _Size = 32
+    """Pixels a side of a patch."""
+
     hidden_act: str = "quick_gelu"
+    """Activation of the feed-forward layers, as transformers names it."""
+
     layer_norm_eps: float = 1e-5
+    """Added to variances in layer normalisation."""
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.heads:
@@ -58,8 +69,14 @@ class Gpt2Tower:
     """The sizes of GPT-2, under the names of its own configuration (defaults: GPT-2 small)."""
 
     n_embd: _Size = 768
+    """Width of the states."""
+
     n_layer: _Size = 12
+    """Transformer blocks."""
+
     n_head: _Size = 12
+    """Attention heads."""
+
     n_positions: _Size = 1024
     """Positions in all: prefix, prompt and caption together."""
 
@@ -70,10 +87,19 @@ class Gpt2Tower:
     """Width of the feed-forward layers; null: four times `n_embd`."""
 
     activation_function: str = "gelu_new"
+    """Activation of the feed-forward layers, as transformers names it."""
+
     layer_norm_epsilon: float = 1e-5
+    """Added to variances in layer normalisation."""
+
     scale_attn_weights: bool = True
+    """Divide attention logits by the root of the width of a head."""
+
     scale_attn_by_inverse_layer_idx: bool = False
+    """Divide them by the number of the block too."""
+
     tie_word_embeddings: bool = True
+    """Words are read and written with the same weights."""
 
     def __post_init__(self) -> None:
         if self.n_embd % self.n_head:

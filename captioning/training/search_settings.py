@@ -12,10 +12,14 @@ class SearchSettings:
     """The decodings to try. The captioner's own is always among them."""
 
     beam_sizes: Annotated[tuple[Annotated[int, Ge(1), Le(100)], ...], Len(1)] = (1, 3, 5)
+    """Beam sizes; 1 is greedy search."""
+
     length_penalties: Annotated[tuple[float, ...], Len(1)] = (0.5, 0.7, 1.0, 1.3)
     """Tried with every beam size above 1; greedy search has no use for one."""
 
     repetition_penalties: Annotated[tuple[Annotated[float, Gt(0)], ...], Len(1)] = (1.0, 1.1, 1.2)
+    """Penalties for words that the caption already has; 1 is none."""
+
     no_repeat_ngram_sizes: Annotated[tuple[Annotated[int, Ge(0)], ...], Len(1)] = (0, 2, 3)
     """Each is tried with each of `repetition_penalties`."""
 

@@ -83,6 +83,8 @@ class ValidationSettings:
     """When captions are generated and scored, and when that ends the training."""
 
     split: str = "val"
+    """The split whose captions are scored."""
+
     every_steps: _Positive | None = None
     """Validate so often, besides at the end; null: after each epoch."""
 
@@ -117,6 +119,8 @@ class TrainSettings:
     """A checkpoint to start from, instead of a new `model`: its model, words, preprocessing and decoding."""
 
     model: ModelSettings = CnnLstmSettings()
+    """The new captioner: its `kind`, its parts and their sizes."""
+
     encoder: EncoderShare | None = None
     """How much of the image encoder learns, of any model: nothing (`frozen`), the parts that make its last and coarsest
     grid (`late`; a transformer: all of it), or `all`; the decoder learns. Null: what the model's settings say."""
@@ -150,6 +154,8 @@ class TrainSettings:
     """What a stage is called in the history."""
 
     epochs: _Positive = 8
+    """Passes over the train split in each stage."""
+
     images_per_step: _Positive = 32
     """Images of one optimiser step over all workers, each with all its captions (for text: captions)."""
 
@@ -160,6 +166,8 @@ class TrainSettings:
     """Captions are cut after so many tokens in training."""
 
     label_smoothing: _Share = 0.1
+    """The share of probability that the target spreads over all words."""
+
     scheduled_sampling: _Share = 0.0
     """The share of words read that are the model's own guesses; reached at the end of the stage, rising from 0."""
 
@@ -177,7 +185,11 @@ class TrainSettings:
     """Views of an image in the feature cache, mirrored or cropped; an epoch takes one of them."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the arithmetic in training and validation."""
+
     seed: int = 1
+    """What decides random weights, the order of the data and dropout."""
+
     save_every_steps: _Positive = 200
     """Steps between two states from which training can go on."""
 
@@ -188,6 +200,8 @@ class TrainSettings:
     """Number format of the weights of `OUTPUT/best`."""
 
     log_every_steps: _Positive = 20
+    """Steps between two records in `metrics.jsonl`."""
+
     tensorboard: bool = False
     """Write the figures for TensorBoard too, below OUTPUT/tensorboard (extra `tensorboard`; local outputs only)."""
 
@@ -195,6 +209,8 @@ class TrainSettings:
     """Training processes; each takes its share of every step."""
 
     threads_per_worker: _Positive = 1
+    """Threads of the arithmetic in each worker."""
+
     gpu: bool | None = None
     """One GPU a worker; null: when the cluster has as many."""
 

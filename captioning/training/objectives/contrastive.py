@@ -42,8 +42,14 @@ class ContrastiveSettings:
     """Width of the text encoder."""
 
     layers: Annotated[int, Gt(0)] = 2
+    """Transformer blocks of the text encoder."""
+
     heads: Annotated[int, Gt(0)] = 4
+    """Attention heads of the text encoder."""
+
     dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.1
+    """Dropout in the text encoder."""
+
     temperature: Annotated[float, Gt(0)] = 0.07
     """What cosines are divided by at first; it is learned."""
 

@@ -1,0 +1,68 @@
+"""The verb `doctor`: is everything here that captioning needs, and what to do where it is not."""
+
+from typing import Annotated
+
+import typer
+
+from jobs.cli import UNFINISHED, ConfigOption, ModelOption, SetOption, read_config
+
+
+def doctor(
+    model: ModelOption = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="URI", help="See whether this archive can be listed and read; repeatable."),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="URI", help="See whether a run could be written here: a small file is."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Check that everything works which captioning needs, and say what to do where it does not.
+
+    Looks at Python and its packages, cores, memory, disks, GPUs, storage (where its credentials come
+    from, never what they are), Ray (this machine's, or the cluster of RAY_ADDRESS and its nodes), and
+    lets the captioner caption a made picture. A check that fails stops no other one.
+
+    Exit code 0 when all that is needed works (! is worth a look), 1 when not. Settings: storage.*.
+
+    Examples:
+
+    python -m jobs doctor
+
+    python -m jobs doctor --input s3://bucket/photos --output s3://bucket/captions
+
+    RAY_ADDRESS=10.0.0.5:6379 python -m jobs doctor --model build/mine/best --json
+    """
+    import json
+    import sys
+
+    from captioning.config import read_settings
+    from jobs.doctor_checks import Doctor, examine
+    from jobs.doctor_settings import DoctorSettings
+
+    text, where = read_config(config)
+    parsed = read_settings(DoctorSettings, text, settings or [], where=where)
+    doctor = Doctor(model=model, inputs=tuple(inputs or ()), output=output, settings=parsed)
+    marks = {"ok": "✓", "warn": "!", "fail": "✗"}
+    try:
+        "".join(marks.values()).encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        marks = {"ok": "+", "warn": "!", "fail": "x"}
+    found = []
+    for finding in examine(doctor):
+        found.append(finding)
+        if not as_json:
+            print(finding.shown(marks[finding.state]), flush=True)
+    failed = [finding for finding in found if finding.state == "fail"]
+    if as_json:
+        print(json.dumps({"ok": not failed, "checks": [finding.to_dict() for finding in found]}))
+    elif failed:
+        print(f"\nNot well: {', '.join(finding.name for finding in failed)}. Do what the arrows say, then ask again.")
+    else:
+        print("\nAll that is needed works. Next: python -m jobs caption FOLDER -o OUTPUT")
+    if failed:
+        raise typer.Exit(UNFINISHED)
