@@ -5,11 +5,13 @@ This module knows the verbs' names and one line about each, nothing of what they
 """
 
 import importlib
+import os
 import sys
 from typing import Any
 
 try:
     import typer
+    import typer.completion
     from typer.core import TyperCommand, TyperGroup
 except ModuleNotFoundError as missing:
     sys.exit(
@@ -103,4 +105,7 @@ def main(
 
 
 if __name__ == "__main__":
+    if COMPLETE_VARIABLE in os.environ:
+        # Typer makes shells known only with options of its own for it, which know no `python -m`.
+        typer.completion.completion_init()
     app(prog_name="python -m jobs", complete_var=COMPLETE_VARIABLE)

@@ -6,6 +6,7 @@ last. Knows the order of the checks; what each looks at is told by modules besid
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 from captioning.config import to_dict
@@ -68,7 +69,7 @@ def examine(doctor: Doctor) -> Iterator[Finding]:
         yield from _guarded("/dev/shm", doctor_machine.shared_memory)
         yield from _guarded("gpu", doctor_machine.gpu)
         for text in doctor.inputs:
-            yield from _guarded("input", lambda text=text: doctor_storage.check_input(text, doctor.settings.storage))
+            yield from _guarded("input", partial(doctor_storage.check_input, text, doctor.settings.storage))
         if doctor.output is not None:
             output = doctor.output
             yield from _guarded("output", lambda: doctor_storage.check_output(output, doctor.settings.storage))

@@ -50,11 +50,11 @@ def cores(cgroup: Path = _CGROUP) -> Iterator[Finding]:
             "cores",
             "warn",
             f"{text}; but this container is allowed the time of {allowed:g}",
-            f"Give the container more, or start as many captioners as it has: --set runtime.actors={max(1, int(allowed))}",
+            f"Give the container more, or start as many captioners: --set runtime.actors={max(1, int(allowed))}",
         )
     elif threads is not None and threads.isdigit() and int(threads) > usable:
-        yield Finding("cores", "warn", text, f"More threads than cores slow one another down: unset OMP_NUM_THREADS, or "
-                      f"set it to {usable} or less.")  # fmt: skip
+        todo = f"Too many threads slow one another down: unset OMP_NUM_THREADS, or set it to {usable} or less."
+        yield Finding("cores", "warn", text, todo)
     else:
         yield Finding("cores", "ok", text)
 

@@ -63,7 +63,8 @@ def packages(root: Path = _ROOT) -> Iterator[Finding]:
 def extras(root: Path = _ROOT) -> Iterator[Finding]:
     """Which extras are there; none of them is needed."""
     stated_extras = stated(root)[1]
-    there, lacking = [], []
+    there: list[tuple[str, str]] = []
+    lacking: list[tuple[str, str]] = []
     for extra, what in _ADDING.items():
         names = [parse(text)[0] for text in stated_extras.get(extra, ())]
         complete = bool(names) and all(version_of(name) is not None for name in names)

@@ -63,7 +63,8 @@ def main() -> int:
     else:
         have = ray.cluster_resources()
         nodes = [node for node in ray.nodes() if node["Alive"]]
-        text = f"{ray.__version__} joins {address}: {len(nodes)} nodes, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
+        there = f"{len(nodes)} nodes, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
+        text = f"{ray.__version__} joins {address}: {there}"
         tell(Finding("ray", "ok", f"{text} ({seconds:.1f} s)"))
         for finding in _nodes(nodes):
             tell(finding)

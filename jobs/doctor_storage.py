@@ -117,8 +117,8 @@ def _todo(error: CaptioningError, text: str, *, reading: bool) -> str:
             else "s3:ListBucket, s3:GetObject, s3:PutObject, s3:DeleteObject"
         )
         return (
-            f"Give these credentials {rights} there, or others: AWS_PROFILE, or --set storage.profile=NAME; for a public "
-            "bucket --set storage.anonymous=true."
+            f"Give these credentials {rights} there, or others: AWS_PROFILE, or --set storage.profile=NAME; for a "
+            "public bucket --set storage.anonymous=true."
         )
     if kind in ("network", "timeout"):
         return "See whether the address can be reached from here; another store than AWS: --set storage.endpoint=URL."

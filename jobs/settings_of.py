@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import itertools
 import textwrap
 import types
 from collections.abc import Iterator, Mapping
@@ -91,7 +92,7 @@ def field_docs(cls: Any) -> Mapping[str, str]:
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
     found = {}
-    for field, following in zip(body, body[1:], strict=False):
+    for field, following in itertools.pairwise(body):
         if (
             isinstance(field, ast.AnnAssign)
             and isinstance(field.target, ast.Name)

@@ -31,7 +31,7 @@ def train(
 
     python -m jobs train --config configs/train/flickr-lstm.yaml --data build/shards -o build/flickr-lstm
 
-    python -m jobs train --config configs/train/fine-tune.yaml --data build/mine --set init=flickr-lstm -o build/mine-lstm
+    python -m jobs train --config configs/train/fine-tune.yaml --data build/mine --set init=flickr-lstm -o build/mine-1
     """
     from captioning.config import read_settings
     from captioning.data.shards import ShardSet

@@ -139,10 +139,10 @@ def _best(validations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
 
 
 def _figures(steps: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, Any]]) -> str:
-    best, figures = _best(validations), []
+    best, figures = _best(validations), list[tuple[str, str]]()
     if best is not None:
-        figures += [(f"best {label}" if at == 0 else f"{label} then", f"{best[key]:.1f}") for at, (key, label) in
-                    enumerate(_SCORES)]  # fmt: skip
+        for at, (key, label) in enumerate(_SCORES):
+            figures.append((label if at else f"best {label}", f"{best[key]:.1f}"))
         figures.append(("at step", f"{best['step']:,}"))
     if steps:
         last = steps[-1]

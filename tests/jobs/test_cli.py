@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from captioning.errors import ImageError, InputError, StorageError, UnfinishedError
 from jobs.__main__ import VERBS, app
-from jobs.cli import TRACEBACK_VARIABLE, find_user_error, guard, read_config
+from jobs.cli import find_user_error, guard, read_config
+from jobs.everywhere import TRACEBACK_VARIABLE
 
 
 def run(verb) -> tuple[int, str]:
