@@ -13,7 +13,8 @@ from cluster.logs import logs
 from cluster.status import status
 from cluster.stop import stop
 from cluster.submit import submit
-from jobs.cli import TRACEBACK_VARIABLE, guard
+from jobs.cli import guard
+from jobs.everywhere import TRACEBACK_VARIABLE
 
 app = typer.Typer(
     name="cluster",

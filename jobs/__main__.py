@@ -11,7 +11,7 @@ from typing import Any
 
 try:
     import typer
-    import typer.completion
+    from typer._completion_classes import completion_init
     from typer.core import TyperCommand, TyperGroup
 except ModuleNotFoundError as missing:
     sys.exit(
@@ -107,5 +107,5 @@ def main(
 if __name__ == "__main__":
     if COMPLETE_VARIABLE in os.environ:
         # Typer makes shells known only with options of its own for it, which know no `python -m`.
-        typer.completion.completion_init()
+        completion_init()
     app(prog_name="python -m jobs", complete_var=COMPLETE_VARIABLE)

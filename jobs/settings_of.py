@@ -27,6 +27,7 @@ PLACES = {
     "verify": "jobs.verify_settings:VerifySettings",
     "report": "jobs.report_run:ReportSettings",
     "export": "jobs.export_settings:ExportSettings",
+    "serve": "jobs.serving.settings:ServeSettings",
     "prepare": "jobs.prepare:PrepareSettings",
     "train": "captioning.training.settings:TrainSettings",
     "evaluate": "jobs.evaluate:EvaluateSettings",
