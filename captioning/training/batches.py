@@ -32,7 +32,8 @@ class Batch:
     `pixels` (B, S, S, 3) uint8, or `stem` (B, …) float16: what the frozen part of the encoder made of
     them (a feature cache's); neither for captions alone. `captions` (N, T) long, with EOS, padded with
     `PAD_TARGET`; `images` (N,) long, the row of the image that each caption describes; `references`
-    the B images' captions as people wrote them.
+    the B images' captions as people wrote them; `place` which share of the step's work it is of, and
+    which of its passes.
     """
 
     keys: tuple[str, ...]
@@ -41,6 +42,7 @@ class Batch:
     images: Tensor
     references: tuple[tuple[str, ...], ...] = ()
     stem: Tensor | None = None
+    place: tuple[int, int] = (0, 0)
 
     @property
     def num_targets(self) -> int:
@@ -68,7 +70,8 @@ class Batch:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         pixels, stem = (None if part is None else change(part) for part in (self.pixels, self.stem))
-        return Batch(self.keys, pixels, change(self.captions), change(self.images), self.references, stem)
+        captions, images = change(self.captions), change(self.images)
+        return Batch(self.keys, pixels, captions, images, self.references, stem, self.place)
 
 
 class BatchMaker:

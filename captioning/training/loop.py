@@ -6,7 +6,7 @@ Runs in each worker. Knows torch.distributed through `Workers`, and never Ray. W
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -50,8 +50,12 @@ class TrainingRun:
         workers: Workers | None = None,
         report: Report | None = None,
         notes: Sequence[str] = (),
+        leaving: Callable[[], bool] | None = None,
     ) -> None:
-        """`notes` are lines for people that the history of a new run begins with."""
+        """`notes` are lines for people that the history of a new run begins with.
+
+        `leaving` tells, asked by all workers at once, whether some will soon be no more: then all is saved.
+        """
         self.settings = settings
         self.stages = settings.in_stages()
         self.workers = workers or Workers()
@@ -64,6 +68,7 @@ class TrainingRun:
         self._report = report
         self._history = self._new_history()
         self._notes = notes
+        self._leaving = leaving
         self._window = Window()
         self._make = StageMaker(settings, parts, shards, output, self.workers)
         self._states = StateWriter(output, keep=settings.keep_states)
@@ -169,12 +174,14 @@ class TrainingRun:
         progress.epoch_step += 1
         progress.images_seen += facts.images
         self._window.stepped(facts)
+        leaving = False
         if progress.step % settings.log_every_steps == 0 or progress.stage_step == stage.total_steps:
+            leaving = self._leaving is not None and self._leaving()
             self._record(stage, "step", lr=stage.optimizer.param_groups[-1]["lr"], **self._window.close(self.workers))
         every = settings.validation.every_steps
         if every and progress.stage_step % every == 0:
             self._validate_if_due(stage)
-        elif progress.step % settings.save_every_steps == 0:
+        elif leaving or progress.step % settings.save_every_steps == 0:
             self._save_state(stage)
         return progress.stage_ended
 

@@ -25,7 +25,7 @@ from captioning.training.objectives.self_critical import SelfCritical, train_fre
 from captioning.training.parts import Parts
 from captioning.training.settings import TrainSettings
 from captioning.training.sources import FeatureSource, ImageSource, Source, TextSource, train_captions
-from captioning.training.stage import Stage
+from captioning.training.stage import Stage, shares_of
 from captioning.training.workers import Workers
 
 #: Hears lines for people about what takes a while.
@@ -100,8 +100,8 @@ class StageMaker:
     def steps(self, settings: TrainSettings) -> int:
         """Optimiser steps of a stage."""
         size = len(self._texts) if settings.objective == "language_model" else self._shards.counts["train"]
-        per_worker = settings.images_per_step // self._workers.world
-        return settings.epochs * Source.steps(size, per_worker, self._workers.world)
+        shares = shares_of(settings, self._workers)
+        return settings.epochs * Source.steps(size, settings.images_per_step // shares, shares)
 
     def makes_captions(self, number: int) -> bool:
         """Whether a stage makes a captioner, rather than a part of one."""

@@ -23,7 +23,8 @@ from captioning.training.state import is_leftover
 RUN = "train.json"
 _TOKENIZER = "tokenizer"
 #: Settings that may change between the starts of one run: they change how it goes, not what it makes.
-_FREE = ("data", "text", "storage", "log_every_steps", "keep_states", "tensorboard", "threads_per_worker", "gpu")
+_FREE = frozenset({"data", "text", "storage", "log_every_steps", "keep_states", "tensorboard", "gpu"})
+_FREE |= {"threads_per_worker", "min_workers"}
 
 
 def check(output: Location, settings: TrainSettings, shards: ShardSet) -> None:

@@ -208,6 +208,11 @@ class TrainSettings:
     workers: _Positive = 1
     """Training processes; each takes its share of every step."""
 
+    min_workers: _Positive | None = None
+    """So many are enough to begin, and to go on when machines are lost: they take the shares of those that lack, and
+    those that come later join in. What is learned is the same; but for `contrastive`, where fewer images are compared
+    at once. Null: all `workers` are needed."""
+
     threads_per_worker: _Positive = 1
     """Threads of the arithmetic in each worker."""
 
@@ -227,6 +232,8 @@ class TrainSettings:
                 f"images_per_step {self.images_per_step} must be a multiple of workers {self.workers}, "
                 "so that every worker takes an equal share"
             )
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
         if self.init is None:  # otherwise it is laid over what only the checkpoint knows
             build(DecodingSettings, self.decoding, where="the setting decoding")
         if self.fsdp and self.compile:
@@ -253,5 +260,5 @@ class TrainSettings:
 #: What a stage cannot set for itself.
 _WHOLE_RUN = frozenset(
     {"data", "text", "storage", "init", "model", "tokenizer", "preprocess", "decoding", "search", "stages", "seed"}
-    | {"save_dtype", "keep_states", "tensorboard", "workers", "threads_per_worker", "gpu", "fsdp"}
+    | {"save_dtype", "keep_states", "tensorboard", "workers", "min_workers", "threads_per_worker", "gpu", "fsdp"}
 )

@@ -1,7 +1,7 @@
 """Where a stage's samples come from: images of training shards, kept features of them, or captions alone.
 
-A source knows its size and gives each worker its share of an epoch, from any place in it on. It
-knows nothing of objectives, steps or batches.
+A source knows its size and gives each share of an epoch, from any place in it on. It knows nothing of
+objectives, steps, batches, or of who works on which share.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +17,6 @@ from captioning.storage import Location
 from captioning.training.batches import Batch, BatchMaker
 from captioning.training.feature_cache import FeatureCache
 from captioning.training.stream import epoch_samples, share_size
-from captioning.training.workers import Workers
 
 
 class Source(ABC):
@@ -27,18 +26,18 @@ class Source(ABC):
     size: int
 
     @abstractmethod
-    def epoch(self, epoch: int, workers: Workers, *, start: int) -> Iterator[Any]:
-        """This worker's samples of `epoch`, after the first `start` of them."""
+    def epoch(self, epoch: int, share: int, *, of: int, start: int) -> Iterator[Any]:
+        """The samples of share number `share` (from 0) of `of` of `epoch`, after the first `start` of them."""
 
     @abstractmethod
     def batch(self, batches: BatchMaker, samples: Sequence[Any], epoch: int) -> Batch:
         """A batch of samples that `epoch` gave."""
 
     @staticmethod
-    def steps(size: int, per_worker: int, world: int) -> int:
-        """Steps of an epoch of `size` samples, in which every worker takes `per_worker` at most."""
-        longest = max(share_size(size, rank=rank, world=world) for rank in range(world))
-        return -(-longest // per_worker)
+    def steps(size: int, per_share: int, shares: int) -> int:
+        """Steps of an epoch of `size` samples, in which `per_share` at most are taken of every share."""
+        longest = max(share_size(size, rank=share, world=shares) for share in range(shares))
+        return -(-longest // per_share)
 
 
 class ImageSource(Source):
@@ -49,11 +48,10 @@ class ImageSource(Source):
         self._seed = seed
         self.size = shards.counts["train"]
 
-    def epoch(self, epoch: int, workers: Workers, *, start: int) -> Iterator[Any]:
+    def epoch(self, epoch: int, share: int, *, of: int, start: int) -> Iterator[Any]:
         """Samples with the bytes of their images."""
-        rank, world = workers.rank, workers.world
         return epoch_samples(
-            self._shards, "train", epoch=epoch, seed=self._seed, rank=rank, world=world, shuffle=True, start=start
+            self._shards, "train", epoch=epoch, seed=self._seed, rank=share, world=of, shuffle=True, start=start
         )
 
     def batch(self, batches: BatchMaker, samples: Sequence[Any], epoch: int) -> Batch:
@@ -68,10 +66,9 @@ class FeatureSource(ImageSource):
         super().__init__(shards, seed=seed)
         self._cache = cache
 
-    def epoch(self, epoch: int, workers: Workers, *, start: int) -> Iterator[Any]:
+    def epoch(self, epoch: int, share: int, *, of: int, start: int) -> Iterator[Any]:
         """Samples with what the cache holds of one of their views, in the order of the images."""
-        rank, world = workers.rank, workers.world
-        return self._cache.epoch_samples("train", epoch=epoch, seed=self._seed, rank=rank, world=world, start=start)
+        return self._cache.epoch_samples("train", epoch=epoch, seed=self._seed, rank=share, world=of, start=start)
 
 
 class TextSource(Source):
@@ -82,10 +79,10 @@ class TextSource(Source):
         self._seed = seed
         self.size = len(captions)
 
-    def epoch(self, epoch: int, workers: Workers, *, start: int) -> Iterator[Any]:
-        """This worker's stretch of the epoch's permutation."""
+    def epoch(self, epoch: int, share: int, *, of: int, start: int) -> Iterator[Any]:
+        """The share's stretch of the epoch's permutation."""
         order = np.random.default_rng([self._seed & 0xFFFF_FFFF, epoch]).permutation(self.size)
-        first, last = (place * self.size // workers.world for place in (workers.rank, workers.rank + 1))
+        first, last = (place * self.size // of for place in (share, share + 1))
         return (self._captions[at] for at in order[first:last][start:])
 
     def batch(self, batches: BatchMaker, samples: Sequence[Any], epoch: int) -> Batch:  # noqa: ARG002

@@ -1,9 +1,12 @@
 """One stage of a training run in one worker: a model, an objective, an optimiser, and steps.
 
 The gradient of a step is that of the mean over all its units (tokens, images), however they are
-spread over workers and passes. Knows nothing of files or of other stages.
+spread over workers and passes. A step's work is cut into shares, as many as the settings have
+workers. Where there are fewer, because some were lost, they work on several shares each and learn
+the same. Knows nothing of files or of other stages.
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -64,8 +67,9 @@ class Stage:
         decay = settings.optim.ema_decay
         self.average = None if decay is None else WeightAverage(model, decay)
         self._start = trained_weights(model) if settings.optim.start_share else {}
-        self.per_worker = settings.images_per_step // workers.world
-        self.steps_per_epoch = source.steps(source.size, self.per_worker, workers.world)
+        self.shares = shares_of(settings, workers)
+        self.per_share = settings.images_per_step // self.shares
+        self.steps_per_epoch = source.steps(source.size, self.per_share, self.shares)
         self.total_steps = self.steps_per_epoch * settings.epochs
         if settings.compile:
             compile_model(model)
@@ -75,15 +79,19 @@ class Stage:
         settings, on_gpu = self.settings, self.workers.device.type == "cuda"
 
         def make() -> Iterator[list[Batch]]:
-            samples = self.source.epoch(epoch, self.workers, start=start * self.per_worker)
-            made = start
-            for group in grouped(samples, self.per_worker):
-                parts = grouped(group, settings.images_per_pass)
-                passes = [self.source.batch(self.batches, part, epoch) for part in parts]
+            streams = {
+                share: grouped(
+                    self.source.epoch(epoch, share, of=self.shares, start=start * self.per_share), self.per_share
+                )
+                for share in self.workers.shares(self.shares)
+            }
+            for _ in range(start, self.steps_per_epoch):
+                passes = []
+                for share, groups in streams.items():
+                    for number, part in enumerate(grouped(next(groups, []), settings.images_per_pass)):
+                        batch = self.source.batch(self.batches, part, epoch)
+                        passes.append(dataclasses.replace(batch, place=(share, number)))
                 yield [batch.pinned() for batch in passes] if on_gpu else passes
-                made += 1
-            for _ in range(made, self.steps_per_epoch):
-                yield []
 
         return read_ahead(make)
 
@@ -112,7 +120,7 @@ class Stage:
         units, tokens, images = self.workers.sums(counts)
         facts: Counter[str] = Counter()
         for number, batch in enumerate(self._in_step(passes)):
-            self._seed(step, number)
+            self._seed(step, *((self.workers.rank, number) if batch is None else batch.place))
             with self.autocast():
                 loss = self._loss(batch, present=number < len(passes))
             (loss.total / units).backward()  # type: ignore[no-untyped-call]
@@ -208,7 +216,11 @@ class Stage:
             return float(torch.nn.utils.clip_grad_norm_(self.trained, norm))
         return clip_spread_gradients(self.trained, norm, self.workers)
 
-    def _seed(self, step: int, number: int) -> None:
-        # Dropout depends on (seed, stage, step, rank, pass) alone: a resumed run draws what it would have drawn.
-        numbers = (self.settings.seed, self.number, step, self.workers.rank, number)
-        torch.manual_seed(hash(numbers) & 0x7FFF_FFFF)
+    def _seed(self, step: int, share: int, number: int) -> None:
+        # Dropout depends on (seed, stage, step, share, pass) alone: a resumed run draws what it would have drawn.
+        torch.manual_seed(hash((self.settings.seed, self.number, step, share, number)) & 0x7FFF_FFFF)
+
+
+def shares_of(settings: TrainSettings, workers: Workers) -> int:
+    """Into how many equal shares a step's work is cut."""
+    return max(settings.workers, workers.world)

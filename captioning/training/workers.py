@@ -23,6 +23,10 @@ class Workers:
         self.world = world
         self.device = device or torch.device("cpu")
 
+    def shares(self, count: int) -> range:
+        """Which of `count` equal shares of all work are this worker's: all are somebody's, whatever there are of us."""
+        return range(self.rank * count // self.world, (self.rank + 1) * count // self.world)
+
     @staticmethod
     def of_process_group(device: torch.device | None = None) -> "Workers":
         """The workers of the process group that has been set up, or this process alone."""
