@@ -11,7 +11,7 @@ import queue
 import secrets
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -59,7 +59,7 @@ class LocalRunner:
         """A second worker costs the import of PyTorch once more."""
         return min(shards, -(-images // _IMAGES_A_WORKER))
 
-    def caption_shards(self, work: Work, pools: Pools, shards: Sequence[int]) -> Iterator[ShardResult]:
+    def caption_shards(self, work: Work, pools: Pools, shards: Sequence[int]) -> Generator[ShardResult, None, None]:
         """See `Runner`."""
         crew = _Crew(self, work, pools, shards)
         try:

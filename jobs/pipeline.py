@@ -9,7 +9,7 @@ to the process that handles it stays below this: `decode_process` and `isolate`.
 import logging
 import secrets
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ def cluster_nodes() -> list[Node]:
     ]
 
 
-def caption_shards(work: Work, pools: Pools, shards: Sequence[int]) -> Iterator[ShardResult]:
+def caption_shards(work: Work, pools: Pools, shards: Sequence[int]) -> Generator[ShardResult, None, None]:
     """Caption the shards of these numbers, in windows; yields each as it is finished, in no order.
 
     Raises the `CaptioningError` of a worker as such, and `UnfinishedError` for workers that died.

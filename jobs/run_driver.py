@@ -7,7 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,9 @@ from jobs.caption_outcome import Outcome, summarise
 from jobs.caption_settings import CaptionSettings
 from jobs.caption_shard import LoadCaptioner
 from jobs.display import say
-from jobs.pools import plan_pools
+from jobs.pools import Pools, plan_pools
 from jobs.progress import Progress, counted
+from jobs.replan import Replan
 from jobs.runner import open_runner
 from jobs.work import Runner, ShardResult, Tally, Work
 
@@ -145,9 +146,45 @@ class RunDriver:
         Raises the `CaptioningError` of a worker, `UnfinishedError` when workers die, and
         `HeldError` when another driver has taken over.
         """
+        left = dict.fromkeys(shards)
+        todo = images
+
+        def plan(count: int) -> Pools:
+            workers = self.runner.most_workers(count, todo)
+            return plan_pools(self.settings.runtime, self.runner.nodes(), shards=workers)
+
+        pools: Pools | None = plan(len(left))
+        self.note(event, model=self.info.name, pending=images, shards=len(shards), pools=str(pools))
+        with Progress(total, total - images, stream=self.stream) as progress:
+            progress.say(
+                f"{counted(images, 'image')} in {counted(len(shards), 'shard')} with {self.info.name}: {pools}."
+            )
+            diary = _Diary(self)
+            try:
+                while pools is not None:
+                    replan, better = Replan(plan, pools, len(left)), None
+                    with closing(self.runner.caption_shards(self._work(book, pools), pools, list(left))) as results:
+                        for result in results:
+                            self.tally.add(event, result)
+                            progress.add(result.images, result.errors, result.stages)
+                            self.steady = progress.steady_rate() or self.steady
+                            diary.add(result)
+                            self.check_hold()
+                            finished(result.shard)
+                            left.pop(result.shard, None)
+                            todo -= result.images
+                            better = replan.after(len(left))
+                            if better is not None:
+                                progress.say(f"The cluster has grown: going on with {better}.")
+                                self.note("pools", pools=str(better), shards=len(left))
+                                break
+                    pools = better
+            finally:
+                diary.flush()
+
+    def _work(self, book: ShardBook, pools: Pools) -> Work:
+        """What the workers of these pools need to know."""
         runtime = self.settings.runtime
-        workers = self.runner.most_workers(len(shards), images)
-        pools = plan_pools(runtime, self.runner.nodes(), shards=workers)
         load = LoadCaptioner(
             ref=self.ref,
             name=self.info.name,
@@ -158,7 +195,7 @@ class RunDriver:
             threads=pools.threads,
             encoder=runtime.encoder,
         )
-        work = Work(
+        return Work(
             book,
             self.info.preprocess,
             self.settings.storage,
@@ -168,22 +205,6 @@ class RunDriver:
             decoding=self.settings.decode,
             hang_s=runtime.hang_s,
         )
-        self.note(event, model=self.info.name, pending=images, shards=len(shards), pools=str(pools))
-        with Progress(total, total - images, stream=self.stream) as progress:
-            progress.say(
-                f"{counted(images, 'image')} in {counted(len(shards), 'shard')} with {self.info.name}: {pools}."
-            )
-            diary = _Diary(self)
-            try:
-                for result in self.runner.caption_shards(work, pools, shards):
-                    self.tally.add(event, result)
-                    progress.add(result.images, result.errors, result.stages)
-                    self.steady = progress.steady_rate() or self.steady
-                    diary.add(result)
-                    self.check_hold()
-                    finished(result.shard)
-            finally:
-                diary.flush()
 
     def check_hold(self) -> None:
         """Raise `HeldError` when OUTPUT is another driver's by now."""

@@ -5,7 +5,7 @@ Knows when which; how is `pipeline`'s and `local_runner`'s.
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class RayRunner:
         """Any shard can keep a captioner busy."""
         return shards
 
-    def caption_shards(self, work: Work, pools: Pools, shards: Sequence[int]) -> Iterator[ShardResult]:
+    def caption_shards(self, work: Work, pools: Pools, shards: Sequence[int]) -> Generator[ShardResult, None, None]:
         """See `Runner`."""
         return caption_shards(work, pools, shards)
 

@@ -5,7 +5,7 @@ Knows nothing of who does it: `pipeline` on Ray, `local_runner` in processes of 
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -100,8 +100,8 @@ class Runner(Protocol):
         """How many captioners so many shards with so many images in all can keep busy."""
         ...
 
-    def caption_shards(self, work: Work, pools: "Pools", shards: Sequence[int]) -> Iterator[ShardResult]:
-        """Caption the shards of these numbers; yields each as it is finished, in no order.
+    def caption_shards(self, work: Work, pools: "Pools", shards: Sequence[int]) -> Generator[ShardResult, None, None]:
+        """Caption the shards of these numbers; yields each as it is finished, in no order. Closed, it stops the rest.
 
         Raises the `CaptioningError` of a worker as such, and `UnfinishedError` for workers that died.
         """
