@@ -66,6 +66,10 @@ class RuntimeSettings:
     hang_s: Annotated[float, Ge(0)] = 900.0
     """Seconds that a captioner may take over one micro-batch; one that is still at it then is ended (0: never)."""
 
+    stall_s: Annotated[float, Ge(0)] = 1800.0
+    """Seconds in which a run on Ray may make no progress at all, such as when no node has room for it; then it
+    ends with exit code 1, to be given again (0: it waits for ever). Why it waits is said after a minute."""
+
 
 @settings
 class ErrorSettings:

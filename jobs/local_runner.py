@@ -11,15 +11,15 @@ import queue
 import secrets
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import Any
 
 from captioning.errors import UnfinishedError
 from jobs.child_process import ChildDiedError, ChildHungError, ChildProcess
 from jobs.pools import Node, Pools
-from jobs.work import ShardResult, Work, error_of
+from jobs.work import Observer, ShardResult, Work, error_of
 
 #: Images that make another worker worth its start.
 _IMAGES_A_WORKER = 64
@@ -58,6 +58,15 @@ class LocalRunner:
     def most_workers(self, shards: int, images: int) -> int:
         """A second worker costs the import of PyTorch once more."""
         return min(shards, -(-images // _IMAGES_A_WORKER))
+
+    def observe(
+        self,
+        run: str,  # noqa: ARG002
+        pools: Pools,  # noqa: ARG002
+        say: Callable[[str], None],  # noqa: ARG002
+    ) -> AbstractContextManager[Observer | None]:
+        """Nobody looks on: workers that hang are ended, and there is no dashboard."""
+        return nullcontext()
 
     def caption_shards(self, work: Work, pools: Pools, shards: Sequence[int]) -> Generator[ShardResult, None, None]:
         """See `Runner`."""

@@ -31,9 +31,6 @@ WINDOW = 4096
 #: must be little beside what a captioner does in between, half a million images.
 WINDOW_AN_ACTOR = 1024
 
-#: A run that neither gives nor takes a block for this long will not go on by itself.
-_NO_PROGRESS_SECONDS = 1800.0
-
 
 def cluster_nodes() -> list[Node]:
     """The machines of the Ray that this process is connected to."""
@@ -52,6 +49,7 @@ def caption_shards(work: Work, pools: Pools, shards: Sequence[int]) -> Generator
     Raises the `CaptioningError` of a worker as such, and `UnfinishedError` for workers that died.
     """
     from ray.data import DataContext
+    from ray.data.exceptions import ExecutionTimeoutError
     from ray.exceptions import RayError, RayTaskError
 
     attempts = Attempts(secrets.token_hex(8))
@@ -59,7 +57,7 @@ def caption_shards(work: Work, pools: Pools, shards: Sequence[int]) -> Generator
     windows = _Windows([shards[start : start + size] for start in range(0, len(shards), size)])
     if not is_verbose():
         _quiet_console()
-    with DataContext.current(_make_context()), warnings.catch_warnings():
+    with DataContext.current(_make_context(work.stall_s)), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             for window in windows:
@@ -71,6 +69,11 @@ def caption_shards(work: Work, pools: Pools, shards: Sequence[int]) -> Generator
             known = find_user_error(error)
             if known is not None:
                 raise known from error
+            if isinstance(error, ExecutionTimeoutError):
+                raise UnfinishedError(
+                    f"Nothing moved for {work.stall_s:g} s (runtime.stall_s): {_who_asks(pools)} Finished shards are "
+                    "kept; give the same command again when the cluster has room for that."
+                ) from error
             if isinstance(error, RayTaskError) or not isinstance(error, RayError):
                 raise  # a bug, and its traceback
             raise UnfinishedError(
@@ -114,7 +117,7 @@ class _Windows:
         return ray.data.from_items(rows, override_num_blocks=len(rows))
 
 
-def _make_context() -> "DataContext":
+def _make_context(stall_s: float) -> "DataContext":
     from ray.data import DataContext
 
     context = DataContext.get_current().copy()
@@ -125,7 +128,7 @@ def _make_context() -> "DataContext":
     context.log_internal_stack_trace = False
     context.max_errored_blocks = 0
     context.raise_original_map_exception = True  # else its class is lost on the way here
-    context.execution_no_progress_timeout_s = _NO_PROGRESS_SECONDS
+    context.execution_no_progress_timeout_s = stall_s or -1
     return context
 
 
@@ -161,6 +164,14 @@ def _quiet_console() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.CRITICAL + 1)
+
+
+def _who_asks(pools: Pools) -> str:
+    """What stall tells, of the cluster as it is."""
+    from jobs.observe import node_loads
+    from jobs.stall import explain
+
+    return explain(pools, node_loads())
 
 
 def _first_lines(error: Exception) -> str:

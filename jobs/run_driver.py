@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioning.errors import CaptioningError, HeldError, StorageError
+from captioning.redaction import without_secrets
 from captioning.run.book import ShardBook
 from captioning.run.events import append_event
 from captioning.run.hold import Hold
@@ -163,7 +164,10 @@ class RunDriver:
             try:
                 while pools is not None:
                     replan, better = Replan(plan, pools, len(left)), None
-                    with closing(self.runner.caption_shards(self._work(book, pools), pools, list(left))) as results:
+                    with (
+                        self.runner.observe(without_secrets(str(self.layout.root)), pools, progress.say) as observer,
+                        closing(self.runner.caption_shards(self._work(book, pools), pools, list(left))) as results,
+                    ):
                         for result in results:
                             self.tally.add(event, result)
                             progress.add(result.images, result.errors, result.stages)
@@ -173,6 +177,8 @@ class RunDriver:
                             finished(result.shard)
                             left.pop(result.shard, None)
                             todo -= result.images
+                            if observer is not None:
+                                observer.finished(result, images=todo, shards=len(left), rate=self.steady)
                             better = replan.after(len(left))
                             if better is not None:
                                 progress.say(f"The cluster has grown: going on with {better}.")
@@ -204,6 +210,7 @@ class RunDriver:
             fetching=self.settings.fetch,
             decoding=self.settings.decode,
             hang_s=runtime.hang_s,
+            stall_s=runtime.stall_s,
         )
 
     def check_hold(self) -> None:

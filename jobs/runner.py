@@ -5,8 +5,8 @@ Knows when which; how is `pipeline`'s and `local_runner`'s.
 
 import os
 import sys
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from captioning.errors import SettingsError
@@ -15,7 +15,7 @@ from jobs.local_runner import LocalRunner
 from jobs.pipeline import caption_shards, cluster_nodes
 from jobs.pools import Node, Pools
 from jobs.ray_session import ray_session
-from jobs.work import Runner, ShardResult, Work
+from jobs.work import Observer, Runner, ShardResult, Work
 
 #: Up to so many images a Ray takes longer to start than it could save.
 FEW_IMAGES = 1000
@@ -31,6 +31,12 @@ class RayRunner:
     def most_workers(self, shards: int, images: int) -> int:  # noqa: ARG002
         """Any shard can keep a captioner busy."""
         return shards
+
+    def observe(self, run: str, pools: Pools, say: Callable[[str], None]) -> AbstractContextManager[Observer | None]:
+        """Ray's metrics, and a line when nothing moves."""
+        from jobs.observe import RayObserver
+
+        return RayObserver(run, pools, say)
 
     def caption_shards(self, work: Work, pools: Pools, shards: Sequence[int]) -> Generator[ShardResult, None, None]:
         """See `Runner`."""

@@ -6,6 +6,7 @@ Knows nothing of who does it: `pipeline` on Ray, `local_runner` in processes of 
 import json
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,6 +39,7 @@ class Work:
     fetching: FetchSettings = FetchSettings()
     decoding: DecodeSettings = DecodeSettings()
     hang_s: float = 0.0
+    stall_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,14 @@ class Tally:
         self.stages.update(result.stages)
 
 
+class Observer(Protocol):
+    """Is told what a run does, for the eyes of people and programs elsewhere."""
+
+    def finished(self, result: ShardResult, *, images: int, shards: int, rate: float | None) -> None:
+        """A shard was finished; so many images and shards are left, and so many images a second it goes."""
+        ...
+
+
 class Runner(Protocol):
     """Where shards are captioned."""
 
@@ -98,6 +108,10 @@ class Runner(Protocol):
 
     def most_workers(self, shards: int, images: int) -> int:
         """How many captioners so many shards with so many images in all can keep busy."""
+        ...
+
+    def observe(self, run: str, pools: "Pools", say: Callable[[str], None]) -> AbstractContextManager[Observer | None]:
+        """What looks on while the run of OUTPUT `run` is worked on by these pools; `say` tells people a line."""
         ...
 
     def caption_shards(self, work: Work, pools: "Pools", shards: Sequence[int]) -> Generator[ShardResult, None, None]:

@@ -1,0 +1,87 @@
+"""What is said of a run that makes no progress, and when."""
+
+from jobs.caption_settings import RuntimeSettings
+from jobs.pools import Node, plan_pools
+from jobs.stall import NodeLoad, StallWatch, explain
+
+POOLS = plan_pools(RuntimeSettings(), [Node(8, 2), Node(8)], shards=100)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def watch(said: list[str], clock: Clock) -> StallWatch:
+    return StallWatch(lambda: "Why.", said.append, clock=clock)
+
+
+def test_nothing_is_said_of_a_run_that_goes_on() -> None:
+    said: list[str] = []
+    clock = Clock()
+    stall = watch(said, clock)
+    for _ in range(50):
+        clock.now += 20
+        stall.look()
+        stall.progress()
+    assert said == []
+
+
+def test_it_is_said_after_a_minute_and_again_now_and_then() -> None:
+    said: list[str] = []
+    clock = Clock()
+    stall = watch(said, clock)
+    for _ in range(60):
+        clock.now += 10
+        stall.look()
+    assert said == ["No shard was finished for 60 s. Why.", "No shard was finished for 360 s. Why."]
+
+
+def test_where_shards_take_long_it_is_said_later() -> None:
+    said: list[str] = []
+    clock = Clock()
+    stall = watch(said, clock)
+    for _ in range(3):
+        clock.now += 50
+        stall.progress()
+    clock.now += 240
+    stall.look()
+    assert said == []
+    clock.now += 20
+    stall.look()
+    assert len(said) == 1
+
+
+def test_the_thread_looks_by_itself_and_ends() -> None:
+    said: list[str] = []
+    with StallWatch(lambda: "Why.", said.append, first=0.02) as stall:
+        for _ in range(500):
+            if said:
+                break
+            stall._end.wait(0.02)
+    assert said
+    assert said[0].endswith("Why.")
+    assert not stall._thread.is_alive()
+
+
+def test_who_asks_for_what_and_what_is_free_where() -> None:
+    text = explain(POOLS, [NodeLoad("10.0.0.1", 8, 2, 3, 1), NodeLoad("10.0.0.2", 8, 0, 7.5, 0)])
+    assert "2 captioners ask for 0.5 CPU and 1 GPU each, a decoding task for 0.25 CPU." in text
+    assert "10.0.0.1 3 of 8 CPU and 1 of 2 GPU; 10.0.0.2 7.5 of 8 CPU." in text
+    assert "There is room" in text
+
+
+def test_what_it_means() -> None:
+    assert "No node is large enough for a decoding task" in explain(POOLS, [])
+    assert "No node is large enough for a captioner" in explain(POOLS, [NodeLoad("a", 8, 0, 8, 0)])
+    assert "No captioner has its place" in explain(POOLS, [NodeLoad("a", 8, 2, 0, 2)])
+    assert "Everything is taken" in explain(POOLS, [NodeLoad("a", 8, 2, 0, 0)])
+
+
+def test_many_nodes_are_not_all_named() -> None:
+    text = explain(POOLS, [NodeLoad(f"node-{n}", 8, 1, n, 1) for n in range(64)])
+    assert "node-63 63 of 8 CPU" in text
+    assert "and 56 more nodes" in text
