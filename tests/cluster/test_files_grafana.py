@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from jobs.metrics import COUNTERS, GAUGES
 from tests.test_house import ROOT
 
 DASHBOARD = json.loads((ROOT / "cluster" / "grafana" / "captioning.json").read_text())
@@ -36,13 +37,14 @@ def metrics(expression: str) -> set[str]:
 
 
 def known() -> set[str]:
-    """The metrics that Ray's nodes, its autoscaler and Ray Data export."""
+    """The metrics that Ray's nodes, its autoscaler and Ray Data export, and those of runs."""
     import ray.dashboard.modules.reporter.reporter_agent as reporter
     from ray.dashboard.modules.metrics.dashboards import data_dashboard_panels, default_dashboard_panels
 
     texts = [Path(module.__file__).read_text() for module in (data_dashboard_panels, default_dashboard_panels)]
     used = {name for text in texts for name in re.findall(r"\b(?:ray|autoscaler)_\w+", text)}
-    return {f"ray_{name}" for name in reporter.METRICS_GAUGES} | used
+    ours = {f"ray_{name}_total" for name in COUNTERS} | {f"ray_{name}" for name in GAUGES}
+    return {f"ray_{name}" for name in reporter.METRICS_GAUGES} | used | ours
 
 
 def test_it_imports_into_any_grafana() -> None:
@@ -71,6 +73,7 @@ def test_queries_ask_for_metrics_that_there_are(title: str, expression: str) -> 
 def test_stages_machines_and_gpus_are_shown() -> None:
     shown = set().union(*(metrics(expression) for _, expression in expressions()))
     assert {"ray_node_gpus_utilization", "ray_node_cpu_utilization", "autoscaler_active_nodes"} <= shown
+    assert {"ray_captioning_images_total", "ray_captioning_errors_total", "ray_captioning_pending_images"} <= shown
     assert {"ray_data_num_task_outputs_generated", "ray_data_num_external_inqueue_blocks"} <= shown
 
 
