@@ -7,7 +7,10 @@ import hashlib
 import importlib.resources
 import os
 import re
+import shutil
 from pathlib import Path
+
+from filelock import FileLock
 
 from captioning.errors import CheckpointError, StorageError
 from captioning.retry import HURRIED, STEADY, patience
@@ -63,12 +66,28 @@ def _fetch(location: Location) -> Path:
         version = hashlib.sha256(repr((location.uri, [(f.path, f.size, f.version) for f in files])).encode())
         folder = _cache() / version.hexdigest()[:16]
         if not (folder / ".complete").exists():
-            with patience(STEADY):
-                location.download(folder)
-            (folder / ".complete").touch()
+            _fetch_once(location, folder)
     except StorageError as error:
         raise CheckpointError(f"The captioner at {location} cannot be read: {error}") from error
     return folder
+
+
+def _fetch_once(location: Location, folder: Path) -> None:
+    """Fetch a checkpoint into `folder`; of the processes of this machine that want it at once, one does.
+
+    A process that dies leaves its lock free, and what it had fetched is thrown away.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        if (folder / ".complete").exists():
+            return
+        part = folder.with_name(f"{folder.name}.part")
+        for stale in (part, folder):
+            shutil.rmtree(stale, ignore_errors=True)
+        with patience(STEADY):
+            location.download(part)
+        (part / ".complete").touch()
+        part.rename(folder)
 
 
 def _fetch_from_hub(ref: str) -> Path:
