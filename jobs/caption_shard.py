@@ -57,6 +57,8 @@ class LoadCaptioner:
     storage: StorageSettings
     threads: int
     encoder: EncoderBackend = "auto"
+    gpu_share: float = 0.0
+    """Of one GPU; below 1 others are on it too, and the process must keep to its share of the memory."""
 
     def __call__(self) -> CaptionerLike:
         """The captioner, loaded, its process set to `threads` threads."""
@@ -65,6 +67,8 @@ class LoadCaptioner:
         from captioning.captioner import load_captioner
 
         torch.set_num_threads(self.threads)
+        if self.device == "cuda" and 0 < self.gpu_share < 1:
+            torch.cuda.set_per_process_memory_fraction(self.gpu_share)
         precision: Any = self.precision
         captioner = load_captioner(
             self.ref,

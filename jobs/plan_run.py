@@ -133,6 +133,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
             storage=settings.storage,
             threads=pools.threads,
             encoder=settings.runtime.encoder,
+            gpu_share=pools.gpus_per_actor,
         )
 
         def work(index: SampleIndex) -> Work:

@@ -200,6 +200,7 @@ class RunDriver:
             storage=self.settings.storage,
             threads=pools.threads,
             encoder=runtime.encoder,
+            gpu_share=pools.gpus_per_actor,
         )
         return Work(
             book,
