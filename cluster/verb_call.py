@@ -28,6 +28,7 @@ _SETTINGS = {
     "status": ("jobs.verify_settings", "VerifySettings"),
     "verify": ("jobs.verify_settings", "VerifySettings"),
     "report": ("jobs.report_run", "ReportSettings"),
+    "compare": ("jobs.compare_run", "CompareSettings"),
     "export": ("jobs.export_settings", "ExportSettings"),
     "prepare": ("jobs.prepare", "PrepareSettings"),
     "train": ("captioning.training.settings", "TrainSettings"),

@@ -31,19 +31,8 @@ from jobs.everywhere import (
 
 #: The verbs, in the order in which `--help` lists them.
 VERBS = (
-    "caption",
-    "plan",
-    "status",
-    "verify",
-    "retry",
-    "report",
-    "export",
-    "serve",
-    "prepare",
-    "train",
-    "evaluate",
-    "average",
-    "doctor",
+    *("caption", "plan", "status", "verify", "retry", "report", "compare", "export", "serve"),
+    *("prepare", "train", "evaluate", "average", "doctor"),
 )
 #: Those that show progress.
 _WITH_PROGRESS = frozenset({"caption", "plan", "retry", "export", "prepare", "train", "evaluate"})

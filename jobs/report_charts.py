@@ -13,8 +13,13 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 16, 10, 36
 _WIDEST_BAR = 40
 
 
-def histogram(data: Histogram, *, label: str, axis: str, bin_text: Callable[[float, float], str]) -> str:
-    """Bars of `data`. `label` is what a screen reader says, `bin_text(start, stop)` names a bin."""
+def histogram(
+    data: Histogram, *, label: str, axis: str, bin_text: Callable[[float, float], str], picks: str = ""
+) -> str:
+    """Bars of `data`. `label` is what a screen reader says, `bin_text(start, stop)` names a bin.
+
+    `picks` names what the page's script filters by when a bar is chosen.
+    """
     if not data.counts:
         return _nothing()
     top = _round_up(max(data.counts))
@@ -26,8 +31,10 @@ def histogram(data: Histogram, *, label: str, axis: str, bin_text: Callable[[flo
         height = (_HEIGHT - _TOP - _BOTTOM) * count / top
         x, y = _LEFT + number * bar, _HEIGHT - _BOTTOM - height
         tip = escape(f"{bin_text(start, start + data.step)}: {count:,}")
+        bounds = f' data-pick="{picks}" data-from="{start:.6g}" data-to="{start + data.step:.6g}"' if picks else ""
         shapes.append(
-            f'<rect class="bar" x="{x + (bar - width) / 2:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}">'
+            f'<rect class="bar"{bounds} x="{x + (bar - width) / 2:.1f}" y="{y:.1f}" width="{width:.1f}" '
+            f'height="{height:.1f}">'
             f"<title>{tip}</title></rect>"
         )
     ticks = []
@@ -60,6 +67,45 @@ def curve(points: Sequence[tuple[float, float]], *, label: str, axis: str, x_tex
     return _frame([f'<polygon class="area" points="{" ".join(path)}"/>'], ticks, top, label, axis)
 
 
+def stacked(
+    names: Sequence[str],
+    points: Sequence[tuple[float, Sequence[float]]],
+    *,
+    label: str,
+    axis: str,
+    x_text: Callable[[float], str],
+) -> str:
+    """Areas upon each other under `points` of (x, a value a name), as steps that end at each x, and what is which."""
+    if not points or not names:
+        return _nothing()
+    top = _round_up(max(sum(values) for _, values in points))
+    last = points[-1][0] or 1.0
+    height, width = _HEIGHT - _TOP - _BOTTOM, _WIDTH - _LEFT - _RIGHT
+
+    def line(levels: Sequence[float]) -> list[str]:
+        places, before = [], 0.0
+        for (x, _), level in zip(points, levels, strict=True):
+            y = _HEIGHT - _BOTTOM - height * level / top
+            places += [f"{_LEFT + width * before / last:.1f},{y:.1f}", f"{_LEFT + width * x / last:.1f},{y:.1f}"]
+            before = x
+        return places
+
+    shapes = []
+    below = [0.0] * len(points)
+    for number, name in enumerate(names):
+        above = [level + values[number] for level, (_, values) in zip(below, points, strict=True)]
+        corners = " ".join([*line(above), *reversed(line(below))])
+        shapes.append(
+            f'<polygon class="stage stage-{number % 4}" points="{corners}"><title>{escape(name)}</title></polygon>'
+        )
+        below = above
+    ticks = [(_LEFT + width * part / 4, x_text(last * part / 4)) for part in range(5)]
+    keys = "".join(
+        f'<li><span class="stage-{number % 4}"></span>{escape(name)}</li>' for number, name in enumerate(names)
+    )
+    return f'{_frame(shapes, ticks, top, label, axis)}<ul class="keys">{keys}</ul>'
+
+
 def _frame(shapes: Sequence[str], ticks: Sequence[tuple[float, str]], top: float, label: str, axis: str) -> str:
     base, middle = _HEIGHT - _BOTTOM, _TOP + (_HEIGHT - _TOP - _BOTTOM) / 2
     lines = "".join(
@@ -68,7 +114,10 @@ def _frame(shapes: Sequence[str], ticks: Sequence[tuple[float, str]], top: float
         for y, value in ((_TOP, top), (middle, top / 2), (base, 0))
     )
     marks = "".join(
-        f'<text x="{x:.1f}" y="{base + 15}" text-anchor="middle">{escape(text)}</text>' for x, text in ticks
+        # A text in the middle of the right end would be cut off.
+        f'<text x="{min(x, _WIDTH - 1):.1f}" y="{base + 15}" '
+        f'text-anchor="{"end" if x >= _WIDTH - _RIGHT - 1 and len(text) > 4 else "middle"}">{escape(text)}</text>'
+        for x, text in ticks
     )
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">{lines}{"".join(shapes)}{marks}'

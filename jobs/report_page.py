@@ -1,24 +1,22 @@
-"""The report as one HTML page that needs nothing else: no script, no font, no file beside it.
+"""The report as one HTML page that needs nothing else: no font, no library, no file beside it.
 
 Turns facts into text. Whatever comes from an archive or a model is escaped; the page's own
 policy forbids it to load anything. Knows nothing of where the facts come from.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape as escape_markup
-from pathlib import Path
-from string import Template
 from typing import Any
 
-from captioning.redaction import without_secrets
+from jobs.page_shell import copied, escape, shell
 from jobs.progress import duration
-from jobs.report_charts import curve, histogram
+from jobs.report_browse import browse, browse_data
+from jobs.report_charts import curve, histogram, stacked
 from jobs.report_photos import Thumbnail
-from jobs.report_table import ErrorClass, Frequent, PhotoRow, TableFacts
+from jobs.report_table import ErrorClass, TableFacts
+from jobs.report_tally import Alike, Frequent
 from jobs.report_times import Rate
-
-_TEMPLATE = Path(__file__).with_name("report_page.html")
 
 
 @dataclass(frozen=True)
@@ -33,32 +31,29 @@ class PageFacts:
     """`summary.json`, empty when the run has none yet."""
     settings: str
     """The run's settings as YAML, empty when not known."""
-    versions: Mapping[str, str]
+    about: Sequence[tuple[str, str]]
+    """What else is known of the run: names and values."""
     complete: bool
     """Whether every indexed image has its row."""
 
 
-def escape(text: str) -> str:
-    """`text` for the page: no markup, and no credentials, since a report is sent around."""
-    return escape_markup(without_secrets(text))
-
-
-def page(facts: PageFacts) -> str:
+def page(facts: PageFacts) -> bytes:
     """The whole page."""
     name = facts.output.rstrip("/").rpartition("/")[2] or facts.output
-    sections = [_head(facts, name), _figures(facts), _gallery(facts), _errors(facts), _distributions(facts)]
-    sections += [_frequent(facts), _speed(facts), _settings(facts)]
+    sections = [_head(facts, name), _figures(facts), browse(facts.table, facts.thumbnails), _errors(facts)]
+    sections += [_distributions(facts), _frequent(facts), _speed(facts), _settings(facts)]
     body = "\n".join(section for section in sections if section)
-    template = Template(_TEMPLATE.read_text(encoding="utf-8"))
-    # What was escaped may still hold what UTF-8 cannot: a name's stray bytes.
-    return template.substitute(title=escape(f"Captions of {name}"), body=body).encode("utf-8", "replace").decode()
+    return shell(f"Captions of {name}", body, script="report_page.js", data=browse_data(facts.table))
 
 
 def _head(facts: PageFacts, name: str) -> str:
     links = [("photos", "Photos")]
     if facts.table.errors:
         links.append(("errors", "Errors"))
-    links += [("numbers", "Scores and lengths"), ("frequent", "What is said most"), ("speed", "Speed")]
+    links.append(("numbers", "Scores and lengths"))
+    if facts.table.captions.top:
+        links.append(("frequent", "What is said most"))
+    links += [("speed", "Speed"), ("settings", "Settings")]
     models = ", ".join(facts.table.models) or "no model"
     unfinished = "" if facts.complete else '<p class="bad">This run is not finished: the page shows what is done.</p>'
     return (
@@ -70,7 +65,7 @@ def _head(facts: PageFacts, name: str) -> str:
 def _figures(facts: PageFacts) -> str:
     table = facts.table
     figures = [("images", f"{table.rows:,}"), ("captioned", f"{table.captioned:,}")]
-    share = f" ({100 * table.failed / table.rows:.2g}%)" if table.failed else ""
+    share = f" <small>{100 * table.failed / table.rows:.2g}%</small>" if table.failed else ""
     figures.append(("errors", f"{table.failed:,}{share}"))
     if table.captioned:
         distinct = f"{'' if table.captions.exact else 'over '}{table.captions.distinct:,}"
@@ -83,57 +78,19 @@ def _figures(facts: PageFacts) -> str:
     return '<dl class="figures">' + "".join(f"<div><dt>{n}</dt><dd>{v}</dd></div>" for n, v in figures) + "</dl>"
 
 
-def _gallery(facts: PageFacts) -> str:
-    table = facts.table
-    if not table.captioned:
-        return '<section id="photos"><h2>Photos</h2><p class="quiet">No image has a caption.</p></section>'
-    shown = len(table.sample)
-    which = "All of them." if shown == table.captioned else f"{shown:,} of {table.captioned:,}, drawn at random."
-    photos = "".join(_photo(row, facts.thumbnails.get(row.image_id)) for row in table.sample)
-    text = (
-        f'<section id="photos"><h2>Photos</h2><p class="quiet">{which} The score is the mean log-probability a token: '
-        f'the nearer to 0, the surer the model.</p><div class="gallery">{photos}</div></section>'
-    )
-    if table.least_sure:
-        photos = "".join(_photo(row, facts.thumbnails.get(row.image_id)) for row in table.least_sure)
-        text += (
-            '<section id="least-sure"><h2>Least sure</h2><p class="quiet">The lowest scores of all: look here for '
-            f'pictures that the model does not know.</p><div class="gallery">{photos}</div></section>'
-        )
-    return text
-
-
-def _photo(row: PhotoRow, thumbnail: Thumbnail | None) -> str:
-    if thumbnail is not None and thumbnail.data_uri:
-        picture = (
-            f'<img src="{escape_markup(thumbnail.data_uri)}" width="{thumbnail.width}" height="{thumbnail.height}" '
-            f'loading="lazy" alt="{escape(row.caption)}">'
-        )
-    else:
-        picture = f"<p>No thumbnail. {escape(thumbnail.reason if thumbnail else '')}</p>"
-    others = ""
-    if row.alternatives:
-        items = "".join(f"<li>{escape(text)} <small>{score:.2f}</small></li>" for text, score in row.alternatives)
-        others = f"<details><summary>{len(row.alternatives)} more</summary><ul>{items}</ul></details>"
-    caption = escape(row.caption) or '<span class="quiet">(empty caption)</span>'
-    return (
-        f'<figure><div class="picture">{picture}</div><figcaption><p>{caption}</p>'
-        f'<small title="{escape(row.uri)}">{escape(row.image_id)}</small>'
-        f"<small>score {row.score:.2f} · {row.width} × {row.height}</small>{others}</figcaption></figure>"
-    )
-
-
 def _errors(facts: PageFacts) -> str:
     if not facts.table.errors:
         return ""
-    classes = "".join(_error_class(error) for error in facts.table.errors)
+    again = f"python -m jobs retry {shlex.quote(facts.output)}"
+    classes = "".join(_error_class(error, again) for error in facts.table.errors)
+    every = f"<p>All of them again:</p>{copied(again)}" if len(facts.table.errors) > 1 else ""
     return (
         f'<section id="errors"><h2>Errors</h2><p class="quiet">{facts.table.failed:,} of {facts.table.rows:,} images '
-        f'have no caption. Their rows say why.</p><div class="panels">{classes}</div></section>'
+        f'have no caption. Their rows say why.</p>{every}<div class="panels">{classes}</div></section>'
     )
 
 
-def _error_class(error: ErrorClass) -> str:
+def _error_class(error: ErrorClass, again: str) -> str:
     rows = "".join(
         f"<tr><td><code>{escape(image_id)}</code></td><td>{escape(message)}</td></tr>"
         for image_id, message in error.examples
@@ -142,6 +99,7 @@ def _error_class(error: ErrorClass) -> str:
     rest = f'<p class="quiet">and {more:,} more</p>' if more else ""
     return (
         f'<div class="panel"><h3><span class="bad">{escape(error.name)}</span>: {error.count:,}</h3>'
+        f"{copied(f'{again} --error-class {shlex.quote(error.name)}')}"
         f'<div class="scroll"><table><tr><th>image</th><th>reason</th></tr>{rows}</table></div>{rest}</div>'
     )
 
@@ -152,14 +110,14 @@ def _distributions(facts: PageFacts) -> str:
         label="Histogram of scores",
         axis="score (mean log-probability a token)",
         bin_text=lambda start, stop: f"{start:.2f} to {stop:.2f}",
+        picks="score",
     )
     lengths = histogram(
         facts.table.lengths,
         label="Histogram of caption lengths",
         axis="words a caption",
-        bin_text=lambda start, stop: (
-            f"{start:.0f} words" if stop - start == 1 else f"{start:.0f} to {stop - 1:.0f} words"
-        ),
+        bin_text=_word_range,
+        picks="words",
     )
     return (
         '<section id="numbers"><h2>Scores and lengths</h2><div class="panels">'
@@ -177,13 +135,16 @@ def _frequent(facts: PageFacts) -> str:
     if not captions.top:
         return ""
     rows = "".join(f'<tr><td>{escape(text)}</td><td class="number">{count:,}</td></tr>' for text, count in captions.top)
-    items = "".join(f"<li>{escape(word)} <small>{count:,}</small></li>" for word, count in words.top)
+    items = "".join(
+        f'<li><span data-find="{escape(word)}">{escape(word)}</span> <small>{count:,}</small></li>'
+        for word, count in words.top
+    )
     return (
         '<section id="frequent"><h2>What is said most</h2><div class="panels"><div class="panel"><h3>Captions</h3>'
         f'<p class="quiet">{_repeats(captions, facts.table.captioned)}</p><table>'
-        f'<tr><th>caption</th><th class="number">images</th></tr>{rows}</table></div>'
-        '<div class="panel"><h3>Words</h3><p class="quiet">Small words are left out.</p>'
-        f'<ul class="words">{items}</ul></div></div></section>'
+        f'<tr><th>caption</th><th class="number">images</th></tr>{rows}</table></div><div class="panel stack">'
+        '<div><h3>Words</h3><p class="quiet">Small words are left out.</p>'
+        f'<ul class="words">{items}</ul></div>{_alike(facts.table.alike, captions.exact)}</div></div></section>'
     )
 
 
@@ -191,6 +152,25 @@ def _repeats(captions: Frequent, total: int) -> str:
     if not captions.exact:
         return f"Over {captions.distinct:,} different ones; counts of rare ones may be too low."
     return f"{captions.distinct:,} different ones for {total:,} images ({100 * captions.distinct / total:.0f}%)."
+
+
+def _alike(alike: Alike, exact: bool) -> str:
+    if not alike.top:
+        return ""
+    groups = "".join(_alike_group(group.images, group.captions, group.shown) for group in alike.top)
+    among = "" if exact else " among the more frequent ones"
+    return (
+        '<div><h3>Near-identical captions</h3><p class="quiet">The same words, but for their order, small words '
+        f"and punctuation: {alike.groups:,} group{'' if alike.groups == 1 else 's'} with {alike.images:,} "
+        f"images{among}.</p>"
+        f'<ul class="alike">{groups}</ul></div>'
+    )
+
+
+def _alike_group(images: int, captions: int, shown: Sequence[tuple[str, int]]) -> str:
+    lines = "".join(f"<li>{escape(text)} <small>{count:,}</small></li>" for text, count in shown)
+    more = f'<li class="quiet">and {captions - len(shown):,} more</li>' if captions > len(shown) else ""
+    return f"<li><small>{images:,} images</small><ul>{lines}{more}</ul></li>"
 
 
 def _speed(facts: PageFacts) -> str:
@@ -206,8 +186,23 @@ def _speed(facts: PageFacts) -> str:
         note = f'<p class="quiet">The run stood still {times}; that time is left out.</p>'
     stages = facts.summary.get("stages")
     table = _stages(stages) if isinstance(stages, Mapping) and stages else ""
-    panel = f'<div class="panel"><h3>Images a second</h3>{note}{chart}</div>'
+    panel = f'<div class="panel"><h3>Images a second</h3>{note}{chart}</div>{_busy(facts.rate)}'
     return f'<section id="speed"><h2>Speed</h2><div class="panels">{panel}{table}</div></section>'
+
+
+def _busy(rate: Rate) -> str:
+    """How many workers each stage kept busy over time, where the diary tells."""
+    names = list(dict.fromkeys(name for point in rate.points for name in point.busy))
+    if not names:
+        return ""
+    chart = stacked(
+        names,
+        [(point.seconds, [point.busy.get(name, 0.0) for name in names]) for point in rate.points],
+        label="Busy workers by stage over time",
+        axis="working time",
+        x_text=duration,
+    )
+    return f'<div class="panel"><h3>Busy workers by stage</h3>{chart}</div>'
 
 
 def _stages(stages: Mapping[str, Any]) -> str:
@@ -231,9 +226,6 @@ def _settings(facts: PageFacts) -> str:
         if facts.settings
         else ""
     )
-    versions = _join([f"{name} {version}" for name, version in facts.versions.items()])
-    return f"<footer>{settings}<p>{escape(versions)}</p></footer>"
-
-
-def _join(texts: Sequence[str]) -> str:
-    return " · ".join(texts)
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.about)
+    table = f'<table class="about">{rows}</table>' if rows else '<p class="quiet">Nothing is recorded.</p>'
+    return f'<section id="settings"><h2>Settings</h2><div class="panel">{table}{settings}</div></section>'

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from PIL import Image
 
@@ -19,7 +20,6 @@ from captioning.run.index import Index
 from captioning.run.layout import RunLayout
 from captioning.run.sources import Entry
 from captioning.storage import StorageSettings
-from jobs.report_table import PhotoRow
 
 #: Pixels of a thumbnail's longer side, for about 150 points on a sharp screen.
 _SIDE = 320
@@ -37,7 +37,18 @@ class Thumbnail:
     reason: str = ""
 
 
-def thumbnails(layout: RunLayout, rows: Sequence[PhotoRow], storage: StorageSettings) -> dict[str, Thumbnail]:
+class Shown(Protocol):
+    """A row whose image is shown."""
+
+    @property
+    def image_id(self) -> str: ...
+    @property
+    def uri(self) -> str: ...
+    @property
+    def size_bytes(self) -> int | None: ...
+
+
+def thumbnails(layout: RunLayout, rows: Sequence[Shown], storage: StorageSettings) -> dict[str, Thumbnail]:
     """A `Thumbnail` for the image of each row, by its `image_id`. Never raises for one image."""
     by_id = {row.image_id: row for row in rows}
     entries = _entries(layout, by_id)
@@ -46,7 +57,7 @@ def thumbnails(layout: RunLayout, rows: Sequence[PhotoRow], storage: StorageSett
         return {entry.image_id: thumbnail for entry, thumbnail in zip(entries, made, strict=True)}
 
 
-def _entries(layout: RunLayout, rows: Mapping[str, PhotoRow]) -> list[Entry]:
+def _entries(layout: RunLayout, rows: Mapping[str, Shown]) -> list[Entry]:
     """Where the rows' images are. Only an image in a tar or a table needs the index, for its place."""
     plain = [row for row in rows.values() if "#" not in row.uri]
     entries = [Entry(image_id=row.image_id, uri=row.uri, size_bytes=row.size_bytes) for row in plain]

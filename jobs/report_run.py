@@ -25,6 +25,8 @@ from jobs.run_storage import recorded_storage
 
 #: How many photos the page shows at most: a thumbnail is about 15 kB.
 MAX_PHOTOS = 200
+#: How many rows the page can search through: some 30 bytes each.
+MAX_ROWS = 100_000
 #: How many of the lowest scores are shown beside a drawn sample.
 _LEAST_SURE = 12
 
@@ -69,7 +71,7 @@ def write_report(
         raise UsageError(f"There is no caption run in {output}. Give the OUTPUT of `caption`.")
     if file.is_dir():
         raise UsageError(f"The page cannot be written to {file}, which is a folder. Give a file, such as report.html.")
-    table = read_run(layout, sample=max_photos, least_sure=_LEAST_SURE)
+    table = read_run(layout, sample=max_photos, least_sure=_LEAST_SURE, searched=MAX_ROWS)
     if table.captioned <= max_photos:
         table = table.without_least_sure()
     shown = [*table.sample, *table.least_sure]
@@ -82,13 +84,20 @@ def write_report(
             rate=rate_over_time(read_events(layout)),
             summary=_summary(layout),
             settings=yaml.safe_dump(dict(record.settings), sort_keys=False, allow_unicode=True) if record else "",
-            versions=record.versions if record else {},
+            about=_about(record) if record else (),
             complete=table.rows >= Index.load(layout).rows_total,
         )
-    ).encode()
+    )
     file.write_bytes(text)
     good = sum(1 for picture in pictures.values() if picture.data_uri)
     return ReportFacts(file, table.rows, table.captioned, table.failed, good, len(pictures) - good, len(text))
+
+
+def _about(record: RunRecord) -> list[tuple[str, str]]:
+    """What tells this run from others, for people: names and values."""
+    facts = [("archive", ", ".join(record.inputs)), ("begun", record.created), ("fingerprint", record.fingerprint)]
+    facts += [(f"--{name}", str(value)) for name, value in record.selection.items()]
+    return [*facts, ("versions", ", ".join(f"{name} {version}" for name, version in record.versions.items()))]
 
 
 def _summary(layout: RunLayout) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from captioning.errors import StorageError
 from captioning.run.layout import RunLayout
 from captioning.storage import Location
+from jobs.report_rows import RowSample
+from jobs.report_tally import SMALL_WORDS, Alike, Frequent, Tally
 
 _COLUMNS = [
     *("image_id", "uri", "caption", "score", "alternatives", "status", "error_class", "error_message"),
@@ -29,17 +31,7 @@ _BATCH_ROWS = 16_384
 _LOWEST_SCORE, _SCORE_STEP = -8.0, 0.05
 _MOST_WORDS = 60
 _EXAMPLES_A_CLASS = 10
-_TALLY_LIMIT = 400_000
 _ATTEMPTS = 4
-
-#: Words too common to say anything about the pictures.
-_SMALL_WORDS = frozenset(
-    {"a", "an", "the", "this", "that", "there", "some"}
-    | {"and", "or", "as", "while", "who", "with", "without", "of"}
-    | {"at", "by", "for", "from", "in", "into", "on", "over", "to", "up", "down", "out"}
-    | {"are", "be", "being", "has", "have", "is", "was"}
-    | {"he", "her", "him", "his", "it", "its", "she", "their", "them", "they"}
-)
 
 
 @dataclass(frozen=True)
@@ -81,15 +73,6 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class Frequent:
-    """The most frequent texts with their counts; `distinct` is a lower bound when `exact` is False."""
-
-    top: tuple[tuple[str, int], ...]
-    distinct: int
-    exact: bool
-
-
-@dataclass(frozen=True)
 class TableFacts:
     """What one pass over the table found."""
 
@@ -99,10 +82,13 @@ class TableFacts:
     lengths: Histogram
     captions: Frequent
     words: Frequent
+    alike: Alike
     models: tuple[str, ...]
     size_bytes: int
     sample: tuple[PhotoRow, ...]
     least_sure: tuple[PhotoRow, ...]
+    searched: pa.Table
+    """Rows of `report_rows.COLUMNS` to search in: all, or so many drawn evenly, in their order."""
 
     @property
     def failed(self) -> int:
@@ -128,56 +114,39 @@ def table_files(layout: RunLayout) -> list[Location]:
     return [layout.part(part) for part in parts] + [layout.staged(number) for number in staged]
 
 
-def read_run(layout: RunLayout, *, sample: int, least_sure: int) -> TableFacts:
+def read_run(layout: RunLayout, *, sample: int, least_sure: int, searched: int) -> TableFacts:
     """`read_table` of a run that may be at work: begins again when a staged file was folded meanwhile."""
     for _ in range(_ATTEMPTS - 1):
         try:
-            return read_table(table_files(layout), sample=sample, least_sure=least_sure)
+            return read_table(table_files(layout), sample=sample, least_sure=least_sure, searched=searched)
         except StorageError as error:
             if error.error_class != "missing":
                 raise
-    return read_table(table_files(layout), sample=sample, least_sure=least_sure)
+    return read_table(table_files(layout), sample=sample, least_sure=least_sure, searched=searched)
 
 
-def read_table(files: Iterable[Location], *, sample: int, least_sure: int) -> TableFacts:
-    """Read the table's files once. `sample` rows are drawn evenly (the same ones for the same files)."""
-    reading = _Reading(sample, least_sure)
-    for batch in _batches(files):
+def read_table(files: Iterable[Location], *, sample: int, least_sure: int, searched: int) -> TableFacts:
+    """Read the table's files once.
+
+    `sample` captioned rows are drawn to be shown, `searched` rows of any kind to be searched, evenly
+    and the same ones for the same files; `least_sure` have the lowest scores.
+    """
+    reading = _Reading(sample, least_sure, searched)
+    for batch in table_batches(files, _COLUMNS):
         reading.add(batch)
     return reading.facts()
 
 
-def _batches(files: Iterable[Location]) -> Iterator[pa.Table]:
+def table_batches(files: Iterable[Location], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """These columns of the table's files, some rows at a time. Raises `StorageError`."""
     for file in files:
         with file.open_read() as stream:
             try:
                 parquet = pq.ParquetFile(stream)
-                for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=_COLUMNS):
+                for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns)):
                     yield pa.Table.from_batches([batch])
             except (pa.ArrowInvalid, OSError) as error:
                 raise StorageError("storage", f"{file} is damaged: {error}. `verify` says more.") from error
-
-
-class _Tally:
-    """Counts of texts in bounded memory: rare ones are forgotten when there are too many."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._distinct = 0
-        self._exact = True
-
-    def add(self, texts: Any) -> None:
-        for found in pc.value_counts(texts).to_pylist():
-            if found["values"]:
-                self._counts[found["values"]] += found["counts"]
-        if len(self._counts) > _TALLY_LIMIT:
-            self._distinct, self._exact = max(self._distinct, len(self._counts)), False
-            self._counts = Counter(dict(self._counts.most_common(_TALLY_LIMIT // 2)))
-
-    def result(self, number: int, without: frozenset[str] = frozenset()) -> Frequent:
-        kept = ((text, count) for text, count in self._counts.items() if text not in without)
-        top = sorted(kept, key=lambda item: (-item[1], item[0]))[:number]
-        return Frequent(tuple(top), max(self._distinct, len(self._counts)), self._exact)
 
 
 class _Chosen:
@@ -205,18 +174,20 @@ class _Chosen:
 
 
 class _Reading:
-    def __init__(self, sample: int, least_sure: int) -> None:
+    def __init__(self, sample: int, least_sure: int, searched: int) -> None:
         self._random = np.random.default_rng(0)
         self._sample, self._least_sure = _Chosen(sample), _Chosen(least_sure)
+        self._searched = RowSample(searched)
         self._errors: Counter[str] = Counter()
         self._examples: dict[str, list[tuple[str, str]]] = {}
         self._scores = np.zeros(round(-_LOWEST_SCORE / _SCORE_STEP), dtype=np.int64)
         self._lengths = np.zeros(_MOST_WORDS + 1, dtype=np.int64)
         self._score_sum = self._length_sum = 0.0
         self._captioned = self._bytes = 0
-        self._captions, self._words, self._models = _Tally(), _Tally(), _Tally()
+        self._captions, self._words, self._models = Tally(), Tally(), Tally()
 
     def add(self, rows: pa.Table) -> None:
+        self._searched.add(rows)
         good = pc.equal(rows["status"], "ok")
         self._add_errors(rows.filter(pc.invert(good)))
         self._models.add(rows["model"])
@@ -257,11 +228,13 @@ class _Reading:
             scores=_trimmed(self._scores, _LOWEST_SCORE, _SCORE_STEP, self._score_sum / number),
             lengths=_trimmed(self._lengths, 0, 1, self._length_sum / number),
             captions=self._captions.result(20),
-            words=self._words.result(40, _SMALL_WORDS),
+            words=self._words.result(40, SMALL_WORDS),
+            alike=self._captions.alike(15),
             models=tuple(name for name, _ in self._models.result(5).top),
             size_bytes=self._bytes,
             sample=self._sample.in_order(),
             least_sure=self._least_sure.by_key(),
+            searched=self._searched.table(),
         )
 
 

@@ -259,17 +259,21 @@ class _Diary:
         self._written = time.monotonic()
         self._counts: Counter[str] = Counter()
         self._classes: Counter[str] = Counter()
+        self._stages: Counter[str] = Counter()
 
     def add(self, result: ShardResult) -> None:
         self._counts.update(shards=1, images=result.images, errors=result.errors)
         self._classes.update(result.error_classes)
+        self._stages.update(result.stages)
         if time.monotonic() - self._written >= _EVENT_EVERY:
             self.flush()
 
     def flush(self) -> None:
         if self._counts:
             classes = {"error_classes": dict(self._classes)} if self._classes else {}
-            self._run.note("shards", **self._counts, **classes)
+            stages = {name: round(seconds, 3) for name, seconds in self._stages.items()}
+            self._run.note("shards", **self._counts, **classes, stages=stages)
         self._counts.clear()
         self._classes.clear()
+        self._stages.clear()
         self._written = time.monotonic()

@@ -26,6 +26,7 @@ PLACES = {
     "status": "jobs.verify_settings:VerifySettings",
     "verify": "jobs.verify_settings:VerifySettings",
     "report": "jobs.report_run:ReportSettings",
+    "compare": "jobs.compare_run:CompareSettings",
     "export": "jobs.export_settings:ExportSettings",
     "serve": "jobs.serving.settings:ServeSettings",
     "prepare": "jobs.prepare:PrepareSettings",

@@ -19,9 +19,14 @@ def fingerprint(parts: Mapping[str, Any]) -> str:
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The values that differ, a line each: `key.path: old → new`, sorted by key."""
+    return [f"{key}: {before} → {after}" for key, before, after in differences(old, new)]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The values that differ, each (`key.path`, old, new) as text, sorted by key."""
     before, after = _flat(old), _flat(new)
     keys = sorted({key for key in (*before, *after) if before.get(key, _ABSENT) != after.get(key, _ABSENT)})
-    return [f"{key}: {before.get(key, _ABSENT)} → {after.get(key, _ABSENT)}" for key in keys]
+    return [(key, before.get(key, _ABSENT), after.get(key, _ABSENT)) for key in keys]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,7 +1,7 @@
 """A runner in this process, without Ray: what `caption_shards` does, one shard after another."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -36,6 +36,9 @@ class FakeRunner:
 
     def most_workers(self, shards: int, images: int) -> int:
         return shards
+
+    def observe(self, *_: object) -> nullcontext[None]:
+        return nullcontext()
 
 
 def run_with(monkeypatch: pytest.MonkeyPatch, caption_shards: CaptionShards) -> None:

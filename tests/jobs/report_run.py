@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +46,18 @@ def jpeg(number: int, width: int = 80, height: int = 60) -> bytes:
     return out.getvalue()
 
 
+def dogs(number: int) -> str:
+    return f"a photo of {number % 5} dogs in a park"
+
+
 def make_run(
-    folder: Path, names: list[str], *, broken: tuple[str, ...] = (), shard_size: int = 4, tar: bool = False
+    folder: Path,
+    names: list[str],
+    *,
+    broken: tuple[str, ...] = (),
+    shard_size: int = 4,
+    tar: bool = False,
+    say: Callable[[int], str] = dogs,
 ) -> SmallRun:
     """Images of these names (as files, or members of one tar), all captioned but the broken ones, folded."""
     archive = folder / "photos"
@@ -75,7 +86,7 @@ def make_run(
     index = write_segment(layout, open_sources([given]), shard_size=shard_size).commit()
     captions: dict[str, str] = {}
     for shard in index.shards():
-        rows = [_row(entry, number, captions) for number, entry in enumerate(index.rows(shard), shard.start)]
+        rows = [_row(entry, number, captions, say) for number, entry in enumerate(index.rows(shard), shard.start)]
         write_staged(layout, shard, rows)
     fold(layout, index)
     return SmallRun(output, archive, captions)
@@ -95,10 +106,10 @@ def write_diary(run: SmallRun, lines: list[dict[str, object]]) -> None:
     run.layout.events.write_text("".join(json.dumps(line) + "\n" for line in lines) + "not json\n")
 
 
-def _row(entry: Entry, number: int, captions: dict[str, str]) -> Row:
+def _row(entry: Entry, number: int, captions: dict[str, str], say: Callable[[int], str] = dogs) -> Row:
     if entry.size_bytes == 0:
         return Row.failed(entry, "empty", "The file is <b>empty</b> (0 bytes).", model="toy-0123")
-    caption = EVIL_CAPTION if "<" in entry.image_id else f"a photo of {number % 5} dogs in a park"
+    caption = EVIL_CAPTION if "<" in entry.image_id else say(number)
     captions[entry.image_id] = caption
     score = -0.5 - number / 50
     return Row(
