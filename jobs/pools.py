@@ -18,7 +18,7 @@ from jobs.caption_settings import RuntimeSettings
 _CPUS_AN_ACTOR = 0.5
 _CPUS_A_DECODE = 0.25
 #: What captioners and decoding ask for where nodes differ much: the first that suit.
-_LARGER_SHARES = tuple(hundredths / 100 for hundredths in range(95, 50, -1))
+_LARGER_SHARES = tuple(hundredths / 100 for hundredths in range(51, 96))
 _SMALLER_DECODES = (0.25, 0.2, 0.1, 0.05, 0.02)
 
 
@@ -136,7 +136,7 @@ def _is_fair(nodes: Sequence[Node], cpus: float, actors: int) -> bool:
 
 
 def _requests_of_unequal(nodes: Sequence[Node], actors: int) -> tuple[float, float] | None:
-    """Requests with which a node holds about as many captioners as it has cores, and still has room for decoding.
+    """Requests with which a node is given two captioners a core at most, and still has room for decoding.
 
     At least two nodes must keep that room, and all captioners find a place; None where no requests do this.
     """

@@ -121,6 +121,24 @@ def can_always_decode(nodes: list[Node], pools: Pools) -> bool:
     return needed > pools.actors
 
 
+def total_cores(nodes: list[Node]) -> int:
+    return int(sum(node.cpus for node in nodes))
+
+
+def decoding_at_once(nodes: list[Node], pools: Pools) -> int:
+    """Decoding tasks that run beside all captioners, those being spread as Ray spreads them: one node after another."""
+    free = {at: node.cpus for at, node in enumerate(nodes)}
+    places = {at: most_captioners(node, pools) for at, node in enumerate(nodes)}
+    left = pools.actors
+    while left:
+        for at in free:
+            if left and places[at]:
+                free[at] -= pools.cpus_per_actor
+                places[at] -= 1
+                left -= 1
+    return min(pools.decode_tasks, sum(int(cpus / pools.cpus_per_decode + 1e-6) for cpus in free.values()))
+
+
 def check(pools: Pools, nodes: list[Node], runtime: RuntimeSettings) -> None:
     assert sum(most_captioners(node, pools) for node in nodes) >= pools.actors, "captioners for whom there is no place"
     assert pools.cpus_per_decode > 0
@@ -128,6 +146,7 @@ def check(pools: Pools, nodes: list[Node], runtime: RuntimeSettings) -> None:
     assert pools.decode_tasks >= 1
     assert pools.threads >= 1
     assert pools.cpus_per_decode != pools.cpus_per_actor, "Ray Data would fuse the two"
+    assert decoding_at_once(nodes, pools) >= min(pools.decode_tasks, total_cores(nodes)) / 2, "decoding starves"
     assert can_always_decode(nodes, pools)
     for lost in range(len(nodes)) if len(nodes) > 1 else ():
         left = nodes[:lost] + nodes[lost + 1 :]
@@ -168,6 +187,8 @@ def test_so_does_any_plan(nodes, runtime, shards) -> None:
     try:
         pools = plan_pools(runtime, nodes, shards=shards)
     except SettingsError:
+        if any(node.cpus > 0 for node in nodes):
+            assert runtime.gpus_per_actor != "auto" or runtime.actors == 3, "no GPUs were asked for"
         return
     check(pools, nodes, runtime)
 
