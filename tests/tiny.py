@@ -25,6 +25,20 @@ PLACES = ("top", "bottom")
 CAPTIONS = [f"a {colour} square at the {place}" for colour in COLOURS for place in PLACES]
 PREPROCESS = PreprocessSettings(size=32, mode="squash", mean=(127.0, 127.0, 127.0), std=(64.0, 64.0, 64.0))
 
+#: The beginning of a recipe for a captioner that learns in seconds, the last parts of its CNN too.
+TINY_RECIPE = """
+model:
+  kind: cnn_lstm
+  encoder: {name: timm/test_efficientnet, weights: random, tune_from: blocks.2}
+  embedding_size: 16
+  hidden_size: 16
+  heads: 2
+  dropout: 0.1
+tokenizer: {min_count: 1}
+preprocess: {size: 32, mode: squash}
+decoding: {beam_size: 1, max_new_tokens: 8}
+optim: {lr: 0.01, warmup_steps: 3}"""
+
 
 def tiny_settings(*, attention: bool = True, dropout: float = 0.0, tune_from: str | None = None) -> CnnLstmSettings:
     return CnnLstmSettings(

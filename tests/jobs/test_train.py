@@ -17,20 +17,9 @@ from captioning.captioner import load_captioner
 from captioning.storage import Location
 from captioning.training.output import alone
 from jobs.__main__ import app
-from tests.tiny import write_tiny_shards
+from tests.tiny import TINY_RECIPE, write_tiny_shards
 
-RECIPE = """
-model:
-  kind: cnn_lstm
-  encoder: {name: timm/test_efficientnet, weights: random, tune_from: blocks.2}
-  embedding_size: 16
-  hidden_size: 16
-  heads: 2
-  dropout: 0.1
-tokenizer: {min_count: 1}
-preprocess: {size: 32, mode: squash}
-decoding: {beam_size: 1, max_new_tokens: 8}
-optim: {lr: 0.01, warmup_steps: 3}
+RECIPE = f"""{TINY_RECIPE}
 epochs: 2
 images_per_step: 4
 log_every_steps: 2

@@ -4,13 +4,12 @@ PACE_FOLDER names a folder; in it, `shards` gets a line `MACHINE NUMBER` for eve
 one `MACHINE RANK WORLD STEP` for every step of a training. PACE_SECONDS is what each shard, or step, takes at least.
 """
 
-import importlib.util
 import os
-import sys
 import time
 from collections.abc import Callable
-from importlib.abc import MetaPathFinder
 from typing import Any
+
+from tests.patching import patch_on_import
 
 
 def note(file: str, *facts: object) -> None:
@@ -63,28 +62,5 @@ CHANGES: dict[str, Callable[[Any], None]] = {
 }
 
 
-class Patching(MetaPathFinder):
-    """Changes a module as soon as it has been imported."""
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if name not in CHANGES:
-            return None
-        sys.meta_path.remove(self)
-        try:
-            spec = importlib.util.find_spec(name)
-        finally:
-            sys.meta_path.insert(0, self)
-        assert spec is not None
-        assert spec.loader is not None
-        execute = spec.loader.exec_module
-
-        def exec_module(module: Any) -> None:
-            execute(module)
-            CHANGES[name](module)
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
 if "PACE_FOLDER" in os.environ:
-    sys.meta_path.insert(0, Patching())
+    patch_on_import(CHANGES)

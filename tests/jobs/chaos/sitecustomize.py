@@ -5,16 +5,15 @@ lowest number away kills TARGET with SIGKILL (`nobody`: the point passes). What 
 Parts are of CHAOS_SHARDS_A_PART shards, so that a small archive has several.
 """
 
-import importlib.util
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable
-from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
+
+from tests.patching import patch_on_import
 
 #: (file below OUTPUT, operation) → the points before and after it.
 POINTS = [
@@ -124,30 +123,7 @@ def cut_parts(module: Any) -> None:
 CHANGES = {"captioning.local_files": hook_files, "captioning.run.layout": cut_parts}
 
 
-class Patching(MetaPathFinder):
-    """Changes a module as soon as it has been imported."""
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if name not in CHANGES:
-            return None
-        sys.meta_path.remove(self)
-        try:
-            spec = importlib.util.find_spec(name)
-        finally:
-            sys.meta_path.insert(0, self)
-        assert spec is not None
-        assert spec.loader is not None
-        execute = spec.loader.exec_module
-
-        def exec_module(module: Any) -> None:
-            execute(module)
-            CHANGES[name](module)
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
 if "CHAOS_ORDERS" in os.environ:
     # The driver is the first process that has the hook; those that it starts are told which one it is.
     os.environ.setdefault("CHAOS_DRIVER", str(os.getpid()))
-    sys.meta_path.insert(0, Patching())
+    patch_on_import(CHANGES)
