@@ -1,11 +1,13 @@
 """How a run of `caption` ended, in figures and in words. Knows nothing of how it went."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from captioning.errors import UnfinishedError
+from captioning.errors import StorageError, UnfinishedError
+from captioning.run.layout import RunLayout
 from captioning.run.sources import Source
 from captioning.run.verify import Verdict
 from jobs.progress import counted, duration
@@ -46,6 +48,15 @@ def summarise(tally: Tally, verdict: Verdict, *, seconds: float, steady_rate: fl
         "steady_images_per_second": round(steady_rate, 3) if steady_rate else None,
         "stages": {name: round(tally.stages[name], 3) for name in STAGES},
     }
+
+
+def read_summary(layout: RunLayout) -> dict[str, Any]:
+    """`summary.json`; empty when there is none, or none that can be read."""
+    try:
+        values = json.loads(layout.summary.read_bytes())
+    except (StorageError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def final_lines(outcome: Outcome, output: str) -> list[str]:

@@ -3,23 +3,23 @@
 Puts together what the other `compare_*` modules find and draw. Needs no model and no Ray.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from annotated_types import Ge
 
 from captioning.config import settings
-from captioning.errors import StorageError, UnfinishedError, UsageError
+from captioning.errors import UnfinishedError, UsageError
 from captioning.run.events import read_events
 from captioning.run.fingerprint import differences
 from captioning.run.layout import RunLayout
 from captioning.run.record import RunRecord
 from captioning.run.standing import standing
 from captioning.storage import Location, StorageSettings
+from jobs.caption_outcome import read_summary
 from jobs.compare_count import CIDER_IMAGES, Counts, count
 from jobs.compare_join import COLUMNS, join
 from jobs.compare_page import compare_page
@@ -144,7 +144,7 @@ def _opened(output: Location, name: str, options: CompareSettings) -> ComparedRu
             f"The run in {output} is not finished: {stands.done:,} of {stands.images:,} images have their row. Give "
             "its `caption` command again to go on, or compare what is there with --set unfinished=true."
         )
-    summary = _summary(layout)
+    summary = read_summary(layout)
     rate = summary.get("steady_images_per_second") or summary.get("images_per_second")
     if not isinstance(rate, int | float) or rate <= 0:
         rate = rate_over_time(read_events(layout)).mean
@@ -178,11 +178,3 @@ def _names(one: str, other: str) -> tuple[str, str]:
         if ours[-length:] != theirs[-length:]:
             return "/".join(ours[-length:]), "/".join(theirs[-length:])
     return one, other
-
-
-def _summary(layout: RunLayout) -> dict[str, Any]:
-    try:
-        values = json.loads(layout.summary.read_bytes())
-    except (StorageError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}

@@ -21,7 +21,7 @@ from captioning.run.standing import Standing, standing
 from captioning.run.table import schema_description
 from captioning.storage import Location
 from jobs.caption_settings import CaptionSettings
-from jobs.caption_shard import LoadCaptioner
+from jobs.make_work import make_work
 from jobs.pipeline import cluster_nodes
 from jobs.plan_forecast import (
     Advice,
@@ -124,29 +124,10 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
         wanted = settings.output.shard_size or choose_shard_size(archive.images)
         pools = plan_pools(settings.runtime, nodes, shards=-(-archive.images // wanted))
         size = sample_shard_size(wanted, pools.batch_size, sample=len(archive.sample), workers=pools.actors)
-        load = LoadCaptioner(
-            ref=absolute_ref(request.model),
-            name=info.name,
-            device=pools.device,
-            precision=settings.runtime.precision,
-            decoding=request.decoding,
-            storage=settings.storage,
-            threads=pools.threads,
-            encoder=settings.runtime.encoder,
-            gpu_share=pools.gpus_per_actor,
-        )
 
         def work(index: SampleIndex) -> Work:
-            return Work(
-                IndexBook(index),
-                info.preprocess,
-                settings.storage,
-                load,
-                settings.runtime.max_retries,
-                fetching=settings.fetch,
-                decoding=settings.decode,
-                hang_s=settings.runtime.hang_s,
-            )
+            ref = absolute_ref(request.model)
+            return make_work(IndexBook(index), pools, settings, info, ref=ref, decoding=request.decoding)
 
         limit = "" if request.sample else f", for about {_STEADY_SECONDS:.0f} s at full speed"
         say(f"{counted(archive.images, 'image')}; captioning a sample{limit}: {info.name}, {pools}.")

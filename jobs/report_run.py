@@ -3,20 +3,20 @@
 Puts together what the other `report_*` modules find and draw. Needs no model and no Ray.
 """
 
-import json
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import yaml
 from annotated_types import Ge
 
 from captioning.config import settings
-from captioning.errors import StorageError, UsageError
+from captioning.errors import UsageError
 from captioning.run.events import read_events
 from captioning.run.index import Index
 from captioning.run.layout import RunLayout
 from captioning.run.record import RunRecord
 from captioning.storage import Location, StorageSettings
+from jobs.caption_outcome import read_summary
 from jobs.report_page import PageFacts, page
 from jobs.report_photos import thumbnails
 from jobs.report_table import read_run, table_files
@@ -82,7 +82,7 @@ def write_report(
             table=table,
             thumbnails=pictures,
             rate=rate_over_time(read_events(layout)),
-            summary=_summary(layout),
+            summary=read_summary(layout),
             settings=yaml.safe_dump(dict(record.settings), sort_keys=False, allow_unicode=True) if record else "",
             about=_about(record) if record else (),
             complete=table.rows >= Index.load(layout).rows_total,
@@ -98,12 +98,3 @@ def _about(record: RunRecord) -> list[tuple[str, str]]:
     facts = [("archive", ", ".join(record.inputs)), ("begun", record.created), ("fingerprint", record.fingerprint)]
     facts += [(f"--{name}", str(value)) for name, value in record.selection.items()]
     return [*facts, ("versions", ", ".join(f"{name} {version}" for name, version in record.versions.items()))]
-
-
-def _summary(layout: RunLayout) -> dict[str, Any]:
-    """`summary.json`; empty when there is none, or none that can be read."""
-    try:
-        values = json.loads(layout.summary.read_bytes())
-    except (StorageError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}

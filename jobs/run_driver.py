@@ -20,8 +20,8 @@ from captioning.run.layout import RunLayout
 from captioning.run.verify import verify
 from jobs.caption_outcome import Outcome, summarise
 from jobs.caption_settings import CaptionSettings
-from jobs.caption_shard import LoadCaptioner
 from jobs.display import say
+from jobs.make_work import make_work
 from jobs.pools import Pools, plan_pools
 from jobs.progress import Progress, counted
 from jobs.replan import Replan
@@ -189,30 +189,7 @@ class RunDriver:
                 diary.flush()
 
     def _work(self, book: ShardBook, pools: Pools) -> Work:
-        """What the workers of these pools need to know."""
-        runtime = self.settings.runtime
-        load = LoadCaptioner(
-            ref=self.ref,
-            name=self.info.name,
-            device=pools.device,
-            precision=runtime.precision,
-            decoding=self.decoding,
-            storage=self.settings.storage,
-            threads=pools.threads,
-            encoder=runtime.encoder,
-            gpu_share=pools.gpus_per_actor,
-        )
-        return Work(
-            book,
-            self.info.preprocess,
-            self.settings.storage,
-            load,
-            runtime.max_retries,
-            fetching=self.settings.fetch,
-            decoding=self.settings.decode,
-            hang_s=runtime.hang_s,
-            stall_s=runtime.stall_s,
-        )
+        return make_work(book, pools, self.settings, self.info, ref=self.ref, decoding=self.decoding)
 
     def check_hold(self) -> None:
         """Raise `HeldError` when OUTPUT is another driver's by now."""

@@ -115,8 +115,8 @@ def resume(work: Path, images: int) -> dict[str, Any]:
 def pipeline(work: Path, shards: int) -> dict[str, Any]:
     """A whole run over so many shards in which nobody decodes or captions: what one costs, and the driver's memory."""
     import jobs.caption_run as job
+    import jobs.make_work
     import jobs.pipeline
-    import jobs.run_driver as driver
     import jobs.runner as runner
     from jobs.caption_settings import CaptionSettings, OutputSettings, RuntimeSettings
     from jobs.ray_session import ray_session
@@ -126,8 +126,9 @@ def pipeline(work: Path, shards: int) -> dict[str, Any]:
     watch = _Watch()
     replaced: list[tuple[Any, str, Any]] = [
         (job, "open_sources", lambda *_: [MadeSource.of(shards * SHARD_SIZE)]),
-        (driver, "LoadCaptioner", load_idle),
+        (jobs.make_work, "LoadCaptioner", load_idle),
         (runner, "caption_shards", watch.over(runner.caption_shards)),
+        (job, "fold", watch.before(job.fold)),
         (jobs.pipeline, "DecodeShard", IdleDecode),
     ]
     for module, name, value in replaced:
@@ -141,12 +142,13 @@ def pipeline(work: Path, shards: int) -> dict[str, Any]:
 
 
 class _Watch:
-    """Looks at a run from its first finished shard to its last."""
+    """Looks at a run from its first finished shard until all are folded."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
         self.cpu: list[float] = []
         self.memory: list[int] = []
+        self.ended = 0.0
 
     def over(self, caption_shards: Any) -> Any:
         """`caption_shards` with a look at the clock at every shard, and at CPU and memory at each hundredth."""
@@ -157,7 +159,16 @@ class _Watch:
                 if count % 100 == 0:
                     self._look()
                 yield result
+
+        return watched
+
+    def before(self, fold: Any) -> Any:
+        """`fold` with a look at the clock before: what comes to it, the run has folded already."""
+
+        def watched(*args: Any) -> Any:
+            self.ended = time.monotonic()
             self._look()
+            return fold(*args)
 
         return watched
 
@@ -170,7 +181,7 @@ class _Watch:
         gaps = sorted(b - a for a, b in zip(self.times, self.times[1:], strict=False))
         return {
             "shards": len(self.times),
-            "seconds_a_shard": (self.times[-1] - self.times[0]) / count,
+            "seconds_a_shard": (self.ended - self.times[0]) / count,
             "cpu_seconds_a_shard": (self.cpu[-1] - self.cpu[0]) / count,
             "longest_gaps": [round(gap, 2) for gap in gaps[-12:]],
             "driver_bytes_first": self.memory[0],
