@@ -58,7 +58,9 @@ def comparison_lines(found: "Comparison") -> list[str]:
     times = [duration(run.seconds) if run.seconds is not None else "?" for run in found.runs]
     rows.append(("speed", f"{rates[0]} and {rates[1]} images/s, last runs of {times[0]} and {times[1]}"))
     rows.append(("settings", f"{len(found.settings):,} differ" if found.settings else "the same"))
-    rows += [("", f"{key}: {_short(here)} → {_short(there)}") for key, here, there in found.settings[:_SETTINGS_SHOWN]]
+    # What people choose comes before how the captioners are built.
+    settings = sorted(found.settings, key=lambda setting: ".architecture." in setting[0])
+    rows += [("", f"{key}: {_short(here)} → {_short(there)}") for key, here, there in settings[:_SETTINGS_SHOWN]]
     if len(found.settings) > _SETTINGS_SHOWN:
         rows.append(("", f"and {len(found.settings) - _SETTINGS_SHOWN:,} more (--json has all)"))
     return [without_secrets(f"{name:<10}{text}") for name, text in rows]
