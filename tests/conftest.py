@@ -1,10 +1,15 @@
 """What many tests share: a tiny captioner on disk, and one local Ray for the whole session."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# A shell's background job ignores Ctrl-C, and so would what it starts. Tests that send it are in the foreground.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Tests know no network, no cluster and no hub.
 os.environ.pop("RAY_ADDRESS", None)

@@ -157,8 +157,6 @@ def test_an_interrupted_run_says_how_to_go_on(recipe: Path, tmp_path: Path) -> N
         ],
         stderr=subprocess.PIPE,
         text=True,
-        # A shell's background job ignores SIGINT, and so would what it starts: be a foreground one.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         while process.poll() is None and not list(output.glob("state/*/state.json")):
