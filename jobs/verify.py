@@ -39,5 +39,9 @@ def verify(
         print(f"{sum(verdict.errors.values()):,} of the rows are errors: {classes}.")
     if not verdict.ok:
         problems = "\n  ".join(verdict.problems)
-        raise UnfinishedError(f"The table in {output} is not whole:\n  {problems}")
+        raise UnfinishedError(
+            f"The table in {output} is not whole:\n  {problems}\n"
+            "The run's `caption` command, given again, makes what is missing, and only that; delete a file that is "
+            "damaged or wrong first."
+        )
     print("The table is whole: one row an image, no id twice.")

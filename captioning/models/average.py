@@ -114,7 +114,9 @@ def _check_alike(
         told = ", ".join(f"{key} ({two.get(key)!r}, not {one.get(key)!r})" for key in keys[:5])
         raise CheckpointError(f"{where}: they are not of one architecture, and differ in {told}.")
     if config.preprocess != other_config.preprocess:
-        raise CheckpointError(f"{where}: they see images through different preprocessing.")
+        raise CheckpointError(
+            f"{where}: they see images through different preprocessing. Average checkpoints of one recipe."
+        )
     words = [{key: value for key, value in each.items() if key != WEIGHTS} for each in (files, other_files)]
     if words[0] != words[1]:
         raise CheckpointError(

@@ -23,6 +23,8 @@ from captioning.models.base import CaptionModel, Vocabulary
 from captioning.models.checkpoint_config import CARD, CONFIG, FORMAT_VERSION, WEIGHTS, CheckpointConfig
 from captioning.models.registry import build_model
 
+_BOTH = "The two do not belong together: copy both from one checkpoint."
+
 
 def save_checkpoint(
     folder: Path,
@@ -68,18 +70,18 @@ def load_model(folder: Path, config: CheckpointConfig, tokenizer: Tokenizer) -> 
     try:
         weights = load_file(folder / WEIGHTS)
     except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} is damaged: {error}.") from error
+        raise CheckpointError(f"{folder / WEIGHTS} is damaged: {error}. Copy the checkpoint again.") from error
     try:
         missing, unexpected = model.load_state_dict(
             {name: value.float() if value.is_floating_point() else value for name, value in weights.items()},
             strict=False,
         )
     except RuntimeError as error:
-        raise CheckpointError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {error}") from error
+        raise CheckpointError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {error}. {_BOTH}") from error
     missing = [name for name in missing if name not in tied_names(model)]
     if missing or unexpected:
         raise CheckpointError(
-            f"{folder / WEIGHTS} does not fit its {CONFIG}: missing {missing[:3]}, unexpected {unexpected[:3]}."
+            f"{folder / WEIGHTS} does not fit its {CONFIG}: missing {missing[:3]}, unexpected {unexpected[:3]}. {_BOTH}"
         )
     return model
 

@@ -44,9 +44,12 @@ def read_config(folder: Path) -> CheckpointConfig:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a checkpoint of a captioner: it has no {CONFIG}.") from None
+        raise CheckpointError(
+            f"{folder} is not a checkpoint of a captioner: it has no {CONFIG}. "
+            "Give the folder that has one, such as the `best` of a training's OUTPUT."
+        ) from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+        raise CheckpointError(f"{path} cannot be read: {error}. Copy the checkpoint again.") from error
     if not isinstance(values, dict) or "architecture" not in values:
         raise CheckpointError(
             f"{folder} is not a checkpoint of a captioner: its {CONFIG} names no architecture. "
@@ -55,10 +58,10 @@ def read_config(folder: Path) -> CheckpointConfig:
     if values.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {values.get('format_version')!r}; "
-            f"this version of Captioning reads {FORMAT_VERSION}."
+            f"this version of Captioning reads {FORMAT_VERSION}. Use the Captioning that made it, or a newer one."
         )
     if not (folder / WEIGHTS).is_file():
-        raise CheckpointError(f"The checkpoint {folder} has no {WEIGHTS}.")
+        raise CheckpointError(f"The checkpoint {folder} has no {WEIGHTS}. Copy it again, with all of its files.")
     try:
         return CheckpointConfig(
             written={key: values.get(key, {}) for key in ("architecture", "preprocess")},

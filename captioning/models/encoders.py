@@ -8,6 +8,7 @@ import hashlib
 import importlib.resources
 import importlib.util
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -211,13 +212,24 @@ def _load_in_order(model: nn.Module, weights: str) -> None:
     """Fill the model from a state dict whose keys may be named otherwise but come in the same order."""
     path = _package_file(weights.removeprefix("package:")) if weights.startswith("package:") else Path(weights)
     if not path.is_file():
-        raise CheckpointError(f"There is no file of encoder weights at {path}.")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+        raise CheckpointError(
+            f"There is no file of encoder weights at {path}. Correct model.encoder.weights, or give package:NAME."
+        )
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
 
-        given = load_file(path)
-    else:
-        given = torch.load(path, map_location="cpu", weights_only=True)
+            given = load_file(path)
+        else:
+            given = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(given, Mapping):
+            raise TypeError(f"it holds no state dict, but a {type(given).__name__}")
+    except Exception as error:  # safetensors, pickle and zip files have no common error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"The encoder weights in {path} cannot be read: {reason}. "
+            "Give a state dict, as .safetensors or saved by torch.save, that was copied to its end."
+        ) from error
     own = model.state_dict()
     names = [name for name in own if not name.endswith("num_batches_tracked")]
     values = [value for name, value in given.items() if not name.endswith("num_batches_tracked")]
@@ -226,7 +238,10 @@ def _load_in_order(model: nn.Module, weights: str) -> None:
     wrong = [name for name, value in pairs.items() if own[name].shape != value.shape]
     if len(values) < len(names) or wrong:
         at = wrong[0] if wrong else f"tensor {len(values)}"
-        raise CheckpointError(f"The weights in {path} do not fit the encoder: they part ways at {at}.")
+        raise CheckpointError(
+            f"The weights in {path} do not fit the encoder: they part ways at {at}. "
+            "Give those of the architecture that model.encoder.name names."
+        )
     model.load_state_dict(pairs, strict=False)
 
 
@@ -239,7 +254,9 @@ def _package_file(module: str) -> Path:
     folder = Path(str(importlib.resources.files(module)))
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".pth", ".pt", ".bin", ".safetensors"))
     if len(files) != 1:
-        raise CheckpointError(f"The package {module} holds {len(files)} files of weights; one was expected.")
+        raise CheckpointError(
+            f"The package {module} holds {len(files)} files of weights; one was expected. Give the path of a file."
+        )
     return files[0]
 
 

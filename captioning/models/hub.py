@@ -44,11 +44,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} has no config.json, so it is not a folder in the hub's layout.") from error
+        raise CheckpointError(
+            f"{folder} has no config.json, so it is not a folder in the hub's layout. Copy the whole repository there."
+        ) from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {error}. Fetch the file again.") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path} does not hold a mapping.")
+        raise CheckpointError(f"{path} does not hold a mapping. Fetch the file again.")
     return config
 
 
@@ -100,10 +102,10 @@ def _weight_files(folder: Path) -> list[Path]:
             try:
                 names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise CheckpointError(f"{index} cannot be read: {error}") from error
+                raise CheckpointError(f"{index} cannot be read: {error}. Fetch the file again.") from error
             absent = [piece for piece in names if not (folder / piece).is_file()]
             if absent:
-                raise CheckpointError(f"{folder} lacks {absent[0]}, which its {index.name} names.")
+                raise CheckpointError(f"{folder} lacks {absent[0]}, which its {index.name} names. Fetch it as well.")
             return [folder / piece for piece in names]
     raise CheckpointError(f"{folder} holds no weights: model.safetensors or pytorch_model.bin was expected there.")
 

@@ -33,7 +33,10 @@ def clip_sizes(reference: str) -> ClipTower:
     elif kind == "clip_vision_model":
         config = CLIPVisionConfig(**config).to_dict()
     else:
-        raise CheckpointError(f"model.clip: {reference!r} is a model of type {kind!r}, not CLIP's vision transformer.")
+        raise CheckpointError(
+            f"model.clip: {reference!r} is a model of type {kind!r}, not CLIP's vision transformer. "
+            "Name one such as openai/clip-vit-base-patch32."
+        )
     names = {"layers": "num_hidden_layers", "heads": "num_attention_heads"}
     return _sizes(ClipTower, config, names, f"the configuration of {reference}")
 
@@ -45,7 +48,10 @@ def gpt2_sizes(reference: str) -> Gpt2Tower:
     folder = local_folder(reference, key="model.gpt2")
     config = read_config(folder)
     if config.get("model_type") != "gpt2":
-        raise CheckpointError(f"model.gpt2: {reference!r} is a model of type {config.get('model_type')!r}, not gpt2.")
+        raise CheckpointError(
+            f"model.gpt2: {reference!r} is a model of type {config.get('model_type')!r}, not gpt2. "
+            "Name one such as openai-community/gpt2."
+        )
     return _sizes(Gpt2Tower, GPT2Config(**config).to_dict(), {}, f"the configuration of {reference}")
 
 

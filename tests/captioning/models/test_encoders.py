@@ -1,10 +1,12 @@
 """The frozen stem of an encoder and the rest: together the encoder, apart something to keep."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
+from captioning.errors import CheckpointError
 from captioning.models.base import PAD_TARGET
 from captioning.models.encoder_settings import EncoderSettings
 from captioning.models.encoders import GridEncoder
@@ -168,3 +170,24 @@ def test_words_said_are_read_and_captions_stay_the_targets() -> None:
     assert not torch.allclose(mixed[2:4], plain[2:4])
     torch.testing.assert_close(mixed[4:], plain[4:])
     torch.testing.assert_close(model(features, said, images).logits[:4], mixed[:4])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("gone.pth", None, "no file of encoder weights"),
+        ("cut.pth", b"PK\x03\x04 cut", "cannot be read"),
+        ("cut.safetensors", b"\xff\xff", "cannot be read"),
+        ("list.pth", [1, 2], "no state dict, but a list"),
+        ("other.pth", {"a": torch.zeros(3)}, "do not fit the encoder"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_refused(name: str, content: object, told: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(CheckpointError, match=told) as caught:
+        GridEncoder(EncoderSettings(name="timm/test_efficientnet", weights=str(path)), pretrained=True)
+    assert str(path) in str(caught.value)
