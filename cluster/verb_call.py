@@ -27,8 +27,8 @@ from jobs.cli import read_config
 _SETTINGS = {
     "status": ("jobs.verify_settings", "VerifySettings"),
     "verify": ("jobs.verify_settings", "VerifySettings"),
-    "report": ("jobs.report_run", "ReportSettings"),
-    "compare": ("jobs.compare_run", "CompareSettings"),
+    "report": ("jobs.reporting.run", "ReportSettings"),
+    "compare": ("jobs.comparing.run", "CompareSettings"),
     "export": ("jobs.export_settings", "ExportSettings"),
     "prepare": ("jobs.prepare", "PrepareSettings"),
     "train": ("captioning.training.settings", "TrainSettings"),

@@ -75,9 +75,9 @@ def caption(
     python -m jobs caption one=~/Pictures two=photos.txt -o build/both --model build/mine/best --limit 100
     """
     from captioning.run.selection import Selection
-    from jobs.caption_outcome import final_lines, require_success
-    from jobs.caption_run import Request, caption_archive
     from jobs.caption_settings import read_caption_settings
+    from jobs.driving.caption_run import Request, caption_archive
+    from jobs.driving.outcome import final_lines, require_success
     from jobs.without_pandas import without_pandas
 
     without_pandas()

@@ -15,7 +15,7 @@ from captioning.run.fetch import FetchSettings
 from captioning.run.sources import InputSettings
 from captioning.storage import StorageSettings
 from jobs.cli import read_config
-from jobs.decode_process import DecodeSettings
+from jobs.workers.decode_process import DecodeSettings
 
 
 @settings

@@ -37,8 +37,8 @@ def compare(
 
     from captioning.config import read_settings
     from captioning.storage import Location
-    from jobs.compare_run import CompareSettings, compare_runs, write_page
-    from jobs.compare_text import comparison_json, comparison_lines
+    from jobs.comparing.run import CompareSettings, compare_runs, write_page
+    from jobs.comparing.text import comparison_json, comparison_lines
     from jobs.without_pandas import without_pandas
 
     without_pandas()

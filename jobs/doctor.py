@@ -41,8 +41,8 @@ def doctor(
     import sys
 
     from captioning.config import read_settings
-    from jobs.doctor_checks import Doctor, examine
-    from jobs.doctor_settings import DoctorSettings
+    from jobs.diagnosis.all_checks import Doctor, examine
+    from jobs.diagnosis.settings import DoctorSettings
 
     text, where = read_config(config)
     parsed = read_settings(DoctorSettings, text, settings or [], where=where)

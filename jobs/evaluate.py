@@ -1,7 +1,7 @@
 """The verb `evaluate`: captions a split of training shards and scores them against its references.
 
 Captioning a split and scoring are those of training's validation; here they are asked for one or
-several beam sizes and shown, beside what a person scores. `--search` goes to `evaluate_search`.
+several beam sizes and shown, beside what a person scores. `--search` goes to `evaluating.search`.
 """
 
 import json
@@ -18,7 +18,7 @@ from captioning.errors import StorageError, UsageError
 from captioning.storage import Location, StorageSettings
 from captioning.training.search_settings import SearchSettings
 from jobs.cli import ConfigOption, ModelOption, SetOption, read_config
-from jobs.evaluate_table import name_of, show_scores
+from jobs.evaluating.table import name_of, show_scores
 
 if TYPE_CHECKING:
     from captioning.captioner import Captioner
@@ -111,7 +111,7 @@ def evaluate(
     from captioning.captioner_info import inspect_captioner
     from captioning.data.shards import ShardSet
     from captioning.metrics.meteor import is_available
-    from jobs.evaluate_search import evaluate_search, folder_to_save
+    from jobs.evaluating.search import evaluate_search, folder_to_save
 
     text, where = read_config(config)
     parsed = read_settings(EvaluateSettings, text, set_ or (), where=where)

@@ -99,9 +99,9 @@ def export(
     from captioning.run.layout import RunLayout
     from captioning.storage import Location, StorageSettings
     from jobs.cli import read_config
+    from jobs.driving.storage import storage_of_run
     from jobs.export_settings import ExportSettings
     from jobs.progress import Progress, counted
-    from jobs.run_storage import storage_of_run
     from jobs.without_pandas import without_pandas
 
     without_pandas()

@@ -12,7 +12,7 @@ from string import Template
 
 from captioning.redaction import without_secrets
 
-_FOLDER = Path(__file__).parent
+_TEMPLATE = Path(__file__).with_suffix(".html")
 
 
 def escape(text: str) -> str:
@@ -20,11 +20,11 @@ def escape(text: str) -> str:
     return escape_markup(without_secrets(text))
 
 
-def shell(title: str, body: str, *, script: str, data: str = "") -> bytes:
-    """The page: `body` is markup, `script` a file beside this one, `data` what `report_rows.pack` makes for it."""
-    code = (_FOLDER / script).read_text(encoding="utf-8")
+def shell(title: str, body: str, *, script: Path, data: str = "") -> bytes:
+    """The page: `body` is markup, `script` a file of JavaScript, `data` what `reporting.rows.pack` makes for it."""
+    code = script.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
-    template = Template((_FOLDER / "report_page.html").read_text(encoding="utf-8"))
+    template = Template(_TEMPLATE.read_text(encoding="utf-8"))
     page = template.substitute(title=escape(title), body=body, policy=f"'sha256-{digest}'", data=data, script=code)
     # What was escaped may still hold what UTF-8 cannot: a name's stray bytes.
     return page.encode("utf-8", "replace")

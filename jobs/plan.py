@@ -66,8 +66,8 @@ def plan(
 
     from jobs.caption_settings import read_caption_settings
     from jobs.display import say
-    from jobs.plan_run import PlanRequest, make_plan
-    from jobs.plan_text import plan_json, plan_lines
+    from jobs.planning.run import PlanRequest, make_plan
+    from jobs.planning.text import plan_json, plan_lines
 
     parsed, decoding = read_caption_settings(config, settings or [])
     request = PlanRequest(

@@ -26,7 +26,7 @@ def report(
     from captioning.config import read_settings
     from captioning.run.layout import RunLayout
     from captioning.storage import Location
-    from jobs.report_run import ReportSettings, write_report
+    from jobs.reporting.run import ReportSettings, write_report
     from jobs.without_pandas import without_pandas
 
     without_pandas()

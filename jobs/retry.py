@@ -31,8 +31,8 @@ def retry(
 
     python -m jobs retry build/photos --error-class network --error-class timeout
     """
-    from jobs.caption_outcome import require_success, retry_lines
-    from jobs.retry_run import RetryRequest, retry_rows
+    from jobs.driving.outcome import require_success, retry_lines
+    from jobs.driving.retry_run import RetryRequest, retry_rows
     from jobs.without_pandas import without_pandas
 
     without_pandas()

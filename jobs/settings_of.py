@@ -25,15 +25,15 @@ PLACES = {
     "caption": "jobs.caption_settings:CaptionSettings",
     "status": "jobs.verify_settings:VerifySettings",
     "verify": "jobs.verify_settings:VerifySettings",
-    "report": "jobs.report_run:ReportSettings",
-    "compare": "jobs.compare_run:CompareSettings",
+    "report": "jobs.reporting.run:ReportSettings",
+    "compare": "jobs.comparing.run:CompareSettings",
     "export": "jobs.export_settings:ExportSettings",
     "serve": "jobs.serving.settings:ServeSettings",
     "prepare": "jobs.prepare:PrepareSettings",
     "train": "captioning.training.settings:TrainSettings",
     "evaluate": "jobs.evaluate:EvaluateSettings",
     "average": "jobs.average:AverageSettings",
-    "doctor": "jobs.doctor_settings:DoctorSettings",
+    "doctor": "jobs.diagnosis.settings:DoctorSettings",
 }
 
 

@@ -1,6 +1,6 @@
 """The verb `train`: a captioner made from training shards, on as many workers as the settings ask.
 
-How its workers are started is `train_fit`'s; what they do is `captioning.training`'s.
+How its workers are started is `training.fit`'s; what they do is `captioning.training`'s.
 """
 
 from typing import Annotated, Any
@@ -77,9 +77,9 @@ def _check_splits(shards: Any, validation: str) -> None:
 
 def _run(settings: Any, output: Any, shards: Any) -> None:
     from jobs.ray_session import ray_session
-    from jobs.train_fit import fit
-    from jobs.train_page import TrainPage
-    from jobs.train_progress import Teller
+    from jobs.training.fit import fit
+    from jobs.training.page import TrainPage
+    from jobs.training.progress import Teller
 
     counts = ", ".join(f"{count:,} {split}" for split, count in shards.counts.items())
     print(f"Training on {shards.dataset} ({counts} images), {settings.workers} worker(s); the run is {output}")

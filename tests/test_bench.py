@@ -181,11 +181,11 @@ def test_training_is_timed_on_made_shards_in_both_ways(tmp_path: Path) -> None:
     assert len(training_costs(turns)) == 6
 
 
-def scale_run(shards: int, seconds: float, memory: int) -> dict[str, Any]:
+def scale_run(shards: int, a_shard: float, memory: int) -> dict[str, Any]:
     return {
         "shards": shards,
-        "seconds_a_shard": seconds,
-        "cpu_seconds_a_shard": 2 * seconds,
+        "run_seconds": 6 + (shards - 1) * a_shard,
+        "run_cpu_seconds": 4 + (shards - 1) * 2 * a_shard,
         "longest_gaps": [0.5, 7.25],
         "driver_bytes_most": memory * 2**20,
     }
@@ -194,13 +194,17 @@ def scale_run(shards: int, seconds: float, memory: int) -> dict[str, Any]:
 SCALE = {
     "images": 10**6,
     "steps": {name: {"seconds": 12.5, "cpu_seconds": 11.25, "peak_bytes": 2**29} for name in TITLES},
-    "pipeline": [scale_run(1000, 0.040, 300), scale_run(20_000, 0.042, 380)],
+    "pipeline": [
+        scale_run(1, 0.0, 100),
+        *(scale_run(1000, cost, 300) for cost in (0.060, 0.039, 0.040)),
+        scale_run(20_000, 0.042, 380),
+    ],
 }
 
 
 def test_how_the_cost_of_a_shard_grows_is_told() -> None:
     found = scale_figures(SCALE)
-    assert found["scale_shard_cost_ratio"] == pytest.approx(1.05)
+    assert found["scale_shard_cost_ratio"] == found["scale_shard_cpu_cost_ratio"] == pytest.approx(1.05)
     assert found["scale_driver_growth_bytes"] == 80 * 2**20
     assert (found["scale_verify_seconds"], found["scale_index_peak_bytes"]) == (12.5, 2**29)
     text = printed(*make_scale_tables(SCALE))
@@ -229,8 +233,8 @@ def test_the_steps_of_scale_are_taken_on_a_made_archive(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_scale_is_measured_from_first_to_last(tmp_path: Path) -> None:
-    raw = measure_scale(tmp_path / "work", 2000, (3, 6))
-    assert [run["shards"] for run in raw["pipeline"]] == [3, 6]
+    raw = measure_scale(tmp_path / "work", 2000, (1, 3, 6))
+    assert [run["shards"] for run in raw["pipeline"]] == [1, 3, 6]
     assert raw["steps"]["resume"]["pending"] == 4
     assert scale_figures(raw)["scale_images"] == 2000
     assert not (tmp_path / "work").exists()
@@ -306,8 +310,8 @@ def test_growth_of_memory_is_told_by_role() -> None:
 
 
 def test_processes_of_the_job_are_told_apart() -> None:
-    assert role_of("/usr/bin/python -m jobs.decode_child") == "decoder"
-    assert role_of("/usr/bin/python -m jobs.shard_worker") == "captioner"
+    assert role_of("/usr/bin/python -m jobs.workers.decode_child") == "decoder"
+    assert role_of("/usr/bin/python -m jobs.runners.shard_worker") == "captioner"
     assert role_of("ray::MapWorker(MapBatches(CaptionShard)).submit()") == "captioner"
     assert role_of("ray::IDLE") == "task"
     assert role_of("/ray/core/src/ray/raylet/raylet --raylet_socket_name=x") == "ray"

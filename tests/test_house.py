@@ -68,9 +68,9 @@ def test_the_library_never_imports_ray() -> None:
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 #: Processes take the loader of a captioner, or their work, from their own parent, over a pipe.
 FROM_ITS_PARENT = {
-    "jobs/captioner_child.py": ["imports pickle"],
-    "jobs/local_runner.py": ["imports pickle"],
-    "jobs/shard_worker.py": ["imports pickle"],
+    "jobs/workers/captioner_child.py": ["imports pickle"],
+    "jobs/runners/local.py": ["imports pickle"],
+    "jobs/runners/shard_worker.py": ["imports pickle"],
 }
 FORBIDDEN_CALLS = {"eval", "exec", "extractall", "full_load", "unsafe_load", "read_pickle"}
 

@@ -1,6 +1,6 @@
 """One captioner that answers requests: decodes what they send, batches, captions. Knows nothing of HTTP, or of Ray.
 
-Images are decoded in small processes that may die (`jobs.decode_process`), since anybody may have
+Images are decoded in small processes that may die (`jobs.workers.decode_process`), since anybody may have
 sent them; captioning has a thread of its own. The event loop only hands things on.
 """
 
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from captioning.config import to_dict
 from captioning.errors import CaptioningError
-from jobs.decode_process import decoder_of
 from jobs.serving.batcher import Batcher
 from jobs.serving.failures import refusal
 from jobs.serving.settings import ServeSettings
+from jobs.workers.decode_process import decoder_of
 
 if TYPE_CHECKING:
     from captioning.captioner import Caption

@@ -9,7 +9,7 @@ from captioning.backends.names import EncoderBackend, Precision
 from captioning.config import settings
 from captioning.data.images import MOST_PIXELS
 from captioning.storage import StorageSettings
-from jobs.decode_process import DecodeSettings
+from jobs.workers.decode_process import DecodeSettings
 
 
 @settings

@@ -70,7 +70,7 @@ def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--resume", action="store_true", help="go on with what was measured under the same settings")
     parser.add_argument(
-        "--full-scale", action="store_true", help="the books of ten million images instead of one: half an hour more"
+        "--full-scale", action="store_true", help="the books of ten million images instead of one: an hour more"
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("build/bench/results.json"), metavar="FILE")
     args = parser.parse_args(given)

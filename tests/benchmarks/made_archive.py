@@ -98,7 +98,7 @@ class IdleDecode:
         self.book = book
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        from jobs.decode_shard import DECODED
+        from jobs.workers.decode_shard import DECODED
 
         [number] = batch.column("shard").to_pylist()
         fixed = {"shard": number, "pixels": b"\0\0\0", "width": 1, "height": 1, "fetch_seconds": 0.0}

@@ -62,9 +62,9 @@ def measure_memory(bench: Bench, turns: Turns) -> None:
 
 def role_of(command_line: str) -> str:
     """Which part a process of the job plays, by its command line."""
-    if "jobs.decode_child" in command_line:
+    if "jobs.workers.decode_child" in command_line:
         return "decoder"
-    if "jobs.shard_worker" in command_line or command_line.startswith("ray::MapWorker"):
+    if "jobs.runners.shard_worker" in command_line or command_line.startswith("ray::MapWorker"):
         return "captioner"
     return "task" if command_line.startswith("ray::") else "ray"
 

@@ -114,10 +114,10 @@ def resume(work: Path, images: int) -> dict[str, Any]:
 
 def pipeline(work: Path, shards: int) -> dict[str, Any]:
     """A whole run over so many shards in which nobody decodes or captions: what one costs, and the driver's memory."""
-    import jobs.caption_run as job
-    import jobs.make_work
-    import jobs.pipeline
-    import jobs.runner as runner
+    import jobs.driving.caption_run as job
+    import jobs.driving.make_work
+    import jobs.runners.choice as runner
+    import jobs.runners.pipeline
     from jobs.caption_settings import CaptionSettings, OutputSettings, RuntimeSettings
     from jobs.ray_session import ray_session
 
@@ -126,10 +126,10 @@ def pipeline(work: Path, shards: int) -> dict[str, Any]:
     watch = _Watch()
     replaced: list[tuple[Any, str, Any]] = [
         (job, "open_sources", lambda *_: [MadeSource.of(shards * SHARD_SIZE)]),
-        (jobs.make_work, "LoadCaptioner", load_idle),
+        (jobs.driving.make_work, "LoadCaptioner", load_idle),
         (runner, "caption_shards", watch.over(runner.caption_shards)),
         (job, "fold", watch.before(job.fold)),
-        (jobs.pipeline, "DecodeShard", IdleDecode),
+        (jobs.runners.pipeline, "DecodeShard", IdleDecode),
     ]
     for module, name, value in replaced:
         setattr(module, name, value)
@@ -142,9 +142,10 @@ def pipeline(work: Path, shards: int) -> dict[str, Any]:
 
 
 class _Watch:
-    """Looks at a run from its first finished shard until all are folded."""
+    """Looks at a run from when its pipeline begins until all is folded."""
 
     def __init__(self) -> None:
+        self.begun = 0.0
         self.times: list[float] = []
         self.cpu: list[float] = []
         self.memory: list[int] = []
@@ -154,6 +155,8 @@ class _Watch:
         """`caption_shards` with a look at the clock at every shard, and at CPU and memory at each hundredth."""
 
         def watched(*args: Any) -> Iterator[Any]:
+            self.begun = time.monotonic()
+            self._look()
             for count, result in enumerate(caption_shards(*args)):
                 self.times.append(time.monotonic())
                 if count % 100 == 0:
@@ -177,14 +180,13 @@ class _Watch:
         self.memory.append(_anonymous_bytes())
 
     def figures(self) -> dict[str, Any]:
-        count = len(self.times) - 1
         gaps = sorted(b - a for a, b in zip(self.times, self.times[1:], strict=False))
         return {
             "shards": len(self.times),
-            "seconds_a_shard": (self.ended - self.times[0]) / count,
-            "cpu_seconds_a_shard": (self.cpu[-1] - self.cpu[0]) / count,
+            "run_seconds": self.ended - self.begun,
+            "run_cpu_seconds": self.cpu[-1] - self.cpu[0],
+            "first_shard_seconds": self.times[0] - self.begun,
             "longest_gaps": [round(gap, 2) for gap in gaps[-12:]],
-            "driver_bytes_first": self.memory[0],
             "driver_bytes_most": max(self.memory),
             "driver_bytes": self.memory[:: max(1, len(self.memory) // 40)],
         }

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs.metrics import COUNTERS, GAUGES
+from jobs.runners.metrics import COUNTERS, GAUGES
 from tests.test_house import ROOT
 
 DASHBOARD = json.loads((ROOT / "cluster" / "grafana" / "captioning.json").read_text())
@@ -79,7 +79,7 @@ def test_stages_machines_and_gpus_are_shown() -> None:
 
 def test_the_captioner_is_found_by_its_name() -> None:
     """Ray Data names an operator after the class that it runs."""
-    from jobs import pipeline
+    from jobs.runners import pipeline
 
     [name] = {match for _, text in expressions() for match in re.findall(r'operator=~"\.\*(\w+)\.\*"', text)}
     assert name in Path(pipeline.__file__).read_text()

@@ -26,7 +26,7 @@ from captioning.training.best import BestWriter
 from captioning.training.loop import TrainingRun
 from captioning.training.settings import TrainSettings
 from captioning.training.state import StateWriter
-from jobs.train_worker import train_worker
+from jobs.training.worker import train_worker
 
 WORLD = 2
 

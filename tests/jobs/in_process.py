@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pytest
 
-import jobs.run_driver
-from jobs.caption_shard import CaptionShard
-from jobs.decode_shard import DecodeShard
-from jobs.pools import Node, Pools
-from jobs.work import ShardResult, Work
+import jobs.driving.driver
+from jobs.runners.pools import Node, Pools
+from jobs.runners.work import ShardResult, Work
+from jobs.workers.caption_shard import CaptionShard
+from jobs.workers.decode_shard import DecodeShard
 
 CaptionShards = Callable[[Work, Pools, Sequence[int]], Iterator[ShardResult]]
 
@@ -48,7 +48,7 @@ def run_with(monkeypatch: pytest.MonkeyPatch, caption_shards: CaptionShards) -> 
     def open_runner(*_: object) -> Iterator[FakeRunner]:
         yield FakeRunner(caption_shards)
 
-    monkeypatch.setattr(jobs.run_driver, "open_runner", open_runner)
+    monkeypatch.setattr(jobs.driving.driver, "open_runner", open_runner)
 
 
 def run_in_process(monkeypatch: pytest.MonkeyPatch) -> None:

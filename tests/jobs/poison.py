@@ -21,7 +21,7 @@ ORDERS = {
 _SITE = """
 import sys
 
-if "jobs.decode_child" in sys.orig_argv:
+if "jobs.workers.decode_child" in sys.orig_argv:
     from PIL import ImageFile
 
     load = ImageFile.ImageFile.load

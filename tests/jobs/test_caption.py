@@ -24,9 +24,9 @@ from captioning.run.table import staged_shards
 from captioning.storage import Location, StorageSettings
 from jobs.__main__ import app
 from jobs.caption_settings import RuntimeSettings
-from jobs.pipeline import caption_shards, cluster_nodes
-from jobs.pools import plan_pools
-from jobs.work import Work
+from jobs.runners.pipeline import caption_shards, cluster_nodes
+from jobs.runners.pools import plan_pools
+from jobs.runners.work import Work
 from tests.jobs.archive import assert_same_table, read_rows, write_odd_files, write_photos
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-import jobs.caption_run
-import jobs.run_driver
+import jobs.driving.caption_run
+import jobs.driving.driver
 from captioning.run.events import read_events
 from captioning.run.hold import Hold, Holder, holder
 from captioning.run.layout import RunLayout
 from captioning.run.table import FoldResult
 from captioning.storage import Location
 from jobs.__main__ import app
-from jobs.pools import Pools
-from jobs.work import ShardResult, Work
+from jobs.runners.pools import Pools
+from jobs.runners.work import ShardResult, Work
 from tests.jobs.archive import assert_same_table, encode, picture, read_rows, write_odd_files, write_photos
 from tests.jobs.in_process import in_process, run_in_process, run_with
 
@@ -35,13 +35,13 @@ def no_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*args: object, **kwargs: object) -> None:
         raise AssertionError("nothing may be started")
 
-    monkeypatch.setattr(jobs.run_driver, "open_runner", forbidden)
+    monkeypatch.setattr(jobs.driving.driver, "open_runner", forbidden)
     monkeypatch.setattr("captioning.captioner.load_captioner", forbidden)
 
 
 def never_fold(patch: pytest.MonkeyPatch) -> None:
     """A driver that is killed before it folds."""
-    patch.setattr(jobs.caption_run, "fold", lambda layout, index: None)
+    patch.setattr(jobs.driving.caption_run, "fold", lambda layout, index: None)
     patch.setattr("captioning.run.folding.fold_range", lambda layout, index, part: FoldResult((), ()))
 
 
@@ -79,7 +79,7 @@ def test_a_run_is_whole_then_has_nothing_to_do_then_grows(tmp_path: Path, captio
     assert CliRunner().invoke(app, ["verify", str(output)]).exit_code == 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.run_driver, "open_runner", lambda *_: pytest.fail("nothing may be started"))
+        patch.setattr(jobs.driving.driver, "open_runner", lambda *_: pytest.fail("nothing may be started"))
         again = caption(photos, "-o", output, *settings)
     assert again.exit_code == 0
     assert again.stdout.startswith("Nothing to do: of 20 images in the archive, all")
@@ -318,7 +318,9 @@ def test_refresh_captions_what_changed_and_nothing_else(tmp_path: Path, caption)
 
 
 @pytest.mark.usefixtures("without_ray")
-@pytest.mark.parametrize("step", ["captioning.run.index.write_file", "jobs.caption_run.fold", "jobs.run_driver.verify"])
+@pytest.mark.parametrize(
+    "step", ["captioning.run.index.write_file", "jobs.driving.caption_run.fold", "jobs.driving.driver.verify"]
+)
 def test_an_interrupt_anywhere_ends_cleanly(tmp_path: Path, caption, monkeypatch, step: str) -> None:
     photos, output = write_photos(tmp_path / "photos", 6), tmp_path / "out"
 

@@ -16,9 +16,9 @@ from captioning.run.layout import RunLayout
 from captioning.run.sources import open_sources
 from captioning.run.table import Row, staged_shards
 from captioning.storage import Location, StorageSettings
-from jobs.caption_shard import CaptionShard, caption_rows
-from jobs.decode_shard import decode_entries, pixels_of
-from jobs.micro_batches import MicroBatches
+from jobs.workers.caption_shard import CaptionShard, caption_rows
+from jobs.workers.decode_shard import decode_entries, pixels_of
+from jobs.workers.micro_batches import MicroBatches
 from tests.jobs.archive import write_odd_files, write_photos
 
 SETTINGS = PreprocessSettings(size=16)

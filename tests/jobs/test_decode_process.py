@@ -17,9 +17,9 @@ import pytest
 from captioning.config import build
 from captioning.data.preprocess import Preprocess, PreprocessSettings
 from captioning.errors import ImageError, SettingsError, UnfinishedError
-from jobs import decode_process
-from jobs.child_process import ChildDiedError, ChildProcess
-from jobs.decode_process import Decoder, DecodeSettings
+from jobs.workers import decode_process
+from jobs.workers.child_process import ChildDiedError, ChildProcess
+from jobs.workers.decode_process import Decoder, DecodeSettings
 from tests.jobs.archive import encode, picture
 from tests.jobs.poison import ORDERS, obedient_decoders, poisoned, slow
 
@@ -112,7 +112,8 @@ def test_memory_that_others_left_is_no_images_fault(decoder: Decoder, monkeypatc
 
 
 def test_a_process_that_does_not_start_is_no_images_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sitecustomize.py").write_text("import os, sys\nif 'jobs.decode_child' in sys.orig_argv: os._exit(3)\n")
+    die = "import os, sys\nif 'jobs.workers.decode_child' in sys.orig_argv: os._exit(3)\n"
+    (tmp_path / "sitecustomize.py").write_text(die)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(decode_process, "_FIRST_PAUSE", 0.0)
     with pytest.raises(UnfinishedError, match="does not start: its process ended with exit code 3"):
@@ -124,7 +125,8 @@ def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
     site = obedient_decoders(tmp_path / "site")
     (tmp_path / "poison.jpg").write_bytes(poisoned("sleep"))
     program = (
-        "import sys; from jobs.decode_process import *; from captioning.data.preprocess import PreprocessSettings\n"
+        "import sys; from jobs.workers.decode_process import *\n"
+        "from captioning.data.preprocess import PreprocessSettings\n"
         "decoder = Decoder(PreprocessSettings(size=16), DecodeSettings())\n"
         f"decoder.decode({GOOD!r}); print(decoder._child.pid, flush=True)\n"
         "decoder.decode(open(sys.argv[1], 'rb').read())"

@@ -7,14 +7,14 @@ import pytest
 from typer.testing import CliRunner
 
 from captioning.storage import StorageSettings
-from jobs import doctor_checks, doctor_machine, doctor_packages, doctor_storage
 from jobs.__main__ import app
-from jobs.doctor_child import Child
+from jobs.diagnosis import all_checks, machine_checks, package_checks, storage_checks
+from jobs.diagnosis.child import Child
 from jobs.gpus import Gpu, parse_gpu
 from tests.jobs.archive import write_photos
 
 
-def only(findings) -> doctor_checks.Finding:
+def only(findings) -> all_checks.Finding:
     [finding] = findings
     return finding
 
@@ -36,7 +36,7 @@ def test_all_is_well_here_and_a_missing_input_is_not(tmp_path: Path, tiny_captio
 
 
 def test_a_captioner_that_is_not_there_is_told_with_what_to_do() -> None:
-    child = Child("jobs.doctor_torch", {"model": "no-such-captioner", "settings": {}})
+    child = Child("jobs.diagnosis.torch_checks", {"model": "no-such-captioner", "settings": {}})
     found = list(child.findings(("torch", "torchvision", "cuda", "captioner"), seconds=120))
     child.end()
     assert found[-1].state == "fail"
@@ -62,20 +62,20 @@ def test_a_check_that_fails_stops_no_other() -> None:
         raise ZeroDivisionError("oh")
         yield
 
-    assert "ZeroDivisionError" in only(doctor_checks._guarded("disk", broken)).text
+    assert "ZeroDivisionError" in only(all_checks._guarded("disk", broken)).text
 
 
 def test_bounds_of_a_container_are_seen(tmp_path: Path) -> None:
     (tmp_path / "cpu.max").write_text("50000 100000\n")
     (tmp_path / "memory.max").write_text(str(2**29))
-    cores = only(doctor_machine.cores(tmp_path))
+    cores = only(machine_checks.cores(tmp_path))
     assert (cores.state, "0.5" in cores.text, "runtime.actors=1" in cores.todo) == ("warn", True, True)
-    memory = only(doctor_machine.memory(tmp_path))
+    memory = only(machine_checks.memory(tmp_path))
     assert (memory.state, "0.5 GiB" in memory.text) == ("fail", True)
     (tmp_path / "cpu.max").write_text("max 100000\n")
     (tmp_path / "memory.max").write_text("max\n")
-    assert doctor_machine.cpu_quota(tmp_path) is None
-    assert doctor_machine.memory_limit(tmp_path) is None
+    assert machine_checks.cpu_quota(tmp_path) is None
+    assert machine_checks.memory_limit(tmp_path) is None
 
 
 def test_packages_that_are_missing_or_old_are_named(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_packages_that_are_missing_or_old_are_named(tmp_path: Path) -> None:
         '[project]\ndependencies = ["numpy>=1.26", "no-such-package>=1", "pillow>=999"]\n'
         '[project.optional-dependencies]\nrunner = ["rich>=13"]\n'
     )
-    found = only(doctor_packages.packages(tmp_path))
+    found = only(package_checks.packages(tmp_path))
     assert found.state == "fail"
     assert "missing: no-such-package" in found.text
     assert "is older than 999" in found.text
@@ -94,11 +94,11 @@ def test_gpus_are_read_from_their_driver(monkeypatch: pytest.MonkeyPatch) -> Non
     full = parse_gpu("0, NVIDIA H100, 80GB HBM3, 570.10, 81559, 80000, 97")
     assert full == Gpu(0, "NVIDIA H100, 80GB HBM3", "570.10", 81559, 80000, 97)
     assert parse_gpu("1, Tesla, 535, 16000, 10, [N/A]").busy is None
-    monkeypatch.setattr(doctor_machine, "read_gpus", lambda: [full])
+    monkeypatch.setattr(machine_checks, "read_gpus", lambda: [full])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert "less than 2 GiB" in only(doctor_machine.gpu()).text
+    assert "less than 2 GiB" in only(machine_checks.gpu()).text
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert "hidden" in only(doctor_machine.gpu()).text
+    assert "hidden" in only(machine_checks.gpu()).text
 
 
 def test_a_driver_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def test_a_driver_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     program.write_text("#!/bin/sh\necho Driver/library version mismatch\nexit 18\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    found = only(doctor_machine.gpu())
+    found = only(machine_checks.gpu())
     assert found.state == "fail"
     assert "mismatch" in found.text
     assert "driver" in found.todo
@@ -115,15 +115,15 @@ def test_a_driver_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_credentials_are_named_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLEEXAMPLE00")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secretsecretsecret")
-    said = doctor_storage.credentials("s3://bucket/photos", StorageSettings())
+    said = storage_checks.credentials("s3://bucket/photos", StorageSettings())
     assert said == "; credentials from variables of the environment"
-    assert doctor_storage.credentials("/photos", StorageSettings()) == ""
-    anonymous = doctor_storage.credentials("s3://bucket", StorageSettings(anonymous=True))
+    assert storage_checks.credentials("/photos", StorageSettings()) == ""
+    anonymous = storage_checks.credentials("s3://bucket", StorageSettings(anonymous=True))
     assert "anonymous" in anonymous
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    found = only(doctor_storage.check_output(str(tmp_path / "file" / "below"), StorageSettings()))
+    found = only(storage_checks.check_output(str(tmp_path / "file" / "below"), StorageSettings()))
     assert found.state == "fail"
     assert str(tmp_path) in found.text

@@ -47,11 +47,13 @@ def drivers() -> set[str]:
     """The verbs' modules, those that do their work in the driver's process, and what decodes images."""
     verbs = {f"jobs.{verb}" for verb in VERBS}
     work = {name for verb in verbs for name in imports_of(verb) if name.startswith("jobs.")}
-    return verbs | work | {"jobs.run_driver", "jobs.pipeline", "jobs.caption_redo", "jobs.decode_child"}
+    beside = {"jobs.driving.driver", "jobs.driving.redo", "jobs.runners.pipeline", "jobs.workers.decode_child"}
+    return verbs | work | beside
 
 
 def test_what_drivers_import_is_light() -> None:
-    assert {"jobs.caption_run", "jobs.retry_run", "jobs.plan_run", "jobs.report_run"} <= drivers()
+    runs = {"jobs.driving.caption_run", "jobs.driving.retry_run", "jobs.planning.run", "jobs.reporting.run"}
+    assert runs <= drivers()
     modules = sorted(drivers().union(*map(imports_of, drivers())))
     done = run_python("import importlib\nfor name in sys.argv[1:]: importlib.import_module(name)", *modules)
     assert done.returncode == 0, done.stderr

@@ -14,13 +14,13 @@ from captioning.run.index import write_segment
 from captioning.run.layout import RunLayout
 from captioning.run.sources import open_sources
 from captioning.storage import Location, StorageSettings
-from jobs import isolate
-from jobs.attempts import Attempts
-from jobs.caption_shard import CaptionShard
-from jobs.child_process import ChildProcess
-from jobs.decode_shard import decode_entries, pixels_of
-from jobs.isolate import Isolation
-from jobs.micro_batches import MicroBatches, is_out_of_memory
+from jobs.workers import isolate
+from jobs.workers.attempts import Attempts
+from jobs.workers.caption_shard import CaptionShard
+from jobs.workers.child_process import ChildProcess
+from jobs.workers.decode_shard import decode_entries, pixels_of
+from jobs.workers.isolate import Isolation
+from jobs.workers.micro_batches import MicroBatches, is_out_of_memory
 from tests.jobs.archive import write_photos
 from tests.jobs.captioners import Moody, pictures
 
@@ -115,7 +115,10 @@ def test_a_captioner_that_cannot_be_loaded_ends_the_run() -> None:
 
 
 def begin_and_die(attempts: Attempts, key: str) -> None:
-    program = f"import os; from jobs.attempts import Attempts; Attempts({attempts.token!r}).begin({key!r}); os._exit(9)"
+    program = (
+        "import os; from jobs.workers.attempts import Attempts; "
+        f"Attempts({attempts.token!r}).begin({key!r}); os._exit(9)"
+    )
     subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).resolve().parents[2], check=False)
 
 
@@ -167,7 +170,7 @@ def test_a_captioner_whose_process_ends_while_it_loads_is_one_error(tmp_path: Pa
 
 def test_a_call_that_hangs_ends_the_process() -> None:
     program = (
-        "from jobs.micro_batches import MicroBatches; from tests.jobs.captioners import Moody, pictures\n"
+        "from jobs.workers.micro_batches import MicroBatches; from tests.jobs.captioners import Moody, pictures\n"
         "MicroBatches(Moody(hanging=[1]), 4, 0.5).caption(pictures(3))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).resolve().parents[2], check=False)

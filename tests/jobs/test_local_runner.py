@@ -18,12 +18,12 @@ from captioning.run.layout import RunLayout
 from captioning.run.sources import Entry, open_sources
 from captioning.run.table import staged_shards
 from captioning.storage import Location, StorageSettings
-from jobs import runner
 from jobs.caption_settings import RuntimeSettings
-from jobs.local_runner import LocalRunner
-from jobs.pools import plan_pools
-from jobs.runner import FEW_IMAGES, stays_here
-from jobs.work import ShardResult, Work, describe_error, error_of
+from jobs.runners import choice
+from jobs.runners.choice import FEW_IMAGES, stays_here
+from jobs.runners.local import LocalRunner
+from jobs.runners.pools import plan_pools
+from jobs.runners.work import ShardResult, Work, describe_error, error_of
 from tests.jobs.archive import assert_same_table, read_rows, write_odd_files, write_photos
 from tests.jobs.captioners import Moody
 from tests.jobs.test_caption import Broken, Deadly
@@ -145,8 +145,8 @@ def test_a_bug_in_a_worker_is_no_users_error() -> None:
 
 
 def test_small_jobs_stay_here_unless_there_is_a_cluster_or_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "_has_gpu", lambda: False)
-    monkeypatch.setattr(runner, "_has_ray", lambda: False)
+    monkeypatch.setattr(choice, "_has_gpu", lambda: False)
+    monkeypatch.setattr(choice, "_has_ray", lambda: False)
     auto = RuntimeSettings()
     assert stays_here(auto, FEW_IMAGES)
     assert not stays_here(auto, FEW_IMAGES + 1)
@@ -157,11 +157,11 @@ def test_small_jobs_stay_here_unless_there_is_a_cluster_or_a_gpu(monkeypatch: py
     assert not stays_here(RuntimeSettings(gpus_per_actor=0.5), 1)
     with pytest.raises(SettingsError, match=r"runtime\.runner is local"):
         stays_here(RuntimeSettings(runner="local", device="cuda"), 1)
-    monkeypatch.setattr(runner, "_has_gpu", lambda: True)
+    monkeypatch.setattr(choice, "_has_gpu", lambda: True)
     assert not stays_here(auto, 1)
     assert stays_here(RuntimeSettings(device="cpu"), 1)
-    monkeypatch.setattr(runner, "_has_ray", lambda: True)
+    monkeypatch.setattr(choice, "_has_ray", lambda: True)
     assert not stays_here(RuntimeSettings(device="cpu"), 1)
-    monkeypatch.setattr(runner, "_has_ray", lambda: False)
+    monkeypatch.setattr(choice, "_has_ray", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert not stays_here(RuntimeSettings(device="cpu"), 1)

@@ -16,11 +16,11 @@ from captioning.run.layout import RunLayout
 from captioning.run.sources import open_sources
 from captioning.storage import Location, StorageSettings
 from jobs.caption_settings import RuntimeSettings
-from jobs.metrics import COUNTERS, GAUGES
-from jobs.observe import RayObserver, node_loads
-from jobs.pipeline import caption_shards, cluster_nodes
-from jobs.pools import plan_pools
-from jobs.work import ShardResult, Work
+from jobs.runners.metrics import COUNTERS, GAUGES
+from jobs.runners.observe import RayObserver, node_loads
+from jobs.runners.pipeline import caption_shards, cluster_nodes
+from jobs.runners.pools import plan_pools
+from jobs.runners.work import ShardResult, Work
 from tests.jobs.archive import write_photos
 from tests.jobs.captioners import Moody
 

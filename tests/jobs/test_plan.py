@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from captioning.run.segment import entries_to_table
 from captioning.run.sources import Entry
 from jobs.__main__ import app
-from jobs.plan_sample import draw
+from jobs.planning.sample import draw
 from tests.jobs.archive import encode, picture, write_photos
 
 

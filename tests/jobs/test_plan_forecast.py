@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from jobs.plan_forecast import Mark, Resources, advise, cost, enough, sample_shard_size, shares, steady
+from jobs.planning.forecast import Mark, Resources, advise, cost, enough, sample_shard_size, shares, steady
 
 
 def made(

@@ -17,10 +17,10 @@ from captioning.run.sources import open_sources
 from captioning.run.table import staged_shards
 from captioning.storage import Location, StorageSettings
 from jobs.caption_settings import RuntimeSettings
-from jobs.decode_shard import decode_entries, pixels_of
-from jobs.pipeline import caption_shards, cluster_nodes
-from jobs.pools import plan_pools
-from jobs.work import Work
+from jobs.runners.pipeline import caption_shards, cluster_nodes
+from jobs.runners.pools import plan_pools
+from jobs.runners.work import Work
+from jobs.workers.decode_shard import decode_entries, pixels_of
 from tests.jobs.archive import read_rows, write_photos
 from tests.jobs.captioners import Moody
 from tests.jobs.poison import ORDERS, obedient_decoders, poisoned

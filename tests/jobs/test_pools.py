@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from captioning.errors import SettingsError
 from jobs.caption_settings import RuntimeSettings
-from jobs.pools import Node, Pools, plan_pools
+from jobs.runners.pools import Node, Pools, plan_pools
 
 AUTO = RuntimeSettings()
 

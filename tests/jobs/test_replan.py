@@ -3,8 +3,8 @@
 import dataclasses
 
 from jobs.caption_settings import RuntimeSettings
-from jobs.pools import Node, Pools, plan_pools
-from jobs.replan import Replan
+from jobs.runners.pools import Node, Pools, plan_pools
+from jobs.runners.replan import Replan
 
 
 def pools(actors: int) -> Pools:

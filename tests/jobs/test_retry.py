@@ -13,8 +13,8 @@ from captioning.run.hold import Hold
 from captioning.run.layout import RunLayout
 from captioning.storage import Location
 from jobs.__main__ import app
-from jobs.pools import Pools
-from jobs.work import ShardResult, Work
+from jobs.runners.pools import Pools
+from jobs.runners.work import ShardResult, Work
 from tests.jobs.archive import encode, picture, read_rows, write_odd_files, write_photos
 from tests.jobs.in_process import in_process, run_in_process, run_with
 from tests.tiny import save_tiny_captioner

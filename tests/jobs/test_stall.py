@@ -1,8 +1,8 @@
 """What is said of a run that makes no progress, and when."""
 
 from jobs.caption_settings import RuntimeSettings
-from jobs.pools import Node, plan_pools
-from jobs.stall import NodeLoad, StallWatch, explain
+from jobs.runners.pools import Node, plan_pools
+from jobs.runners.stall import NodeLoad, StallWatch, explain
 
 POOLS = plan_pools(RuntimeSettings(), [Node(8, 2), Node(8)], shards=100)
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from jobs.train_network import interface_of
+from jobs.training.network import interface_of
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from captioning.data.shards import ShardSet, iterate_shard
 from captioning.storage import Location
-from jobs.train_charts import Series, curves, nice_ticks, thinned
-from jobs.train_page import TrainPage
+from jobs.training.charts import Series, curves, nice_ticks, thinned
+from jobs.training.page import TrainPage
 from tests.tiny import write_tiny_shards
 
 

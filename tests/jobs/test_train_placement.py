@@ -6,8 +6,8 @@ import pytest
 
 from captioning.errors import SettingsError
 from captioning.training.settings import TrainSettings
-from jobs.pools import Node
-from jobs.train_placement import place_workers
+from jobs.runners.pools import Node
+from jobs.training.placement import place_workers
 
 
 def settings(**chosen: object) -> TrainSettings:

@@ -11,7 +11,7 @@ from captioning.captioner_info import inspect_captioner
 from captioning.data.image_headers import has_zero_tail
 from captioning.data.images import MAX_PIXELS
 from jobs.__main__ import app
-from jobs.decode_process import DecodeSettings, decoder_of
+from jobs.workers.decode_process import DecodeSettings, decoder_of
 from tests.jobs.archive import read_rows
 from tests.jobs.test_caption_run import without_ray  # noqa: F401 - a fixture
 from tests.jobs.zoo import formats, readable, zoo

@@ -56,9 +56,9 @@ def start_over_soon(module: Any) -> None:
 
 
 CHANGES: dict[str, Callable[[Any], None]] = {
-    "jobs.caption_shard": slow_shards,
+    "jobs.workers.caption_shard": slow_shards,
     "captioning.training.loop": slow_steps,
-    "jobs.replan": start_over_soon,
+    "jobs.runners.replan": start_over_soon,
 }
 
 

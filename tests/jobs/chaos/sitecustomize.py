@@ -62,7 +62,7 @@ def find(target: str) -> int | None:
         return driver
     if target == "raylet":
         return raylets[0] if raylets else None
-    local = [pid for pid in children(driver) if "jobs.shard_worker" in title(pid)]
+    local = [pid for pid in children(driver) if "jobs.runners.shard_worker" in title(pid)]
     if local:
         found = local if target == "worker" else [pid for worker in local for pid in children(worker)]
         return found[0] if found else None

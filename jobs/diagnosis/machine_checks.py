@@ -1,0 +1,184 @@
+"""What `doctor` sees of this machine: Python, cores, memory, disks, GPUs; what a container is allowed of them.
+
+Knows the operating system, and nothing of packages, Ray or storage.
+"""
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from captioning.storage import Location
+from jobs.diagnosis.all_checks import Finding
+from jobs.gpus import GpuDriverError, read_gpus
+from jobs.runners.local import usable_cores
+
+_GIB = 2**30
+_OLDEST = (3, 11)
+#: A captioner on a CPU and what decodes for it, in bytes.
+_MEMORY_A_CORE = 1.0 * _GIB
+#: Free bytes of a disk: below the one work stops soon, below the other it is worth a look.
+_LEAST_DISK, _LITTLE_DISK = 0.5 * _GIB, 5 * _GIB
+#: Beyond this share in use Ray writes nothing to a disk.
+_RAY_FULL = 0.95
+_LITTLE_SHARED = 1 * _GIB
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def python() -> Iterator[Finding]:
+    """The interpreter."""
+    text = f"{platform.python_version()} ({sys.executable}), {platform.system()} {platform.machine()}"
+    if sys.version_info < _OLDEST:
+        yield Finding("python", "fail", text, "Use Python 3.11 or newer: make setup PYTHON=python3.11 VENV=.venv-311")
+    elif sys.prefix == sys.base_prefix and not Path("/.dockerenv").exists():
+        todo = "If packages clash, `make setup` makes an environment of its own; then use .venv/bin/python."
+        yield Finding("python", "ok", text + ", in no virtual environment", todo)
+    else:
+        yield Finding("python", "ok", text)
+
+
+def cores(cgroup: Path = _CGROUP) -> Iterator[Finding]:
+    """The cores that processes may use, and how many threads each is told to start."""
+    usable, allowed = usable_cores(), cpu_quota(cgroup)
+    threads = os.environ.get("OMP_NUM_THREADS")
+    text = f"{usable} of {os.cpu_count()} usable" + (f", OMP_NUM_THREADS={threads}" if threads else "")
+    if allowed is not None and allowed < usable * 0.99:
+        yield Finding(
+            "cores",
+            "warn",
+            f"{text}; but this container is allowed the time of {allowed:g}",
+            f"Give the container more, or start as many captioners: --set runtime.actors={max(1, int(allowed))}",
+        )
+    elif threads is not None and threads.isdigit() and int(threads) > usable:
+        todo = f"Too many threads slow one another down: unset OMP_NUM_THREADS, or set it to {usable} or less."
+        yield Finding("cores", "warn", text, todo)
+    else:
+        yield Finding("cores", "ok", text)
+
+
+def cpu_quota(cgroup: Path = _CGROUP) -> float | None:
+    """The cores' worth of time that this process's container has; None for no bound. Reads cgroup v2 and v1."""
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    return float(quota) / float(period) if quota.isdigit() and float(period) else None
+
+
+def memory(cgroup: Path = _CGROUP) -> Iterator[Finding]:
+    """The memory that there is, and what a container is allowed."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    allowed = memory_limit(cgroup)
+    size = there if allowed is None else min(there, allowed)
+    text = f"{size / _GIB:.1f} GiB" + (f" allowed of {there / _GIB:.1f} GiB" if size < there else "")
+    if size < _MEMORY_A_CORE * usable_cores():
+        fit = max(1, int(size / _MEMORY_A_CORE) - 1)
+        yield Finding(
+            "memory",
+            "warn" if size > _GIB else "fail",
+            f"{text} for {usable_cores()} cores",
+            f"A captioner takes about 1 GiB: start fewer with --set runtime.actors={fit}, or give the machine more.",
+        )
+    else:
+        yield Finding("memory", "ok", text)
+
+
+def memory_limit(cgroup: Path = _CGROUP) -> int | None:
+    """The bytes of memory that this process's container has; None for no bound."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            return int((cgroup / name).read_text())
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def disks(output: str | None) -> Iterator[Finding]:
+    """Free space where a run, temporary files and Ray's own are written."""
+    temporary = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    places = {"temporary files": temporary}
+    root = Location.parse(output) if output is not None else None
+    if root is None:
+        places = {"this folder": Path.cwd(), **places}
+    elif root.is_local:
+        places = {"OUTPUT": _existing(root.local_path), **places}
+    for name, path in places.items():
+        usage = shutil.disk_usage(path)
+        text = f"{usage.free / _GIB:,.1f} GiB free for {name} ({path})"
+        full = usage.used / usage.total > _RAY_FULL if usage.total else False
+        if usage.free < _LEAST_DISK:
+            yield Finding("disk", "fail", text, f"Make room on the disk of {path}, or choose another place.")
+        elif full and path == temporary:
+            todo = "Ray writes nothing to a disk that is 95% full: make room, or set RAY_TMPDIR to a folder elsewhere."
+            yield Finding("disk", "warn", text, todo)
+        elif usage.free < _LITTLE_DISK:
+            todo = "Enough to begin with; `python -m jobs plan INPUT` tells what a run will take."
+            yield Finding("disk", "warn", text, todo)
+        else:
+            yield Finding("disk", "ok", text)
+
+
+def _existing(path: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    while not path.is_dir() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def shared_memory(folder: Path = Path("/dev/shm")) -> Iterator[Finding]:
+    """Shared memory, in which Ray hands decoded images from process to process."""
+    if not folder.is_dir():
+        yield Finding("/dev/shm", "ok", "none on this system, and none needed")
+        return
+    usage = shutil.disk_usage(folder)
+    text = f"{usage.free / _GIB:.2f} of {usage.total / _GIB:.2f} GiB free"
+    if usage.free < _LITTLE_SHARED:
+        yield Finding(
+            "/dev/shm",
+            "warn",
+            text,
+            "Ray uses files instead, which is slower. Start a container with --shm-size=2g (Kubernetes: an emptyDir of "
+            "medium Memory at /dev/shm).",
+        )
+    else:
+        yield Finding("/dev/shm", "ok", text)
+
+
+def gpu() -> Iterator[Finding]:
+    """GPUs, as their driver tells of them; whether PyTorch can use them is told later."""
+    try:
+        gpus = read_gpus()
+    except (GpuDriverError, ValueError) as error:
+        yield Finding(
+            "gpu",
+            "fail",
+            f"nvidia-smi is there but fails: {error}",
+            "Install or reload the NVIDIA driver, or start the container with --gpus all. To caption on CPUs all the "
+            "same: --set runtime.device=cpu",
+        )
+        return
+    if not gpus:
+        yield Finding("gpu", "ok", "none: captions are made on CPUs")
+        return
+    names: dict[str, int] = {}
+    for each in gpus:
+        about = f"{each.name} with {each.memory / 1024:.0f} GiB"
+        names[about] = names.get(about, 0) + 1
+    text = ", ".join(f"{count} × {name}" for name, count in names.items()) + f", driver {gpus[0].driver}"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    crowded = [each for each in gpus if each.memory and each.memory - each.memory_used < 2048]
+    if hidden in ("", "-1"):
+        yield Finding("gpu", "warn", f"{text}, hidden by CUDA_VISIBLE_DEVICES={hidden!r}", "Unset it to use them.")
+    elif crowded:
+        taken = ", ".join(str(each.index) for each in crowded)
+        todo = "Other programs fill them (see nvidia-smi): end those, or choose others with CUDA_VISIBLE_DEVICES."
+        yield Finding("gpu", "warn", f"{text}; less than 2 GiB free on GPU {taken}", todo)
+    else:
+        yield Finding("gpu", "ok", text)

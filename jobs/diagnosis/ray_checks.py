@@ -1,0 +1,134 @@
+"""What `doctor` sees of Ray, in a process of its own: `python -m jobs.diagnosis.ray_checks`.
+
+Without RAY_ADDRESS a Ray is started here and asked for one task. With it, that cluster is joined, and
+each of its nodes is asked for its versions and whether it finds the packages that a job needs.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from jobs.diagnosis.all_checks import Finding
+from jobs.diagnosis.child import begin
+
+#: Nodes that are asked, and seconds that they have for an answer.
+_ASKED = 16
+_ANSWER_SECONDS = 60.0
+#: Packages of which every node should have what this machine has.
+_SAME = ("torch", "captioning", "pyarrow", "transformers")
+
+
+def main() -> int:
+    """Look."""
+    _, tell = begin()
+    began = time.monotonic()
+    try:
+        import ray
+    except Exception as error:
+        text = f"Ray cannot be imported: {type(error).__name__}: {error}"
+        tell(Finding("ray", "fail", text, "Install it: pip install -c constraints.txt -e '.[runner]'"))
+        return 0
+    address = os.environ.get("RAY_ADDRESS")
+    from captioning.errors import UnfinishedError
+    from jobs.ray_session import join_cluster, start_local
+
+    if address and address.startswith(("http://", "https://")):
+        text = f"RAY_ADDRESS={address} is the address of a dashboard, to which jobs are submitted"
+        todo = "Use `python -m cluster submit --address` for it; RAY_ADDRESS here is HOST:6379, or auto on a node."
+        tell(Finding("ray", "fail", text, todo))
+        return 0
+    try:
+        if address:
+            join_cluster(address)
+        else:
+            start_local(num_cpus=1)
+        doubled = ray.get(ray.remote(num_cpus=0.5)(lambda number: 2 * number).remote(21), timeout=_ANSWER_SECONDS)
+        assert doubled == 42
+    except UnfinishedError as error:
+        tell(Finding("ray", "fail", str(error)))
+        return 0
+    except Exception as error:
+        todo = (
+            "See `ray status` on the cluster: is there a free CPU?"
+            if address
+            else "Is the machine very busy? Try again."
+        )
+        tell(Finding("ray", "fail", f"Ray {ray.__version__} runs no task: {type(error).__name__}: {error}", todo))
+        return 0
+    seconds = time.monotonic() - began
+    if not address:
+        tell(Finding("ray", "ok", f"{ray.__version__} starts here and runs a task ({seconds:.1f} s in all)"))
+    else:
+        have = ray.cluster_resources()
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        there = f"{len(nodes)} nodes, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
+        text = f"{ray.__version__} joins {address}: {there}"
+        tell(Finding("ray", "ok", f"{text} ({seconds:.1f} s)"))
+        for finding in _nodes(nodes):
+            tell(finding)
+    ray.shutdown()
+    return 0
+
+
+def _nodes(nodes: list[dict[str, Any]]) -> list[Finding]:
+    """What the nodes say of themselves, against this machine."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = _look()
+    here = look(_SAME)
+    asked = {}
+    for node in nodes[:_ASKED]:
+        if not node["Resources"].get("CPU"):
+            continue  # a head that is kept free of work
+        place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        task = ray.remote(num_cpus=0.1, max_retries=0)(look)
+        asked[task.options(scheduling_strategy=place).remote(_SAME)] = node["NodeManagerAddress"]
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
+    silent = [asked[reference] for reference in late]
+    lacking, other = [], []
+    for reference in ready:
+        try:
+            there = ray.get(reference)
+        except Exception as error:
+            silent.append(f"{asked[reference]} ({type(error).__name__})")
+            continue
+        lacking += [f"{asked[reference]}: {name}" for name in ("jobs", "captioning") if not there["finds"][name]]
+        for name, version in here["versions"].items():
+            if there["versions"][name] not in (version, None) or (there["versions"][name] is None and name == "torch"):
+                other.append(f"{asked[reference]}: {name} {there['versions'][name]} (here {version})")
+    found = []
+    if silent:
+        todo = "See `ray status`: are these nodes busy, or gone?"
+        found.append(Finding("nodes", "warn", f"no answer from {', '.join(silent)}", todo))
+    if lacking:
+        text = f"packages of this repository are not found on {', '.join(lacking)}"
+        todo = "Submit the job with `python -m cluster submit`, which brings them along, or use the container image."
+        found.append(Finding("nodes", "fail", text, todo))
+    if other:
+        todo = "Install the same versions everywhere: pip install -c constraints.txt -e '.[runner]', or one image."
+        found.append(Finding("nodes", "warn", f"other versions on {'; '.join(other)}", todo))
+    return found or [Finding("nodes", "ok", f"{len(ready)} asked: versions as here, packages found")]
+
+
+def _look() -> Callable[[tuple[str, ...]], dict[str, Any]]:
+    """What a node runs. Made here, it travels whole: a node may lack this module."""
+
+    def look(names: tuple[str, ...]) -> dict[str, Any]:
+        from importlib import metadata, util
+
+        versions: dict[str, str | None] = {}
+        for name in names:
+            try:
+                versions[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                versions[name] = None
+        return {"versions": versions, "finds": {n: util.find_spec(n) is not None for n in ("jobs", "captioning")}}
+
+    return look
+
+
+if __name__ == "__main__":
+    sys.exit(main())

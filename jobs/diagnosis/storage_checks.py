@@ -1,0 +1,127 @@
+"""What `doctor` sees of storage: can an archive be listed and read, can a run be written, whose credentials are these.
+
+Where credentials come from is told, never what they are. Knows nothing of what is done with images.
+"""
+
+import itertools
+import os
+import secrets
+import time
+from collections.abc import Iterator
+
+from captioning.errors import CaptioningError, StorageError
+from captioning.retry import HURRIED, patience
+from captioning.run.fetch import fetch
+from captioning.run.sources import Entry, open_sources
+from captioning.storage import Location, StorageSettings
+from jobs.diagnosis.all_checks import Finding
+
+#: Images that are listed, and seconds that it may take.
+_LISTED = 1000
+_SECONDS = 10.0
+
+
+def check_input(text: str, storage: StorageSettings) -> Iterator[Finding]:
+    """Whether an INPUT can be listed, and its first image read."""
+    where = credentials(text, storage)
+    began = time.monotonic()
+    try:
+        with patience(HURRIED):
+            [source] = open_sources([text], storage)
+            entries: list[Entry] = []
+            for entry in itertools.islice(source.entries(), _LISTED):
+                entries.append(entry)
+                if time.monotonic() - began > _SECONDS:
+                    break
+            listed = time.monotonic() - began
+            if not entries:
+                todo = "Name a folder, a tar, a table or a list that has images."
+                yield Finding("input", "fail", f"{text} can be listed, but there is no image in it{where}", todo)
+                return
+            began = time.monotonic()
+            size = len(fetch(entries[0], storage))
+    except CaptioningError as error:
+        yield Finding("input", "fail", f"{text}: {error}{where}", _todo(error, text, reading=True))
+        return
+    number = f"{len(entries):,}" + (" and more" if len(entries) == _LISTED else "")
+    yield Finding(
+        "input",
+        "ok",
+        f"{text}: {number} images listed in {listed:.1f} s, the first ({size / 1e6:.2f} MB) read in "
+        f"{time.monotonic() - began:.2f} s{where}",
+    )
+
+
+def check_output(text: str, storage: StorageSettings) -> Iterator[Finding]:
+    """Whether an OUTPUT can be written to, read from, listed and tidied up: with a small file that is deleted again."""
+    where = credentials(text, storage)
+    began = time.monotonic()
+    try:
+        with patience(HURRIED):
+            root = Location.parse(text, storage)
+            root.check_writable()
+            if not root.is_local:
+                # Locally that was all; in an object store each of these is a permission of its own.
+                name = f".captioning-doctor-{secrets.token_hex(6)}"
+                probe, content = root / name, name.encode()
+                probe.write_bytes(content)
+                try:
+                    same = probe.read_bytes() == content and name in root.names()
+                finally:
+                    probe.delete()
+                if not same:
+                    todo = "Captioning needs a store that shows what was written at once."
+                    yield Finding("output", "fail", f"{text}: what was written there was not found again", todo)
+                    return
+    except CaptioningError as error:
+        yield Finding("output", "fail", f"{text}: {error}{where}", _todo(error, text, reading=False))
+        return
+    yield Finding("output", "ok", f"{text} can be written to ({time.monotonic() - began:.1f} s){where}")
+
+
+def credentials(text: str, storage: StorageSettings) -> str:
+    """Where the credentials for a URI come from, as the end of a sentence; nothing for what needs none."""
+    if not text.partition("=")[2].startswith("s3://") and not text.startswith(("s3://", "s3a://")):
+        return ""
+    if storage.anonymous:
+        return "; without credentials (storage.anonymous)"
+    try:
+        from botocore.session import Session
+
+        session = Session(profile=storage.profile)
+        found = session.get_credentials()
+    except Exception as error:  # botocore raises many kinds
+        return f"; credentials could not be found: {type(error).__name__}: {error}"
+    if found is None:
+        return "; no credentials were found"
+    of = {
+        "env": "variables of the environment",
+        "shared-credentials-file": "the shared credentials file",
+        "config-file": "the AWS config file",
+        "iam-role": "the machine's IAM role",
+        "container-role": "the container's role",
+        "assume-role": "an assumed role",
+        "assume-role-with-web-identity": "the pod's web identity",
+        "sso": "AWS SSO",
+    }.get(str(found.method), str(found.method))
+    profile = storage.profile or os.environ.get("AWS_PROFILE")
+    return f"; credentials from {of}" + (f", profile {profile}" if profile else "")
+
+
+def _todo(error: CaptioningError, text: str, *, reading: bool) -> str:
+    kind = error.error_class if isinstance(error, StorageError) else ""
+    if kind in ("forbidden", "credentials") and "s3://" in text:
+        rights = (
+            "s3:ListBucket and s3:GetObject"
+            if reading
+            else "s3:ListBucket, s3:GetObject, s3:PutObject, s3:DeleteObject"
+        )
+        return (
+            f"Give these credentials {rights} there, or others: AWS_PROFILE, or --set storage.profile=NAME; for a "
+            "public bucket --set storage.anonymous=true."
+        )
+    if kind in ("network", "timeout"):
+        return "See whether the address can be reached from here; another store than AWS: --set storage.endpoint=URL."
+    if kind in ("forbidden",):
+        return "Give yourself the right to it, or choose another place."
+    return ""

@@ -1,0 +1,153 @@
+"""What `doctor` sees of PyTorch and the captioner, in a process of its own: `python -m jobs.diagnosis.torch_checks`.
+
+A pair of torch and torchvision that do not belong together, a GPU that cannot compute, a checkpoint
+that does not load: each is told with what to do.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from jobs.diagnosis.all_checks import Finding
+from jobs.diagnosis.child import begin
+
+_SIDE = 320
+
+
+def main() -> int:
+    """Look at one after the other; what builds on something broken is left out."""
+    given, tell = begin()
+    if not _torch(tell):
+        return 0
+    _torchvision(tell)
+    _cuda(tell)
+    _captioner(given, tell)
+    return 0
+
+
+def _torch(tell: Callable[[Finding], None]) -> bool:
+    began = time.monotonic()
+    try:
+        import torch
+    except Exception as error:
+        text = f"PyTorch cannot be imported: {type(error).__name__}: {error}"
+        tell(
+            Finding(
+                "torch",
+                "fail",
+                text,
+                "Install it anew: pip install --force-reinstall -c constraints.txt torch torchvision",
+            )
+        )
+        return False
+    capability = torch.backends.cpu.get_cpu_capability()
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs"
+    text = f"{torch.__version__}, built for {built}; this CPU: {capability}, {torch.get_num_threads()} threads"
+    tell(Finding("torch", "ok", f"{text} ({time.monotonic() - began:.1f} s to import)"))
+    return True
+
+
+def _torchvision(tell: Callable[[Finding], None]) -> None:
+    import torch
+
+    try:
+        import torchvision
+        from torchvision.ops import nms
+
+        # Its own operators are there only if it was built for this torch.
+        nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
+    except Exception as error:
+        tell(
+            Finding(
+                "torchvision",
+                "fail",
+                f"torchvision does not go with torch {torch.__version__}: {type(error).__name__}: {error}",
+                "Install the two together, from one place: pip install -c constraints.txt torch torchvision",
+            )
+        )
+        return
+    tell(Finding("torchvision", "ok", f"{torchvision.__version__}, goes with torch"))
+
+
+def _cuda(tell: Callable[[Finding], None]) -> None:
+    import torch
+
+    from jobs.gpus import GpuDriverError, read_gpus
+
+    try:
+        there = bool(read_gpus())
+    except (GpuDriverError, ValueError):
+        there = True
+    if not torch.cuda.is_available():
+        if there:
+            todo = (
+                "Install a torch that is built for your driver's CUDA (pytorch.org says which), or caption on CPUs: "
+                "--set runtime.device=cpu"
+            )
+            tell(Finding("cuda", "fail", "There is a GPU, and PyTorch cannot use it", todo))
+        return
+    told = []
+    for number in range(torch.cuda.device_count()):
+        try:
+            device = torch.device("cuda", number)
+            square = torch.ones(64, 64, device=device)
+            right = float((square @ square).sum()) == 64.0**3
+            free, whole = torch.cuda.mem_get_info(device)
+        except Exception as error:
+            todo = "See nvidia-smi for what else uses it, or leave it out with CUDA_VISIBLE_DEVICES."
+            tell(Finding("cuda", "fail", f"GPU {number} does not compute: {error}", todo))
+            return
+        if not right:
+            tell(Finding("cuda", "fail", f"GPU {number} computes wrongly", "Leave it out with CUDA_VISIBLE_DEVICES."))
+            return
+        told.append(f"GPU {number}: {free / 2**30:.1f} of {whole / 2**30:.1f} GiB free")
+    tell(
+        Finding(
+            "cuda", "ok", f"PyTorch computes on {len(told)} GPU{'s' if len(told) > 1 else ''} ({'; '.join(told[:8])})"
+        )
+    )
+
+
+def _captioner(given: dict[str, Any], tell: Callable[[Finding], None]) -> None:
+    from captioning.config import build
+    from captioning.errors import CaptioningError
+    from jobs.diagnosis.settings import DoctorSettings
+
+    storage = build(DoctorSettings, given["settings"]).storage
+    began = time.monotonic()
+    try:
+        from captioning.captioner import load_captioner
+
+        captioner = load_captioner(given["model"], storage=storage)
+        loaded = time.monotonic()
+        [caption] = captioner.caption([made_picture()])
+    except Exception as error:
+        text = str(error) if isinstance(error, CaptioningError) else f"{type(error).__name__}: {error}"
+        todo = "Give another REF with --model; without it the bundled captioner is taken." if given["model"] else ""
+        tell(Finding("captioner", "fail", f"{given['model'] or 'The bundled captioner'}: {text}", todo))
+        return
+    now = time.monotonic()
+    tell(
+        Finding(
+            "captioner",
+            "ok" if caption.text else "warn",
+            f"{captioner.name} loads in {loaded - began:.1f} s, and says of a made picture in {now - loaded:.2f} s: "
+            f"“{caption.text}”",
+        )
+    )
+
+
+def made_picture() -> Any:
+    """Sky, grass and a red ball: a picture that needs no file."""
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("RGB", (_SIDE, _SIDE), (120, 180, 235))
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((0, _SIDE * 0.62, _SIDE, _SIDE), fill=(70, 140, 60))
+    draw.ellipse((_SIDE * 0.34, _SIDE * 0.42, _SIDE * 0.66, _SIDE * 0.74), fill=(205, 40, 35))
+    return picture
+
+
+if __name__ == "__main__":
+    sys.exit(main())

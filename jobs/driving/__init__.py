@@ -1,0 +1,1 @@
+"""One process that drives a run: checks, index, shards handed out, parts folded, rows made again, the end."""

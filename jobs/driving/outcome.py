@@ -1,0 +1,132 @@
+"""How a run of `caption` ended, in figures and in words. Knows nothing of how it went."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from captioning.errors import StorageError, UnfinishedError
+from captioning.run.layout import RunLayout
+from captioning.run.sources import Source
+from captioning.run.verify import Verdict
+from jobs.progress import counted, duration
+from jobs.runners.work import STAGES, Tally
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    summary: dict[str, Any]
+    verdict: Verdict
+    max_error_fraction: float
+
+    @property
+    def too_many_errors(self) -> bool:
+        """Whether more of the table's images failed than `errors.max_fraction` allows."""
+        failed = sum(self.verdict.errors.values())
+        return failed > self.max_error_fraction * self.verdict.inputs
+
+    @property
+    def ok(self) -> bool:
+        """Whether every image has its row, and few enough failed."""
+        return self.verdict.ok and not self.too_many_errors
+
+
+def summarise(tally: Tally, verdict: Verdict, *, seconds: float, steady_rate: float | None) -> dict[str, Any]:
+    """What `summary.json` says of a run that finished what is tallied in `seconds`; counts are images."""
+    classes, done = tally.error_classes, tally.images
+    return {
+        "inputs": verdict.inputs,
+        "captioned": done - classes.total(),
+        "errors": classes.total(),
+        "error_classes": dict(sorted(classes.items())),
+        "already_done": verdict.inputs - done,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(done / seconds, 3) if seconds > 0 else 0.0,
+        "steady_images_per_second": round(steady_rate, 3) if steady_rate else None,
+        "stages": {name: round(tally.stages[name], 3) for name in STAGES},
+    }
+
+
+def read_summary(layout: RunLayout) -> dict[str, Any]:
+    """`summary.json`; empty when there is none, or none that can be read."""
+    try:
+        values = json.loads(layout.summary.read_bytes())
+    except (StorageError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def final_lines(outcome: Outcome, output: str) -> list[str]:
+    """What a person is told at the end, a line each."""
+    summary, verdict = outcome.summary, outcome.verdict
+    done = summary["captioned"] + summary["errors"]
+    if not done and verdict.ok:
+        lines = [
+            f"Nothing to do: of {counted(verdict.inputs, 'image')} in the archive, all have their row in {output}."
+        ]
+    else:
+        rate = summary["steady_images_per_second"]
+        speed = f" ({rate:,.1f} images/s once running)" if rate else ""
+        before = f", {summary['already_done']:,} were done before" if summary["already_done"] else ""
+        lines = [
+            f"{counted(summary['captioned'], 'image')} captioned{before}, in {duration(summary['seconds'])}{speed}. "
+            f"The table: {output}/part-*.parquet"
+        ]
+    return lines + error_lines(verdict)
+
+
+def retry_lines(outcome: Outcome, output: str, classes: Sequence[str]) -> list[str]:
+    """What a person is told at the end of `retry`, a line each."""
+    summary, verdict = outcome.summary, outcome.verdict
+    captioned, again = summary["captioned"], summary["errors"]
+    if not captioned + again:
+        which = f" with {' or '.join(classes)}" if classes else ""
+        lines = [f"Nothing to retry: no row of {output} failed{which}."]
+    else:
+        lines = [
+            f"Of {counted(captioned + again, 'image')} that had failed, {captioned:,} "
+            f"{'has a caption' if captioned == 1 else 'have captions'} now and {again:,} failed again, "
+            f"in {duration(summary['seconds'])}. The table: {output}/part-*.parquet"
+        ]
+    return lines + error_lines(verdict)
+
+
+def require_success(outcome: Outcome, output: str, again: str) -> None:
+    """Raise `UnfinishedError` when rows are missing (`again` says how to go on), or when too many images failed."""
+    if not outcome.verdict.ok:
+        problems = "\n  ".join(outcome.verdict.problems)
+        raise UnfinishedError(f"The table in {output} is not complete:\n  {problems}\n{again}")
+    if outcome.too_many_errors:
+        raise UnfinishedError(
+            f"More images failed than errors.max_fraction={outcome.max_error_fraction:g} allows. Their rows are "
+            f"written, with the reasons in error_class and error_message; see: python -m jobs report {output}"
+        )
+
+
+def error_lines(verdict: Verdict) -> list[str]:
+    """How many of the table's images failed, and why; nothing when none did."""
+    if not verdict.errors:
+        return []
+    classes = ", ".join(f"{count:,} {name}" for name, count in sorted(verdict.errors.items()))
+    failed = sum(verdict.errors.values())
+    return [f"{failed:,} of {verdict.inputs:,} images failed and have an error row: {classes}."]
+
+
+def listing_lines(sources: Sequence[Source]) -> list[str]:
+    """What was passed over while listing, and what is odd about the archive."""
+    skipped: Counter[str] = Counter()
+    lines = []
+    for source in sources:
+        skipped.update(source.skipped)
+        if source.repeated:
+            lines.append(f"{source.given}: {source.repeated:,} lines repeat earlier ones and were passed over.")
+        lines += source.notes
+    if skipped:
+        kinds = ", ".join(
+            f"{count:,} {extension or 'without extension'}" for extension, count in skipped.most_common(8)
+        )
+        lines.append(f"Passed over {skipped.total():,} files that are no images by their extension: {kinds}.")
+    return lines

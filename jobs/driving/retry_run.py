@@ -1,0 +1,108 @@
+"""One run of `retry`: the failed rows of a table chosen, captioned again, and put in their place.
+
+Knows the order of the steps; the bookkeeping is `captioning.run.redo`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from captioning.config import build, lay_over, read_values
+from captioning.errors import InputError, SettingsError
+from captioning.run.index import Index
+from captioning.run.layout import RunLayout
+from captioning.run.record import RunRecord
+from captioning.run.redo import RedoPlan, make_plan
+from captioning.run.redo_choice import failed
+from captioning.run.table import fold
+from captioning.storage import Location, StorageSettings
+from jobs.caption_settings import CaptionSettings
+from jobs.cli import read_config
+from jobs.driving.caption_run import fingerprint_parts
+from jobs.driving.driver import RunDriver
+from jobs.driving.outcome import Outcome
+from jobs.driving.redo import settle, work_off_plan
+
+#: Settings that decide what a caption says, or how the table is cut: they are the run's.
+_FIXED = ("decoding", "output")
+#: What `run.json` keeps beside the settings.
+_BESIDE = ("model", "preprocess")
+
+
+@dataclass(frozen=True)
+class RetryRequest:
+    """What a person asked for; `classes` are the error classes, () for all."""
+
+    output: str
+    classes: tuple[str, ...] = ()
+    model: str | None = None
+    config: Path | None = None
+    overrides: tuple[str, ...] = ()
+
+
+def retry_rows(request: RetryRequest, progress_stream: Any = None) -> Outcome:
+    """Caption again the failed rows of the run in OUTPUT.
+
+    Raises as `caption_archive` does.
+    """
+    run = _begin(request, progress_stream)
+    with run.holding("Give the same command again to go on."):
+        return run.go()
+
+
+def _begin(request: RetryRequest, stream: Any) -> "_RetryRun":
+    text, where = read_config(request.config)
+    given = read_values(text, request.overrides, where=where)
+    for key in _FIXED:
+        if key in given:
+            raise SettingsError(
+                f"In {where}: {key} is that of the run and cannot be changed by retry. Leave it out, or caption into "
+                "another OUTPUT."
+            )
+    storage = build(StorageSettings, given.get("storage") or {}, where=where)
+    layout = RunLayout(Location.parse(request.output, storage))
+    record = RunRecord.read(layout)
+    if record is None:
+        raise InputError(f"There is no run in {layout.root} (it has no _run/run.json). Give a run's OUTPUT.")
+    recorded = {key: value for key, value in record.settings.items() if key not in _BESIDE}
+    settings = build(CaptionSettings, lay_over(recorded, given), where=f"{where} and {layout.run_json}")
+    layout = RunLayout(Location.parse(request.output, settings.storage))
+    ref = request.model if request.model is not None else record.settings.get("model")
+    return _RetryRun(layout, settings, ref, record, request.classes, stream)
+
+
+class _RetryRun(RunDriver):
+    def __init__(
+        self,
+        layout: RunLayout,
+        settings: CaptionSettings,
+        ref: str | None,
+        record: RunRecord,
+        classes: tuple[str, ...],
+        stream: Any,
+    ) -> None:
+        super().__init__(layout, settings, ref, dict(record.settings["decoding"]), stream)
+        self.classes = classes
+        self.info = self.inspect()
+        record.check_captioner(layout, fingerprint_parts(self.info, Index.load(layout).kept_schema))
+        self.begun = True
+
+    def go(self) -> Outcome:
+        index = Index.load(self.layout)
+        fold(self.layout, index)
+        plan = RedoPlan.load(self.layout)
+        if plan is not None:
+            what = "retry" if plan.kind == "retry" else "refresh (caption --refresh changed)"
+            self.say(f"Going on with a {what} that was not finished.")
+            self._work_off(plan, index)
+        if plan is None or (plan.kind, plan.classes) != ("retry", self.classes):
+            chosen = failed(self.layout, index, self.classes, self.settings.storage)
+            plan = make_plan(self.layout, "retry", chosen, classes=self.classes)
+            if plan is not None:
+                self._work_off(plan, index)
+        return self.finish()
+
+    def _work_off(self, plan: RedoPlan, index: Index) -> None:
+        if settle(self, plan, index):
+            with self.with_runner(plan.images):
+                work_off_plan(self, plan, index)

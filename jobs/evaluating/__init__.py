@@ -1,0 +1,1 @@
+"""What `evaluate` does beside scoring: a search for a decoding, and tables."""

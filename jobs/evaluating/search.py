@@ -1,0 +1,69 @@
+"""`evaluate --search`: tries decodings on a split, shows them, and may keep the best in the checkpoint.
+
+What is tried and how it is chosen is `captioning.training.decoding_search`'s business.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from captioning.errors import UsageError
+from captioning.training.search_settings import SearchSettings
+from jobs.evaluating.table import show_search
+
+if TYPE_CHECKING:
+    from captioning.captioner import Captioner
+    from captioning.data.shards import ShardSet
+
+
+def folder_to_save(model: str | None) -> Path:
+    """The checkpoint's folder that `--save` writes to. Raises `UsageError` for one that is not a folder here."""
+    from captioning.models.checkpoint_config import CONFIG
+    from captioning.refs import bundled_names
+
+    folder = Path(model).expanduser() if model else None
+    if folder is None or model in bundled_names() or not folder.is_dir():
+        raise UsageError(
+            f"--save writes into a checkpoint's folder on this machine, and --model {model or '(the bundled one)'} is "
+            "none. Copy the checkpoint into a folder and give that."
+        )
+    if not os.access(folder, os.W_OK) or not os.access(folder / CONFIG, os.W_OK):
+        raise UsageError(f"--save cannot write {folder / CONFIG}. Check its permissions, or copy the checkpoint.")
+    return folder
+
+
+def evaluate_search(
+    captioner: "Captioner",
+    shards: "ShardSet",
+    split: str,
+    settings: SearchSettings,
+    batch_size: int,
+    folder: Path | None,
+) -> list[dict[str, Any]]:
+    """Search, print the table, save into `folder` if there is one, and return the search's record."""
+    from captioning.training.decoding_search import keep_decoding, search_decoding, search_record
+    from jobs.progress import Progress
+
+    present = captioner.decoding
+    with Progress(0) as progress:
+
+        def tell(done: int, total: int) -> None:
+            progress.total = total
+            progress.add(done - progress.done, 0)
+
+        tried = search_decoding(captioner, shards, split, settings, batch_size=batch_size, tell=tell)
+    images = int(tried[0].scores["num_images"])
+    print(f"{captioner.name} on the {split} split: {len(tried)} decodings tried on {images:,} images, the chosen first")
+    show_search(tried, present)
+    if folder is not None:
+        keep_decoding(folder, tried)
+        print(f"Kept as the default decoding of {folder}; its card may still name the old one.")
+    else:
+        chosen = tried[0].decoding
+        print(
+            f"To use the first: --set decoding.beam_size={chosen.beam_size} "
+            f"--set decoding.length_penalty={chosen.length_penalty:g} "
+            f"--set decoding.repetition_penalty={chosen.repetition_penalty:g} "
+            f"--set decoding.no_repeat_ngram_size={chosen.no_repeat_ngram_size}; --save keeps it in a checkpoint."
+        )
+    return search_record(tried)

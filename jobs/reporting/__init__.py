@@ -1,0 +1,1 @@
+"""What `report` does: one pass over a table, and a page about it."""

@@ -1,0 +1,180 @@
+"""The Ray Data program: pending shards in, staged parts written, one small row a shard out.
+
+    shard numbers ─▶ decode (CPU tasks) ─▶ caption and write (actor pool) ─▶ counts to the driver
+
+One block is one shard all the way. No image, pixel or caption comes to the driver. What an image does
+to the process that handles it stays below this: `decode_process` and `isolate`.
+"""
+
+import logging
+import secrets
+import warnings
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from captioning.errors import UnfinishedError
+from jobs.cli import find_user_error
+from jobs.everywhere import is_verbose
+from jobs.runners.pools import Node, Pools
+from jobs.runners.work import ShardResult, Work
+from jobs.workers.attempts import Attempts
+from jobs.workers.caption_shard import CaptionShard
+from jobs.workers.decode_shard import DecodeShard
+
+if TYPE_CHECKING:
+    from ray.data import DataContext
+
+#: Shards in one execution of the pipeline: Ray Data's books of one take some 10 KB in the driver.
+WINDOW = 4096
+#: But at least so many for each captioner. Between two executions the captioners are loaded anew: what that costs
+#: must be little beside what a captioner does in between, half a million images.
+WINDOW_AN_ACTOR = 1024
+
+
+def cluster_nodes() -> list[Node]:
+    """The machines of the Ray that this process is connected to."""
+    import ray
+
+    return [
+        Node(cpus=float(node["Resources"].get("CPU", 0)), gpus=float(node["Resources"].get("GPU", 0)))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def caption_shards(work: Work, pools: Pools, shards: Sequence[int]) -> Generator[ShardResult, None, None]:
+    """Caption the shards of these numbers, in windows; yields each as it is finished, in no order.
+
+    Raises the `CaptioningError` of a worker as such, and `UnfinishedError` for workers that died.
+    """
+    from ray.data import DataContext
+    from ray.data.exceptions import ExecutionTimeoutError
+    from ray.exceptions import RayError, RayTaskError
+
+    attempts = Attempts(secrets.token_hex(8))
+    size = max(WINDOW, WINDOW_AN_ACTOR * pools.actors)
+    windows = _Windows([shards[start : start + size] for start in range(0, len(shards), size)])
+    if not is_verbose():
+        _quiet_console()
+    with DataContext.current(_make_context(work.stall_s)), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for window in windows:
+                for count, result in enumerate(_caption(work, pools, window, attempts)):
+                    if count == size // 2:
+                        windows.prepare_next()
+                    yield result
+        except Exception as error:
+            known = find_user_error(error)
+            if known is not None:
+                raise known from error
+            if isinstance(error, ExecutionTimeoutError):
+                raise UnfinishedError(
+                    f"Nothing moved for {work.stall_s:g} s (runtime.stall_s): {_who_asks(pools)} Finished shards are "
+                    "kept; give the same command again when the cluster has room for that."
+                ) from error
+            if isinstance(error, RayTaskError) or not isinstance(error, RayError):
+                raise  # a bug, and its traceback
+            raise UnfinishedError(
+                f"Worker processes were lost {work.max_retries + 1} times over: {_first_lines(error)} "
+                "Finished shards are kept; give the same command again to go on. If memory ran out, a smaller "
+                "runtime.actors or runtime.batch_size helps."
+            ) from error
+
+
+class _Windows:
+    """Each window's shard numbers as blocks, which are made while the window before is worked on."""
+
+    def __init__(self, windows: Sequence[Sequence[int]]) -> None:
+        self._left = iter(windows)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="window")
+        self._next: Future[Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """A dataset for each window, a block for each of its shards."""
+        try:
+            while self.prepare_next() and self._next is not None:
+                dataset, self._next = self._next.result(), None
+                yield dataset
+        finally:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def prepare_next(self) -> bool:
+        """Begin with the next window, unless that was done; whether there is one."""
+        if self._next is None:
+            shards = next(self._left, None)
+            self._next = None if shards is None else self._thread.submit(self._make, shards)
+        return self._next is not None
+
+    @staticmethod
+    def _make(shards: Sequence[int]) -> Any:
+        import ray.data
+
+        # Unlike `from_arrow` this starts no task for every block: 0.7 ms each, not 3. The context is the process's,
+        # which is not to be changed here.
+        rows = [{"shard": number} for number in shards]
+        return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+def _make_context(stall_s: float) -> "DataContext":
+    from ray.data import DataContext
+
+    context = DataContext.get_current().copy()
+    context.target_max_block_size = None  # a block stays one shard, whatever its size
+    context.enable_progress_bars = False
+    context.print_on_execution_start = is_verbose()
+    context.enable_auto_log_stats = False
+    context.log_internal_stack_trace = False
+    context.max_errored_blocks = 0
+    context.raise_original_map_exception = True  # else its class is lost on the way here
+    context.execution_no_progress_timeout_s = stall_s or -1
+    return context
+
+
+def _caption(work: Work, pools: Pools, dataset: Any, attempts: Attempts) -> Iterator[ShardResult]:
+    """Caption the shards that the blocks of `dataset` name."""
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+
+    dataset = dataset.map_batches(
+        DecodeShard(work.book, work.preprocess, work.storage, work.fetching, work.decoding),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=TaskPoolStrategy(size=pools.decode_tasks),
+        num_cpus=pools.cpus_per_decode,
+        max_retries=work.max_retries,
+    )
+    dataset = dataset.map_batches(
+        CaptionShard,
+        fn_constructor_args=(work.load, work.book, pools.batch_size, attempts, work.hang_s),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=pools.actors, max_tasks_in_flight_per_actor=2),
+        num_cpus=pools.cpus_per_actor,
+        num_gpus=pools.gpus_per_actor or None,
+        max_restarts=-1,  # `attempts` bounds them, by the piece of work
+        max_task_retries=-1,
+    )
+    for row in dataset.iter_rows():
+        yield ShardResult.from_row(row)
+
+
+def _quiet_console() -> None:
+    """Ray Data's log goes to its file alone: progress and errors are told here, in fewer words."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.CRITICAL + 1)
+
+
+def _who_asks(pools: Pools) -> str:
+    """What stall tells, of the cluster as it is."""
+    from jobs.runners.observe import node_loads
+    from jobs.runners.stall import explain
+
+    return explain(pools, node_loads())
+
+
+def _first_lines(error: Exception) -> str:
+    """The beginning of a long message, on one line."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:299] + "…"

@@ -1,0 +1,92 @@
+"""A worker on this machine: `python -m jobs.runners.shard_worker`, started by `runners.local`.
+
+Does what Ray Data's tasks and actors do, by the same code: a shard's images fetched and decoded,
+captioned, staged. While one shard is captioned the next is decoded. It may die: what it was at is
+begun again by another.
+"""
+
+import json
+import pickle
+import sys
+import threading
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+
+from captioning.errors import CaptioningError
+from jobs.runners.work import Work, describe_error
+from jobs.without_pandas import without_pandas
+from jobs.workers.attempts import Attempts
+from jobs.workers.caption_shard import CaptionShard
+from jobs.workers.child_process import Requests
+from jobs.workers.decode_shard import DecodeShard
+
+
+def main() -> int:
+    """Answer shards until the parent is gone."""
+    requests = Requests()
+    without_pandas()
+    # What a captioner is made of takes seconds to import: the parent is still looking at the archive.
+    threading.Thread(target=_import_ahead, daemon=True).start()
+    start = requests.next()
+    if start is None:
+        return 0
+    # From the parent's own memory; nothing of the archive or the checkpoint is in it.
+    work, batch_size, token = pickle.loads(start[0])
+    requests.answer()
+    worker = _Worker(work, batch_size, Attempts(token))
+    while (request := requests.next()) is not None:
+        number, following = json.loads(request[0])
+        requests.answer(json.dumps(worker.caption(number, following)).encode())
+    return 0
+
+
+class _Worker:
+    """One captioner, in a thread of its own beside the one that decodes."""
+
+    def __init__(self, work: Work, batch_size: int, attempts: Attempts) -> None:
+        self._decode = DecodeShard(work.book, work.preprocess, work.storage, work.fetching, work.decoding)
+        # A thread may die with its work: only the main one can have its children end with it, so that one decodes.
+        self._thread = ThreadPoolExecutor(1)
+        self._captioner = self._thread.submit(CaptionShard, work.load, work.book, batch_size, attempts, work.hang_s)
+        self._ahead: tuple[int, pa.Table | Exception] | None = None
+
+    def caption(self, number: int, following: int | None) -> dict[str, Any]:
+        """The `SHARD_RESULT` row of a shard, or its error; `following` is the shard that is decoded meanwhile."""
+        if self._ahead is not None and self._ahead[0] == number:
+            decoded = self._ahead[1]
+        else:
+            decoded = self._decoded(number)
+        self._ahead = None
+        if isinstance(decoded, Exception):
+            return describe_error(decoded)
+        working = self._thread.submit(self._caption, decoded)
+        if following is not None:
+            self._ahead = following, self._decoded(following)
+        try:
+            return working.result()
+        except CaptioningError as error:
+            return describe_error(error)
+        except Exception as error:
+            traceback.print_exc()
+            return describe_error(error)
+
+    def _decoded(self, number: int) -> pa.Table | Exception:
+        try:
+            return self._decode(pa.table({"shard": pa.array([number], pa.int64())}))
+        except Exception as error:
+            return error
+
+    def _caption(self, decoded: pa.Table) -> dict[str, Any]:
+        [row] = self._captioner.result()(decoded).to_pylist()
+        return dict(row)
+
+
+def _import_ahead() -> None:
+    import captioning.captioner  # noqa: F401
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""A training's workers, started by Ray Train and started again when nodes are lost. What they do is `worker`'s.
+
+States are ours, in OUTPUT: Ray Train keeps none, and needs no shared storage of its own.
+"""
+
+import secrets
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from captioning.errors import UnfinishedError
+from captioning.training.state import saved_step
+from jobs.cli import find_user_error
+from jobs.runners.pipeline import cluster_nodes
+from jobs.training.placement import Placement, place_workers
+from jobs.training.worker import train_worker
+
+if TYPE_CHECKING:
+    from captioning.storage import Location
+    from captioning.training.settings import TrainSettings
+
+#: Seconds between two looks at whether there is room for the workers; without it so many are waited for it.
+_LOOK_EVERY = 20.0
+_WITHOUT_ROOM = 1800.0
+
+
+def fit(settings: "TrainSettings", output: "Location") -> None:
+    """Train on the Ray that this process is connected to, to the end.
+
+    Raises the `CaptioningError` of a worker, `SettingsError` for what does not fit on the cluster,
+    `UnfinishedError` when workers are lost over and over or no room for them is left, and
+    `KeyboardInterrupt` with a message.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from jobs.training.losses import Losses, last_line
+    from jobs.training.network import NodesConfig
+
+    nodes = cluster_nodes()
+    placement = place_workers(settings, nodes)
+    several = len(nodes) > 1
+    elastic = placement.least < placement.most
+    with tempfile.TemporaryDirectory(prefix="captioning-train-") as folder, _mark(output, several=several) as mark:
+        told = Path(folder) / "told"
+        told.touch()
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={
+                "settings": settings,
+                "output": output,
+                "gpu": placement.gpu,
+                "several_nodes": several,
+                "mark": mark,
+            },
+            torch_config=NodesConfig() if several else None,
+            scaling_config=ScalingConfig(
+                num_workers=(placement.least, placement.most) if elastic else placement.most,
+                use_gpu=placement.gpu,
+                resources_per_worker={"CPU": placement.cpus, **({"GPU": 1} if placement.gpu else {})},
+                placement_strategy=placement.strategy,
+            ),
+            run_config=RunConfig(
+                name="run",
+                storage_path=folder,
+                # On several nodes it is `Losses` that ends it.
+                failure_config=FailureConfig(max_failures=-1 if several else 0),
+                callbacks=[Losses(output, told)] if several else [],
+            ),
+        )
+        try:
+            _apart(trainer.fit, _Watch(placement, told))
+        except KeyboardInterrupt:
+            saved = saved_step(output)
+            kept = "not saved yet" if saved is None else f"saved up to step {saved:,}"
+            raise KeyboardInterrupt(f"Training is {kept}. Give the same command again to go on.") from None
+        except Exception as error:
+            raise _cause(error) or UnfinishedError(
+                f"Training stopped: {last_line(error)} Give the same command again to go on from the last saved state."
+            ) from error
+
+
+@contextmanager
+def _mark(output: "Location", *, several: bool) -> Iterator["Location | None"]:
+    """A file in a local OUTPUT by which workers on other nodes see that it is the same folder there."""
+    if not (several and output.is_local):
+        yield None
+        return
+    # A name that `training.output` takes for nobody's.
+    mark = output / f".seen-by-all-{secrets.token_hex(8)}.tmp"
+    mark.write_text("")
+    try:
+        yield mark
+    finally:
+        mark.delete()
+
+
+class _Watch:
+    """What the driver does while the workers train: passes on what happened to them, and sees whether they fit."""
+
+    def __init__(self, placement: Placement, told: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._placement = placement
+        self._told = told
+        self._lines = 0
+        self._clock = clock
+        self._looked = self._had_room = clock()
+        self._said = False
+
+    def look(self) -> None:
+        """To be called often. Raises `UnfinishedError` when there has been no room for the workers for long."""
+        lines = self._told.read_text().splitlines()
+        for line in lines[self._lines :]:
+            print(line, flush=True)
+        self._lines = len(lines)
+        now = self._clock()
+        if now - self._looked < _LOOK_EVERY:
+            return
+        self._looked = now
+        room, least = self._placement.room(cluster_nodes()), self._placement.least
+        if room >= least:
+            self._had_room, self._said = now, False
+            return
+        what = f"{self._placement.cpus:g} CPU" + (" and a GPU" if self._placement.gpu else "")
+        why = f"{least} worker(s) with {what} each are needed, and the cluster has room for {room}"
+        if now - self._had_room > _WITHOUT_ROOM:
+            raise UnfinishedError(
+                f"Training stopped: {why}, for {_WITHOUT_ROOM / 60:.0f} minutes. Give the same command again when "
+                "there are more nodes, or with a smaller `min_workers`; it goes on from the last saved state."
+            )
+        if not self._said:
+            print(f"Waiting for nodes: {why}. A smaller `min_workers` lets it go on with fewer.", flush=True)
+            self._said = True
+
+
+def _apart(work: Callable[[], object], watch: _Watch) -> None:
+    """Run `work` in a thread and wait; its error is raised here.
+
+    In the main thread Ray Train would take Ctrl-C for itself and end the process with a code of its own.
+    """
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+        watch.look()
+    if failed:
+        raise failed[0]
+
+
+def _cause(error: BaseException) -> Exception | None:
+    """The user's error behind Ray Train's, if there is one."""
+    inner: Any = getattr(error, "controller_failure", None)
+    for failure in (error, inner, *getattr(error, "worker_failures", {}).values()):
+        known = find_user_error(failure) if isinstance(failure, BaseException) else None
+        if known is not None:
+            return known
+    return None
