@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.__main__ import app
-from tests.jobs.reporting.run import EVIL_CAPTION, EVIL_NAME, SmallRun, make_run, unfold
+from tests.jobs.report_run import EVIL_CAPTION, EVIL_NAME, SmallRun, make_run, unfold
 
 NAMES = [f"{number:02}.jpg" for number in range(12)]
 ALIKE = {0, 3, 7}

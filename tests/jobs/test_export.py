@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from captioning.run.export.target import Target
 from captioning.storage import Location
 from jobs.__main__ import app
-from tests.jobs.reporting.run import EVIL_NAME, SmallRun, make_run, unfold
+from tests.jobs.report_run import EVIL_NAME, SmallRun, make_run, unfold
 from tests.s3 import s3_server
 
 NAMES = [

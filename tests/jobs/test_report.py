@@ -15,7 +15,7 @@ from captioning.errors import StorageError, UsageError
 from captioning.storage import Location
 from jobs.__main__ import app
 from jobs.reporting.run import write_report
-from tests.jobs.reporting.run import EVIL_CAPTION, EVIL_NAME, SmallRun, make_run, unfold, write_diary
+from tests.jobs.report_run import EVIL_CAPTION, EVIL_NAME, SmallRun, make_run, unfold, write_diary
 
 VOID = {"meta", "img", "br", "rect", "line", "polygon", "input"}
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from jobs.__main__ import app
 from tests.browser import chromium, opened, until
-from tests.jobs.reporting.run import EVIL_NAME, make_run
+from tests.jobs.report_run import EVIL_NAME, make_run
 
 SIZES = [(1280, 800, "light"), (390, 844, "dark")]
 NAMES = [*(f"{number:02}.jpg" for number in range(20)), EVIL_NAME]

@@ -11,7 +11,7 @@ import captioning.run.table
 from captioning.errors import UsageError
 from jobs.__main__ import app
 from jobs.status_facts import errors_in_diary, rate_of_late, status_of
-from tests.jobs.reporting.run import SmallRun, make_run, unfold, write_diary
+from tests.jobs.report_run import SmallRun, make_run, unfold, write_diary
 
 
 @pytest.fixture
