@@ -1,4 +1,4 @@
-"""The HTTP side: routes, statuses, the OpenAPI page. Knows captioners as things that are asked; nothing of Ray."""
+"""The HTTP side: routes, statuses, pages. Knows captioners as things that are asked; nothing of Ray."""
 
 import asyncio
 import time
@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 
 from captioning.errors import CaptioningError
 from jobs.serving.bounds import Bounds
+from jobs.serving.docs import docs_page
 from jobs.serving.failures import RequestError, refusal, said
 from jobs.serving.fetching import fetch
 from jobs.serving.metrics import Metrics
@@ -22,7 +23,7 @@ from jobs.serving.settings import ServeSettings
 
 PAGE = Path(__file__).with_name("page.html")
 
-#: The page is one file that loads nothing from elsewhere and is shown in no frame; the browser holds it to that.
+#: A page is one file that loads nothing from elsewhere and is shown in no frame; the browser holds it to that.
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -143,6 +144,9 @@ def build_app(site: Site) -> FastAPI:
         title="Captioning",
         version=version("captioning"),
         description="Captions for images. The page to try them is at /.",
+        # FastAPI's own pages are scripts from elsewhere: blank where there is no internet.
+        docs_url=None,
+        redoc_url=None,
     )
 
     @app.post(
@@ -175,6 +179,10 @@ def build_app(site: Site) -> FastAPI:
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
         return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=_PAGE_HEADERS)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> HTMLResponse:
+        return HTMLResponse(docs_page(app.openapi(), str(request.base_url)), headers=_PAGE_HEADERS)
 
     @app.get("/samples", include_in_schema=False)
     async def samples() -> list[str]:

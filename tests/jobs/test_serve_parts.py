@@ -19,6 +19,7 @@ from jobs.serving.batcher import Batched, Batcher
 from jobs.serving.bounds import Bounds
 from jobs.serving.failures import RequestError
 from jobs.serving.replica import CaptionerReplica
+from jobs.serving.requests import Options
 from jobs.serving.settings import LimitSettings, ServeSettings
 from jobs.serving.web import Site, build_app
 from tests.tiny import square
@@ -246,7 +247,10 @@ def test_what_surrounds_the_endpoint(client: TestClient) -> None:
     assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
     spec = client.get("/openapi.json").json()["paths"]["/caption"]["post"]
     assert set(spec["requestBody"]["content"]) == {"multipart/form-data", "image/*", "application/json"}
-    assert client.get("/docs").status_code == 200
+    docs = client.get("/docs")
+    assert docs.headers["content-security-policy"].startswith("default-src 'none'")
+    assert all(name in docs.text for name in (*Options.model_fields, "http://testserver/caption", "/health", "503"))
+    assert "://" not in docs.text.replace("http://testserver/", "")
     for name in client.get("/samples").json():
         assert client.get(f"/samples/{name}").content[:2] == b"\xff\xd8"
     assert client.get("/samples/none.jpg").status_code == 404
