@@ -1,6 +1,6 @@
 """Two caption runs compared, and the page about it written.
 
-Puts together what the other `compare_*` modules find and draw. Needs no model and no Ray.
+Puts together what the modules beside it find and draw. Needs no model and no Ray.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """One self-contained HTML page about a caption run, written.
 
-Puts together what the other `report_*` modules find and draw. Needs no model and no Ray.
+Puts together what the modules beside it find and draw. Needs no model and no Ray.
 """
 
 from dataclasses import dataclass
@@ -68,6 +68,8 @@ def write_report(
     layout = RunLayout(output)
     record = RunRecord.read(layout)
     if record is None and not table_files(layout):
+        if (output / "train.json").exists():
+            raise UsageError(f"{output} is of a training, which keeps its own page: open {output / 'report.html'}.")
         raise UsageError(f"There is no caption run in {output}. Give the OUTPUT of `caption`.")
     if file.is_dir():
         raise UsageError(f"The page cannot be written to {file}, which is a folder. Give a file, such as report.html.")

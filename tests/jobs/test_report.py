@@ -230,6 +230,9 @@ def test_where_there_is_no_run(tmp_path):
     with pytest.raises(UsageError, match="no caption run"):
         write_report(Location.parse(str(tmp_path)), Location.parse(str(tmp_path / "x.html")))
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "train.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"of a training.*report\.html"):
+        write_report(Location.parse(str(tmp_path)), Location.parse(str(tmp_path / "x.html")))
 
 
 def test_a_damaged_part_is_said(run):
