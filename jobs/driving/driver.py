@@ -4,6 +4,7 @@ Knows its runner by the results, and nothing of how the shards were chosen.
 """
 
 import json
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -55,6 +56,7 @@ class RunDriver:
         #: Whether there is a run in OUTPUT, and with it a diary.
         self.begun = False
         self.hold: Hold | None = None
+        self._noting = threading.Lock()
 
     def inspect(self) -> "CaptionerInfo":
         """The captioner of REF, without its weights. Raises `CheckpointError`, `SettingsError`."""
@@ -109,11 +111,12 @@ class RunDriver:
         return self.tally.images
 
     def note(self, kind: str, **fields: Any) -> None:
-        """Add to the diary of a run that has begun; a diary that cannot be written stops nothing."""
+        """Add to the diary of a run that has begun; a diary that cannot be written stops nothing. For any thread."""
         if not self.begun:
             return
         try:
-            append_event(self.layout, kind, **fields)
+            with self._noting:
+                append_event(self.layout, kind, **fields)
         except StorageError as error:
             self.say(f"The event {kind!r} could not be noted: {error}")
 
@@ -164,8 +167,9 @@ class RunDriver:
             try:
                 while pools is not None:
                     replan, better = Replan(plan, pools, len(left)), None
+                    run = without_secrets(str(self.layout.root))
                     with (
-                        self.runner.observe(without_secrets(str(self.layout.root)), pools, progress.say) as observer,
+                        self.runner.observe(run, pools, progress.say, self.note) as observer,
                         closing(self.runner.caption_shards(self._work(book, pools), pools, list(left))) as results,
                     ):
                         for result in results:

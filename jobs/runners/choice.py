@@ -32,11 +32,13 @@ class RayRunner:
         """Any shard can keep a captioner busy."""
         return shards
 
-    def observe(self, run: str, pools: Pools, say: Callable[[str], None]) -> AbstractContextManager[Observer | None]:
-        """Ray's metrics, and a line when nothing moves."""
+    def observe(
+        self, run: str, pools: Pools, say: Callable[[str], None], note: Callable[..., None]
+    ) -> AbstractContextManager[Observer | None]:
+        """Ray's metrics, and a line when a node comes or goes, or nothing moves."""
         from jobs.runners.observe import RayObserver
 
-        return RayObserver(run, pools, say)
+        return RayObserver(run, pools, say, note)
 
     def caption_shards(self, work: Work, pools: Pools, shards: Sequence[int]) -> Generator[ShardResult, None, None]:
         """See `Runner`."""

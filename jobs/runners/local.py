@@ -64,6 +64,7 @@ class LocalRunner:
         run: str,  # noqa: ARG002
         pools: Pools,  # noqa: ARG002
         say: Callable[[str], None],  # noqa: ARG002
+        note: Callable[..., None],  # noqa: ARG002
     ) -> AbstractContextManager[Observer | None]:
         """Nobody looks on: workers that hang are ended, and there is no dashboard."""
         return nullcontext()

@@ -110,8 +110,14 @@ class Runner(Protocol):
         """How many captioners so many shards with so many images in all can keep busy."""
         ...
 
-    def observe(self, run: str, pools: "Pools", say: Callable[[str], None]) -> AbstractContextManager[Observer | None]:
-        """What looks on while the run of OUTPUT `run` is worked on by these pools; `say` tells people a line."""
+    def observe(
+        self, run: str, pools: "Pools", say: Callable[[str], None], note: Callable[..., None]
+    ) -> AbstractContextManager[Observer | None]:
+        """What looks on while the run of OUTPUT `run` is worked on by these pools.
+
+        `say` tells people a line; `note` adds an event to the run's diary, by its kind and fields. Both may be
+        called from any thread.
+        """
         ...
 
     def caption_shards(self, work: Work, pools: "Pools", shards: Sequence[int]) -> Generator[ShardResult, None, None]:

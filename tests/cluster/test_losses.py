@@ -1,5 +1,6 @@
 """Captioning on a cluster whose machines are lost, cut off, drained or added: the table is that of a run left alone."""
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -46,6 +47,11 @@ class Run:
         run_here(["verify", self.output])
         assert_same_table(read_rows(self.whole), read_rows(self.output))
         return said
+
+    def events(self) -> list[str]:
+        """The kinds of event in the run's diary."""
+        lines = (self.output / "_run" / "events.jsonl").read_text().splitlines()
+        return [json.loads(line)["event"] for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +100,10 @@ def lose(run: Run, do: Callable[[Machines, Machine], None]) -> tuple[str, str]:
 
 
 def test_a_worker_killed(run: Run) -> None:
-    name, _ = lose(run, Machines.kill)
+    name, said = lose(run, Machines.kill)
     assert run.rehearsal.machines.states()[name] == "DEAD"
+    assert "is lost; its shards run elsewhere" in said
+    assert "node_lost" in run.events()
 
 
 @pytest.mark.skipif(not can_isolate(), reason="machines with networks of their own want root and iproute2")
@@ -124,6 +132,7 @@ def test_a_worker_that_comes_late_is_used(run: Run) -> None:
     assert job.running, "it had ended before there was more to run on"
     said = run.check(job)
     assert "The cluster has grown" in said
+    assert "node_joined" in run.events()
     assert run.rehearsal.shares("shards")[late.name] > 0
     run.rehearsal.machines.kill(late)
 

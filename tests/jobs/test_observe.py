@@ -36,7 +36,7 @@ def scraped() -> str:
 def test_a_dashboard_reads_what_a_run_did() -> None:
     pools = plan_pools(RuntimeSettings(), cluster_nodes(), shards=5)
     stages = {"fetch": 1.0, "decode": 2.0, "model": 30.0, "write": 0.0}
-    with RayObserver("memory://odd run", pools, lambda text: None) as observer:
+    with RayObserver("memory://odd run", pools, lambda text: None, lambda kind, **fields: None) as observer:
         for number in range(3):
             result = ShardResult(number, 10, {"corrupt": 2} if number else {}, stages)
             observer.finished(result, images=20, shards=2, rate=1.5)

@@ -1,0 +1,82 @@
+"""The page about the endpoint for people, made of the same models as `openapi.json`. Loads nothing from elsewhere."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import pydantic
+
+from jobs.serving.openapi import REFUSALS, Alternative, Attention, Caption, Timing
+from jobs.serving.requests import Options
+
+_PAGE = Path(__file__).with_suffix(".html")
+
+_EXAMPLES = """\
+curl -F image=@photo.jpg -F beam_size=5 -F num_alternatives=3 {base}caption
+curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' '{base}caption?beam_size=5'
+base64 -w0 photo.jpg | jq -R '{{image: ., beam_size: 5}}' |
+    curl --data-binary @- -H 'Content-Type: application/json' {base}caption"""
+
+_REFUSAL = '{"error": {"class": "not_an_image", "message": "…"}}'
+
+
+def docs_page(spec: Mapping[str, Any], base: str) -> str:
+    """The page; `spec` is what `openapi.json` says, `base` the address of the server, with a slash at its end."""
+    sections = [
+        "<h2><b>POST</b> /caption</h2>"
+        "<p>Captions an image: a form's file <code>image</code>, the image as the body with its options in the query, "
+        "or JSON with one of <code>image</code> and <code>images</code> (base64) and <code>urls</code> (where this "
+        "server allows them). Several images are answered by <code>results</code>, in their order.</p>"
+        f"<pre>{escape(_EXAMPLES.format(base=base))}</pre>",
+        _section("Options", ("option", "type", ""), _fields(Options)),
+        _section("The answer about an image", ("field", "type", ""), _fields(Caption)),
+        _section("Each of alternatives", ("field", "type", ""), _fields(Alternative)),
+        _section("attention", ("field", "type", ""), _fields(Attention)),
+        _section("timing", ("field", "type", ""), _fields(Timing)),
+        _section(
+            "Refusals",
+            ("status", ""),
+            [(str(status), about["description"]) for status, about in REFUSALS.items()],
+            f"<p>Whatever cannot be answered says what it is, and why: <code>{escape(_REFUSAL)}</code>. "
+            "Where it may pass, <code>Retry-After</code> says when to ask again.</p>",
+        ),
+        _section(
+            "Beside it",
+            ("path", ""),
+            [(path, ways["get"]["summary"]) for path, ways in spec["paths"].items() if "get" in ways],
+        ),
+    ]
+    return Template(_PAGE.read_text(encoding="utf-8")).substitute(body="\n".join(sections))
+
+
+def _section(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], before: str = "") -> str:
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
+    body = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
+        for name, *cells in rows
+    )
+    return f'<h2>{escape(title)}</h2>{before}<div class="table"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _fields(model: type[pydantic.BaseModel]) -> list[tuple[str, str, str]]:
+    """Name, type and meaning of each field."""
+    fields = model.model_json_schema()["properties"].items()
+    return [(name, _type(about), about.get("description", "")) for name, about in fields]
+
+
+def _type(about: Mapping[str, Any]) -> str:
+    if "anyOf" in about:
+        return " or ".join(kind for each in about["anyOf"] if (kind := _type(each)) != "null") or "null"
+    if "$ref" in about:
+        return "object"
+    kind = str(about.get("type", ""))
+    if kind == "array":
+        return f"list of {_type(about['items'])}".replace("list of list of", "lists of")
+    bounds = [
+        f"{sign} {about[name]:g}"
+        for name, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"))
+        if name in about
+    ]
+    return " ".join([kind, *bounds[:1], *(f"and {bound}" for bound in bounds[1:])])
