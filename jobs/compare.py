@@ -27,7 +27,7 @@ def compare(
     as their only references: how alike the two are, not how good. With -o FILE, one HTML page shows
     the photos on which the two agree least, with both captions.
 
-    Rows are matched by image_id. Memory is bounded: some 0.5 GB for any number of rows up to 64
+    Rows are matched by image_id. Memory is bounded: some 0.6 GB for any number of rows up to 64
     million, which go through temporary files. Settings: max_photos (100), cider_images (50000: of
     more images CIDEr-D is that of so many, drawn), unfinished (false), storage.*. Example:
 

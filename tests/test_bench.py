@@ -14,6 +14,7 @@ from rich.table import Table
 
 from captioning.errors import InputError, UnfinishedError
 from tests.benchmarks.bench import in_turn
+from tests.benchmarks.cluster import cluster_figures, make_cluster_table, take
 from tests.benchmarks.conditions import conditions
 from tests.benchmarks.decoding_results import decoding_ratios, make_decoding_table
 from tests.benchmarks.encoder_results import encoder_figures, make_encoder_tables
@@ -238,6 +239,29 @@ def test_scale_is_measured_from_first_to_last(tmp_path: Path) -> None:
     assert raw["steps"]["resume"]["pending"] == 4
     assert scale_figures(raw)["scale_images"] == 2000
     assert not (tmp_path / "work").exists()
+
+
+def test_how_a_run_scales_with_nodes_is_told() -> None:
+    runs = [(1, 40, 1.0, 5.0), (2, 80, 1.9, 6.0), (8, 320, 7.4, 12.0), (8, 320, 7.2, 12.0), (8, 320, 1.0, 12.0)]
+    turns = [
+        {"nodes": nodes, "shards": shards, "images_per_second": rate, "driver_cpu_seconds": cpu, "least_share": 0.9}
+        for nodes, shards, rate, cpu in runs
+    ]
+    found = cluster_figures(turns)
+    assert found["cluster_efficiency_2"] == pytest.approx(0.95)
+    assert found["cluster_efficiency_8"] == pytest.approx(0.9)
+    assert found["cluster_driver_cpu_seconds_a_shard"] == pytest.approx(7 / 280)
+    assert found["cluster_driver_images_per_second"] == pytest.approx(512 * 40)
+    text = printed(make_cluster_table(turns))
+    for words in ("1 node ", "8 nodes", "90.0%", "20,480 images/s", "20 GPUs of 1,000"):
+        assert words in text
+
+
+@pytest.mark.slow
+def test_a_run_on_gpus_that_are_pretended(tmp_path: Path) -> None:
+    figures = take(tmp_path / "work", nodes=2, shards=12)
+    assert 0 < figures["images_per_second"] < 4
+    assert figures["driver_cpu_seconds"] > 0
 
 
 def test_programs_take_turns() -> None:

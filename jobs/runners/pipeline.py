@@ -144,7 +144,9 @@ def _caption(work: Work, pools: Pools, dataset: Any, attempts: Attempts) -> Iter
         num_cpus=pools.cpus_per_decode,
         max_retries=work.max_retries,
     )
-    dataset = dataset.map_batches(
+    # `map_batches` itself refuses whole blocks where GPUs are asked for, to have people think of a batch size. Here a
+    # block is a shard, and the captioner cuts it into micro-batches itself.
+    dataset = dataset.map_batches_internal(
         CaptionShard,
         fn_constructor_args=(work.load, work.book, pools.batch_size, attempts, work.hang_s),
         batch_size=None,

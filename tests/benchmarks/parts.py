@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from tests.benchmarks.bench import LEAST_ROUNDS, Bench
+from tests.benchmarks.cluster import cluster_figures, make_cluster_table, measure_cluster
 from tests.benchmarks.decoding_cases import CASES
 from tests.benchmarks.decoding_results import decoding_ratios, make_decoding_table
 from tests.benchmarks.encoder_results import encoder_figures, make_encoder_tables, measure_encoders
@@ -84,6 +85,12 @@ PARTS = {
     "encoders": Part("the image encoder's back ends", measure_encoders, encoder_figures, make_encoder_tables),
     "jpegs": Part("JPEG decoders", measure_jpegs, jpeg_figures, make_jpeg_tables),
     "training": Part("training's input", measure_training, training_costs, lambda turns: [make_training_table(turns)]),
+    "cluster": Part(
+        "one to eight nodes whose GPUs are pretended",
+        measure_cluster,
+        cluster_figures,
+        lambda turns: [make_cluster_table(turns)],
+    ),
     "scale": Part(
         "the books of a million images",
         measure_books,

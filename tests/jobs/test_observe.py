@@ -62,10 +62,15 @@ def test_the_nodes_and_what_is_free_of_them() -> None:
     assert 0 <= node.free_cpus <= 2
 
 
-def test_a_run_that_finds_no_place_ends_and_says_who_asked_for_what(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("asked", "told"), [({"cpus_per_actor": 64.0}, "64 CPU"), ({"gpus_per_actor": 1.0}, "0.5 CPU and 1 GPU")]
+)
+def test_a_run_that_finds_no_place_ends_and_says_who_asked_for_what(
+    asked: dict[str, float], told: str, tmp_path: Path
+) -> None:
     layout = RunLayout(Location.parse(str(tmp_path / "out")))
     index = write_segment(layout, open_sources([str(write_photos(tmp_path / "photos", 2))]), shard_size=2).commit()
     work = Work(IndexBook(index), PreprocessSettings(size=8), StorageSettings(), Moody(), max_retries=1, stall_s=3)
-    pools = replace(plan_pools(RuntimeSettings(actors=1), cluster_nodes(), shards=1), cpus_per_actor=64.0)
-    with pytest.raises(UnfinishedError, match=r"(?s)Nothing moved for 3 s.*asks for 64 CPU.*No node is large enough"):
+    pools = replace(plan_pools(RuntimeSettings(actors=1), cluster_nodes(), shards=1), **asked)
+    with pytest.raises(UnfinishedError, match=rf"(?s)Nothing moved for 3 s.*asks for {told}.*No node is large enough"):
         list(caption_shards(work, pools, [shard.number for shard in index.shards()]))

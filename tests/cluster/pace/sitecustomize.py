@@ -1,7 +1,8 @@
 """Lets the workers of a rehearsal take their time, and write down where they work. On the PYTHONPATH of its machines.
 
-PACE_FOLDER names a folder; in it, `shards` gets a line `MACHINE NUMBER` for every shard that is captioned, and `steps`
-one `MACHINE RANK WORLD STEP` for every step of a training. PACE_SECONDS is what each shard, or step, takes at least.
+PACE_FOLDER names a folder; in it, `shards` gets a line `MACHINE NUMBER MONOTONIC_SECONDS` for every shard that is
+captioned, and `steps` one `MACHINE RANK WORLD STEP` for every step of a training. PACE_SECONDS is what each shard, or
+step, takes at least. With PACE_IDLE the captioner is one that has one answer, on any device.
 """
 
 import os
@@ -32,7 +33,7 @@ def slow_shards(module: Any) -> None:
     def slowly(self: Any, decoded: Any) -> Any:
         pause()
         result = call(self, decoded)
-        note("shards", result.column("shard").to_pylist()[0])
+        note("shards", result.column("shard").to_pylist()[0], time.monotonic())
         return result
 
     module.CaptionShard.__call__ = slowly
@@ -55,10 +56,18 @@ def start_over_soon(module: Any) -> None:
     module._WORTH, module._STEADY = 0.0, 5.0
 
 
+def be_idle(module: Any) -> None:
+    if "PACE_IDLE" in os.environ:
+        from tests.benchmarks.made_archive import load_idle
+
+        module.LoadCaptioner = load_idle
+
+
 CHANGES: dict[str, Callable[[Any], None]] = {
     "jobs.workers.caption_shard": slow_shards,
     "captioning.training.loop": slow_steps,
     "jobs.runners.replan": start_over_soon,
+    "jobs.driving.make_work": be_idle,
 }
 
 
