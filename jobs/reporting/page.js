@@ -17,7 +17,10 @@
   let page = 0, at = -1, asList = false, opener = null;
 
   async function unpack(text) {
-    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    const letters = atob(text);
+    const bytes = new Uint8Array(letters.length);
+    // Uint8Array.from with a function took a third of a second for seven megabytes.
+    for (let at = 0; at < bytes.length; at++) bytes[at] = letters.charCodeAt(at);
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     return JSON.parse(await new Response(stream).text());
   }
