@@ -38,6 +38,10 @@ class RuntimeSettings:
     actors: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
     """Captioner processes: one a GPU, else one a core, unless given."""
 
+    max_actors: Annotated[int, Ge(1)] | None = None
+    """Captioners on GPUs for which an autoscaling cluster is asked to grow while a run goes on, in all, as far as each
+    further one finds ten minutes of work; with `actors` left at auto. Without it no machine is asked for."""
+
     gpus_per_actor: Annotated[float, Ge(0)] | Literal["auto"] = "auto"
     """GPUs, or the share of one, that each captioner takes; 0 captions on CPUs."""
 
@@ -127,6 +131,11 @@ def _check(given: CaptionSettings, where: str) -> None:
     if runtime.precision == "int8" and (runtime.device == "cuda" or runtime.encoder not in ("auto", "onednn")):
         raise SettingsError(
             f"In {where}: runtime.precision int8 is for CPUs and for runtime.encoder auto or onednn: "
+            "leave one of the two out."
+        )
+    if runtime.max_actors is not None and runtime.actors != "auto":
+        raise SettingsError(
+            f"In {where}: runtime.max_actors is {runtime.max_actors}, but runtime.actors is {runtime.actors} for good: "
             "leave one of the two out."
         )
     share = runtime.gpus_per_actor

@@ -22,7 +22,10 @@ FEW_IMAGES = 1000
 
 
 class RayRunner:
-    """The Ray that this process is connected to."""
+    """The Ray that this process is connected to; asked to grow for `max_actors` captioners."""
+
+    def __init__(self, max_actors: int | None = None) -> None:
+        self._max_actors = max_actors
 
     def nodes(self) -> list[Node]:
         """Its machines."""
@@ -35,10 +38,10 @@ class RayRunner:
     def observe(
         self, run: str, pools: Pools, say: Callable[[str], None], note: Callable[..., None]
     ) -> AbstractContextManager[Observer | None]:
-        """Ray's metrics, and a line when a node comes or goes, or nothing moves."""
+        """Ray's metrics, machines that are asked for, and a line when one comes or goes, or nothing moves."""
         from jobs.runners.observe import RayObserver
 
-        return RayObserver(run, pools, say, note)
+        return RayObserver(run, pools, say, note, self._max_actors)
 
     def caption_shards(self, work: Work, pools: Pools, shards: Sequence[int]) -> Generator[ShardResult, None, None]:
         """See `Runner`."""
@@ -57,7 +60,7 @@ def open_runner(runtime: RuntimeSettings, images: int | None) -> Iterator[Runner
             yield local
     else:
         with ray_session():
-            yield RayRunner()
+            yield RayRunner(runtime.max_actors)
 
 
 def stays_here(runtime: RuntimeSettings, images: int | None) -> bool:

@@ -1,12 +1,15 @@
-"""What is told about a run on Ray beside its progress: metrics, machines that come and go, and why nothing moves.
+"""What goes on beside a run on Ray: metrics, machines that come, go or are asked for, and why nothing moves.
 
-Knows Ray's view of the nodes; what is said about it is `stall`'s and `node_watch`'s, and what is counted `metrics`'s.
+Knows Ray's view of the nodes; what is said about it is `stall`'s and `node_watch`'s, what is counted `metrics`'s, and
+what is asked for `growth`'s.
 """
 
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
+from typing import Any
 
+from jobs.runners.growth import Growth
 from jobs.runners.metrics import RunMetrics
 from jobs.runners.node_watch import NodeWatch
 from jobs.runners.pools import Pools
@@ -17,7 +20,15 @@ from jobs.runners.work import ShardResult
 class RayObserver:
     """Watches one execution with these pools. A context manager; see `Observer`."""
 
-    def __init__(self, run: str, pools: Pools, say: Callable[[str], None], note: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        run: str,
+        pools: Pools,
+        say: Callable[[str], None],
+        note: Callable[..., None],
+        max_actors: int | None = None,
+    ) -> None:
+        self._growth = Growth(pools, max_actors, _Placeholders(pools))
         self._metrics = RunMetrics(run)
         self._pools = pools
         self._say, self._note = say, note
@@ -35,6 +46,7 @@ class RayObserver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._growth.let_go()
         self._watches.__exit__(kind, error, trace)
 
     def finished(self, result: ShardResult, *, images: int, shards: int, rate: float | None) -> None:
@@ -42,6 +54,10 @@ class RayObserver:
         self._stall.progress()
         self._metrics.add(result)
         self._metrics.stand(images=images, shards=shards, captioners=self._pools.actors, rate=rate)
+        more = self._growth.look(images / rate) if rate else 0
+        if more:
+            self._say(f"The cluster is asked for room for {more} more captioner{'s' if more > 1 else ''}.")
+            self._note("asked", captioners=more)
 
     def _stalled(self, text: str) -> None:
         self._say(text)
@@ -51,6 +67,39 @@ class RayObserver:
         lost = event == "node_lost"
         self._say(f"The node {node} is lost; its shards run elsewhere." if lost else f"The node {node} has joined.")
         self._note(event, node=node)
+
+
+class _Placeholders:
+    """Tasks that ask for what a captioner asks for, and do nothing. See `growth.Waiting`."""
+
+    def __init__(self, pools: Pools) -> None:
+        self._pools = pools
+        self._tasks: list[Any] = []
+
+    def add(self, count: int) -> None:
+        import ray
+
+        task = ray.remote(num_cpus=self._pools.cpus_per_actor, num_gpus=self._pools.gpus_per_actor)(_nothing)
+        self._tasks += [task.remote() for _ in range(count)]
+
+    def left(self) -> int:
+        return len(self._waiting())
+
+    def cancel(self) -> None:
+        import ray
+
+        for task in self._waiting():
+            ray.cancel(task)
+        self._tasks.clear()
+
+    def _waiting(self) -> list[Any]:
+        import ray
+
+        return ray.wait(self._tasks, num_returns=len(self._tasks), timeout=0)[1] if self._tasks else []
+
+
+def _nothing() -> None:
+    """What a placeholder does once it has its place."""
 
 
 def _live_nodes() -> dict[str, str]:

@@ -62,7 +62,7 @@ class Machines:
         self._network = Network() if self.apart else None
         self._machines: dict[str, Machine] = {}
         self._started: list[subprocess.Popen[Any]] = []
-        self._ports = {name: _free_port() for name in ("port", "dashboard-port", "ray-client-server-port")}
+        self._ports = {name: free_port() for name in ("port", "dashboard-port", "ray-client-server-port")}
         try:
             self.head = self._start("head", ["--head", *self._head_options()], cpus=head_cpus)
             self._wait(lambda: self.states().get("head") == "ALIVE", self.head)
@@ -198,7 +198,7 @@ class Machines:
         command += ["--object-store-memory", str(_STORE_BYTES), "--disable-usage-stats"]
         # Any free ports: on one network several raylets would look for theirs in the same range.
         command += ["--min-worker-port", "0", "--max-worker-port", "0"]
-        command += ["--dashboard-agent-listen-port", str(_free_port())]
+        command += ["--dashboard-agent-listen-port", str(free_port())]
         with (self._folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
                 command, env=self._environment(name), cwd=ROOT, stdout=log, stderr=log, start_new_session=True
@@ -259,7 +259,8 @@ def _kill_family(process: subprocess.Popen[Any]) -> None:
     process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         port: int = probe.getsockname()[1]

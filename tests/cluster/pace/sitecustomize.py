@@ -56,6 +56,10 @@ def start_over_soon(module: Any) -> None:
     module._WORTH, module._STEADY = 0.0, 5.0
 
 
+def ask_for_little_work(module: Any) -> None:
+    module._WORTH, module._LOOK_EVERY = 1.0, 1.0
+
+
 def be_idle(module: Any) -> None:
     if "PACE_IDLE" in os.environ:
         from tests.benchmarks.made_archive import load_idle
@@ -67,6 +71,7 @@ CHANGES: dict[str, Callable[[Any], None]] = {
     "jobs.workers.caption_shard": slow_shards,
     "captioning.training.loop": slow_steps,
     "jobs.runners.replan": start_over_soon,
+    "jobs.runners.growth": ask_for_little_work,
     "jobs.driving.make_work": be_idle,
 }
 
