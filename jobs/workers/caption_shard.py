@@ -61,7 +61,7 @@ class LoadCaptioner:
     """Of one GPU; below 1 others are on it too, and the process must keep to its share of the memory."""
 
     def __call__(self) -> CaptionerLike:
-        """The captioner, loaded, its process set to `threads` threads."""
+        """The captioner, loaded and warm, its process set to `threads` threads."""
         import torch
 
         from captioning.captioner import load_captioner
@@ -83,6 +83,10 @@ class LoadCaptioner:
                 f"The captioner {self.ref or 'that is bundled'} is {captioner.name} on this node, and {self.name} "
                 "where the command was given. Put the same checkpoint on every node, or name it by a URI."
             )
+        if self.device == "cuda":
+            # The first images on a GPU wait for its libraries to be loaded: better these than a shard's.
+            side = captioner.preprocess.settings.size
+            captioner.caption_pixels(np.zeros((1, side, side, 3), dtype=np.uint8))
         return captioner
 
 

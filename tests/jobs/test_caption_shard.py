@@ -16,7 +16,7 @@ from captioning.run.layout import RunLayout
 from captioning.run.sources import open_sources
 from captioning.run.table import Row, staged_shards
 from captioning.storage import Location, StorageSettings
-from jobs.workers.caption_shard import CaptionShard, caption_rows
+from jobs.workers.caption_shard import CaptionShard, LoadCaptioner, caption_rows
 from jobs.workers.decode_shard import decode_entries, pixels_of
 from jobs.workers.micro_batches import MicroBatches
 from tests.jobs.archive import write_odd_files, write_photos
@@ -132,3 +132,19 @@ def test_no_image_decoded_is_no_call_of_the_model(tmp_path: Path) -> None:
     decoded = decode_entries(0, index.rows(index.shard(0)), SETTINGS, StorageSettings())
     assert [row.error_class for row in caption_all(captioner, decoded)] == ["empty"]
     assert captioner.batches == []
+
+
+@pytest.mark.parametrize(("device", "calls"), [("cuda", [(1, 16, 16, 3)]), ("cpu", [])])
+def test_a_captioner_on_a_gpu_is_warm_before_it_takes_work(device: str, calls: list[object], monkeypatch) -> None:
+    seen: list[object] = []
+
+    class Loaded(FakeCaptioner):
+        preprocess = Preprocess(SETTINGS)
+
+        def caption_pixels(self, pixels: np.ndarray, **_: object) -> list[Said]:
+            seen.append(pixels.shape)
+            return [Said("nothing")]
+
+    monkeypatch.setattr("captioning.captioner.load_captioner", lambda ref, **given: Loaded())
+    LoadCaptioner(None, Loaded.name, device, "fp32", {}, StorageSettings(), threads=1)()
+    assert seen == calls
