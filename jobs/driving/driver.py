@@ -147,9 +147,11 @@ class RunDriver:
     ) -> None:
         """Have these shards captioned by the runner, `images` of `total` images; `finished` is told each one's number.
 
-        Raises the `CaptioningError` of a worker, `UnfinishedError` when workers die, and
-        `HeldError` when another driver has taken over.
+        Raises the `CaptioningError` of a worker, `UnfinishedError` when workers die, `UsageError` when OUTPUT
+        is a folder that not all of them see, and `HeldError` when another driver has taken over.
         """
+        if self.layout.root.is_local:
+            self.runner.require_shared(self.layout.run_json.local_path)
         left = dict.fromkeys(shards)
         todo = images
 

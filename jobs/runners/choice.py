@@ -35,6 +35,12 @@ class RayRunner:
         """Any shard can keep a captioner busy."""
         return shards
 
+    def require_shared(self, file: Path) -> None:
+        """Ask every node."""
+        from jobs.runners.shared import require_shared
+
+        require_shared(file)
+
     def observe(
         self, run: str, pools: Pools, say: Callable[[str], None], note: Callable[..., None]
     ) -> AbstractContextManager[Observer | None]:

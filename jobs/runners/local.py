@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -58,6 +59,9 @@ class LocalRunner:
     def most_workers(self, shards: int, images: int) -> int:
         """A second worker costs the import of PyTorch once more."""
         return min(shards, -(-images // _IMAGES_A_WORKER))
+
+    def require_shared(self, file: Path) -> None:
+        """There is one machine."""
 
     def observe(
         self,

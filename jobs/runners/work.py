@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from captioning import errors
@@ -108,6 +109,10 @@ class Runner(Protocol):
 
     def most_workers(self, shards: int, images: int) -> int:
         """How many captioners so many shards with so many images in all can keep busy."""
+        ...
+
+    def require_shared(self, file: Path) -> None:
+        """See that all machines have this file, which is there on this one. Raises `UsageError`."""
         ...
 
     def observe(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -36,6 +37,9 @@ class FakeRunner:
 
     def most_workers(self, shards: int, images: int) -> int:
         return shards
+
+    def require_shared(self, file: Path) -> None:
+        pass
 
     def observe(self, *_: object) -> nullcontext[None]:
         return nullcontext()

@@ -2,7 +2,8 @@
 
 PACE_FOLDER names a folder; in it, `shards` gets a line `MACHINE NUMBER MONOTONIC_SECONDS` for every shard that is
 captioned, and `steps` one `MACHINE RANK WORLD STEP` for every step of a training. PACE_SECONDS is what each shard, or
-step, takes at least. With PACE_IDLE the captioner is one that has one answer, on any device.
+step, takes at least. With PACE_IDLE the captioner is one that has one answer, on any device. A machine of the name
+`blind` has no file that the others have.
 """
 
 import os
@@ -67,12 +68,18 @@ def be_idle(module: Any) -> None:
         module.LoadCaptioner = load_idle
 
 
+def see_nothing(module: Any) -> None:
+    if os.environ.get("PACE_MACHINE") == "blind":
+        module._is_there = lambda file: False
+
+
 CHANGES: dict[str, Callable[[Any], None]] = {
     "jobs.workers.caption_shard": slow_shards,
     "captioning.training.loop": slow_steps,
     "jobs.runners.replan": start_over_soon,
     "jobs.runners.growth": ask_for_little_work,
     "jobs.driving.make_work": be_idle,
+    "jobs.runners.shared": see_nothing,
 }
 
 
