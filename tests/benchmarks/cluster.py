@@ -22,7 +22,7 @@ from tests.jobs.archive import write_photos
 
 NODES = (1, 2, 4, 8)
 #: Seconds that a pretended GPU takes for a shard, its images, and shards for each node.
-SECONDS, SHARD_IMAGES, SHARDS_A_NODE = 2.0, 2, 40
+SECONDS, SHARD_IMAGES, SHARDS_A_NODE = 2.0, 2, 20
 #: A full shard, and what one GPU captions in a second, by which the driver's reach is told.
 FULL_SHARD, GPU_RATE = 512, 1000
 
@@ -98,11 +98,11 @@ def cluster_figures(turns: Sequence[Raw]) -> dict[str, float]:
 
 
 def make_cluster_table(turns: Sequence[Raw]) -> Table:
-    """A line for each number of nodes, and one about the driver."""
+    """A line for each number of nodes; below it, what the driver could do."""
     figures = cluster_figures(turns)
     table = Table(pad_edge=False)
     table.add_column("GPUs that are pretended", no_wrap=True)
-    for heading in ("images/s", "of one node's times nodes", "driver CPU-s", "least busy node"):
+    for heading in ("images/s", "of one node's", "driver CPU-s", "least busy node"):
         table.add_column(heading, justify="right", no_wrap=True)
     cpu, shares = _medians(turns, "driver_cpu_seconds"), _medians(turns, "least_share")
     for nodes, rate in _medians(turns, "images_per_second").items():
@@ -116,10 +116,11 @@ def make_cluster_table(turns: Sequence[Raw]) -> Table:
         )
     if "cluster_driver_images_per_second" in figures:
         rate = figures["cluster_driver_images_per_second"]
-        table.add_row(
-            f"a driver's core hands out {rate:,.0f} images/s in shards of {FULL_SHARD}: "
-            f"{rate / GPU_RATE:,.0f} GPUs of {GPU_RATE:,} images/s"
+        table.caption = (
+            f"A core of the driver hands out {rate:,.0f} images/s in shards of {FULL_SHARD}: "
+            f"to {rate / GPU_RATE:,.0f} GPUs of {GPU_RATE:,} images/s."
         )
+        table.caption_justify = "left"
     return table
 
 
