@@ -83,7 +83,9 @@ def test_one_of_two_machines_killed_in_mid_epoch(arguments: list[str], tmp_path:
         assert code == 0, said
         assert "Traceback" not in said, said
         assert "Going on from step" in said
-        assert steps(rehearsal)[before][1] in (saved + 1, saved + 1 - SAVED), "it does not begin anew"
+        # The other machine may still end the step that both were at.
+        after = [step for _, step in steps(rehearsal)[before:] if step <= saved + SAVED - 3]
+        assert after[0] in (saved + 1, saved + 1 - SAVED), "it does not begin anew"
     check(tmp_path / "run", tmp_path / "alone", epochs=3)
 
 
