@@ -4,13 +4,12 @@ Knows a clock, a plan and the nodes' resources. That a run which stays so is end
 part, see `pipeline`.
 """
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 from jobs.runners.pools import Pools
+from jobs.runners.watch import Watch
 
 #: Seconds without a finished shard until something is said, and until it is said again. A shard may well take as
 #: long as the longest before it did, and then some.
@@ -30,8 +29,8 @@ class NodeLoad:
     free_gpus: float
 
 
-class StallWatch:
-    """Looks at the time since the last finished shard, in a thread of its own. A context manager."""
+class StallWatch(Watch):
+    """Looks at the time since the last finished shard."""
 
     def __init__(
         self,
@@ -42,23 +41,12 @@ class StallWatch:
         again: float = _AGAIN,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__("stall", min(first / 4, 5.0))
         self._explain, self._say, self._first, self._again, self._clock = explain, say, first, again, clock
         self._longest = 0.0
         self._last = clock()
         self._begun = False
         self._said: float | None = None
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="stall", daemon=True)
-
-    def __enter__(self) -> "StallWatch":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end.set()
-        self._thread.join()
 
     def progress(self) -> None:
         """A shard was finished."""
@@ -77,10 +65,6 @@ class StallWatch:
             return
         self._said = now
         self._say(f"No shard was finished for {still:.0f} s. {self._explain()}")
-
-    def _watch(self) -> None:
-        while not self._end.wait(min(self._first / 4, 5.0)):
-            self.look()
 
 
 def explain(pools: Pools, nodes: Sequence[NodeLoad]) -> str:
