@@ -133,6 +133,11 @@ def _check(given: CaptionSettings, where: str) -> None:
             f"In {where}: runtime.precision int8 is for CPUs and for runtime.encoder auto or onednn: "
             "leave one of the two out."
         )
+    if runtime.max_actors is not None and (runtime.runner == "local" or runtime.device == "cpu"):
+        raise SettingsError(
+            f"In {where}: runtime.max_actors asks a Ray cluster for GPUs, and runtime.runner is {runtime.runner} and "
+            f"runtime.device {runtime.device}: leave runtime.max_actors out."
+        )
     if runtime.max_actors is not None and runtime.actors != "auto":
         raise SettingsError(
             f"In {where}: runtime.max_actors is {runtime.max_actors}, but runtime.actors is {runtime.actors} for good: "
