@@ -1,7 +1,9 @@
 """What many tests share: a tiny captioner on disk, and one local Ray for the whole session."""
 
+import gc
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,8 +27,7 @@ def tiny_captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_local() -> Iterator[None]:
-    """A Ray of two CPUs on this machine, shared by every test that asks for it."""
+def _one_ray() -> Iterator[None]:
     import ray
 
     from jobs.ray_session import start_local
@@ -34,3 +35,20 @@ def ray_local() -> Iterator[None]:
     start_local(num_cpus=2, object_store_memory=150 * 1024**2)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def ray_local(_one_ray: None) -> Iterator[None]:
+    """A Ray of two CPUs on this machine, shared by every test that asks for it, and given back as it was.
+
+    Ray Data ends its actors when nothing refers to them any more. An error's traceback does, until Python collects
+    such circles; a test that waits for both CPUs might wait for that for ever.
+    """
+    import ray
+
+    yield
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, "the test left something at work on the Ray that all tests share"
+        gc.collect()
+        time.sleep(0.2)
