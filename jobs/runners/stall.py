@@ -74,13 +74,18 @@ def explain(pools: Pools, nodes: Sequence[NodeLoad]) -> str:
         f"{pools.actors} captioner{'s ask' if pools.actors > 1 else ' asks'} for {pools.cpus_per_actor:g} CPU{gpus}"
         f"{' each' if pools.actors > 1 else ''}, a decoding task for {pools.cpus_per_decode:g} CPU."
     )
+    return f"{wants} Free: {free_places(nodes)}. {_meaning(pools, nodes)}"
+
+
+def free_places(nodes: Sequence[NodeLoad]) -> str:
+    """What is free of the nodes, those with the most of it first."""
     free = [
         f"{node.name} {node.free_cpus:g} of {node.cpus:g} CPU"
         + (f" and {node.free_gpus:g} of {node.gpus:g} GPU" if node.gpus else "")
         for node in sorted(nodes, key=lambda node: (node.free_gpus, node.free_cpus), reverse=True)
     ]
     more = f"; and {len(free) - _NAMED} more nodes" if len(free) > _NAMED else ""
-    return f"{wants} Free: {'; '.join(free[:_NAMED]) or 'nothing, there are no nodes'}{more}. {_meaning(pools, nodes)}"
+    return f"{'; '.join(free[:_NAMED]) or 'nothing, there are no nodes'}{more}"
 
 
 def _meaning(pools: Pools, nodes: Sequence[NodeLoad]) -> str:

@@ -6,26 +6,24 @@ States are ours, in OUTPUT: Ray Train keeps none, and needs no shared storage of
 import secrets
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioning.errors import UnfinishedError
 from captioning.training.state import saved_step
 from jobs.cli import find_user_error
+from jobs.runners.observe import node_loads
 from jobs.runners.pipeline import cluster_nodes
-from jobs.training.placement import Placement, place_workers
+from jobs.training.placement import place_workers
+from jobs.training.room import RoomWatch, waits_for_places
 from jobs.training.worker import train_worker
 
 if TYPE_CHECKING:
     from captioning.storage import Location
     from captioning.training.settings import TrainSettings
-
-#: Seconds between two looks at whether there is room for the workers; without it so many are waited for it.
-_LOOK_EVERY = 20.0
-_WITHOUT_ROOM = 1800.0
 
 
 def fit(settings: "TrainSettings", output: "Location") -> None:
@@ -72,8 +70,9 @@ def fit(settings: "TrainSettings", output: "Location") -> None:
                 callbacks=[Losses(output, told)] if several else [],
             ),
         )
+        room = RoomWatch(placement, node_loads, partial(waits_for_places, placement), partial(print, flush=True))
         try:
-            _apart(trainer.fit, _Watch(placement, told))
+            _apart(trainer.fit, _Told(told).look, room.look)
         except KeyboardInterrupt:
             saved = saved_step(output)
             kept = "not saved yet" if saved is None else f"saved up to step {saved:,}"
@@ -99,45 +98,23 @@ def _mark(output: "Location", *, several: bool) -> Iterator["Location | None"]:
         mark.delete()
 
 
-class _Watch:
-    """What the driver does while the workers train: passes on what happened to them, and sees whether they fit."""
+class _Told:
+    """Passes on what the workers write to a file for people."""
 
-    def __init__(self, placement: Placement, told: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self._placement = placement
-        self._told = told
+    def __init__(self, file: Path) -> None:
+        self._file = file
         self._lines = 0
-        self._clock = clock
-        self._looked = self._had_room = clock()
-        self._said = False
 
     def look(self) -> None:
-        """To be called often. Raises `UnfinishedError` when there has been no room for the workers for long."""
-        lines = self._told.read_text().splitlines()
+        """Print what is new."""
+        lines = self._file.read_text().splitlines()
         for line in lines[self._lines :]:
             print(line, flush=True)
         self._lines = len(lines)
-        now = self._clock()
-        if now - self._looked < _LOOK_EVERY:
-            return
-        self._looked = now
-        room, least = self._placement.room(cluster_nodes()), self._placement.least
-        if room >= least:
-            self._had_room, self._said = now, False
-            return
-        what = f"{self._placement.cpus:g} CPU" + (" and a GPU" if self._placement.gpu else "")
-        why = f"{least} worker(s) with {what} each are needed, and the cluster has room for {room}"
-        if now - self._had_room > _WITHOUT_ROOM:
-            raise UnfinishedError(
-                f"Training stopped: {why}, for {_WITHOUT_ROOM / 60:.0f} minutes. Give the same command again when "
-                "there are more nodes, or with a smaller `min_workers`; it goes on from the last saved state."
-            )
-        if not self._said:
-            print(f"Waiting for nodes: {why}. A smaller `min_workers` lets it go on with fewer.", flush=True)
-            self._said = True
 
 
-def _apart(work: Callable[[], object], watch: _Watch) -> None:
-    """Run `work` in a thread and wait; its error is raised here.
+def _apart(work: Callable[[], object], *looks: Callable[[], None]) -> None:
+    """Run `work` in a thread, and these now and then until it has ended; its error is raised here.
 
     In the main thread Ray Train would take Ctrl-C for itself and end the process with a code of its own.
     """
@@ -153,7 +130,8 @@ def _apart(work: Callable[[], object], watch: _Watch) -> None:
     thread.start()
     while thread.is_alive():
         thread.join(0.5)
-        watch.look()
+        for look in looks:
+            look()
     if failed:
         raise failed[0]
 

@@ -128,7 +128,7 @@ def pipeline(work: Path, shards: int) -> dict[str, Any]:
         (job, "open_sources", lambda *_: [MadeSource.of(shards * SHARD_SIZE)]),
         (jobs.driving.make_work, "LoadCaptioner", load_idle),
         (runner, "caption_shards", watch.over(runner.caption_shards)),
-        (job, "fold", watch.before(job.fold)),
+        (job, "fold", watch.until(job.fold)),
         (jobs.runners.pipeline, "DecodeShard", IdleDecode),
     ]
     for module, name, value in replaced:
@@ -165,13 +165,14 @@ class _Watch:
 
         return watched
 
-    def before(self, fold: Any) -> Any:
-        """`fold` with a look at the clock before: what comes to it, the run has folded already."""
+    def until(self, fold: Any) -> Any:
+        """`fold` with a look at the clock after: by then the table is whole, in a short run as in a long one."""
 
-        def watched(*args: Any) -> Any:
+        def watched(*args: Any, **options: Any) -> Any:
+            outcome = fold(*args, **options)
             self.ended = time.monotonic()
             self._look()
-            return fold(*args)
+            return outcome
 
         return watched
 
