@@ -135,7 +135,7 @@ def export(
     before = f", {result.before:,} rows were done before" if result.before else ""
     print(f"{counted(counts.written, 'image')} with a caption in {place}{before}.")
     if counts.errors:
-        print(f"{counted(counts.errors, 'image')} failed and were left out.")
+        print(f"{counted(counts.errors, 'image')} failed and {'was' if counts.errors == 1 else 'were'} left out.")
     if counts.kept:
         print(
             f"{counts.kept:,} .txt files were there already with other content, and were kept. "

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from captioning.errors import StorageError, UsageError
-from captioning.run.events import read_events
+from captioning.run.events import AGAIN, ENDS, FIRST_TIME, read_events
 from captioning.run.layout import RunLayout
 from captioning.run.standing import Standing, standing
 from captioning.storage import Location
@@ -24,8 +24,6 @@ _LATE_SECONDS = 120.0
 #: A driver writes into the diary every few seconds: after so many without a line it is not at work.
 _SILENCE_SECONDS = 90.0
 _LAST_EVENTS = 3
-#: Events after which nobody works on until the next `start`.
-_ENDS = ("finished", "interrupted", "stopped")
 
 
 @dataclass(frozen=True)
@@ -73,17 +71,23 @@ def holder_of(layout: RunLayout) -> tuple[str | None, bool | None]:  # noqa: ARG
 
 
 def rate_of_late(events: Sequence[Mapping[str, Any]]) -> float | None:
-    """Images a second in the last minutes of the last stretch of work; None where the diary does not tell."""
+    """Images a second in the last minutes of the last stretch of work; None where the diary does not tell.
+
+    From its first finished shards on, where there are others: what it takes to start says nothing about the rate.
+    """
+    begun: float | None = None
     marks: list[tuple[float, int]] = []
     for event in events:
         at = _time(event)
         if at is None:
             continue
         kind = event.get("event")
-        if kind == "start":
-            marks = [(at, 0)]
+        if kind in FIRST_TIME + AGAIN:
+            begun, marks = at, []
         elif kind == "shards" and isinstance(event.get("images"), int):
             marks.append((at, event["images"]))
+    if len(marks) == 1 and begun is not None:
+        marks = [(begun, 0), *marks]
     late = [mark for mark in marks if mark[0] >= marks[-1][0] - _LATE_SECONDS]
     if len(late) < 2:
         return None
@@ -93,12 +97,23 @@ def rate_of_late(events: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def errors_in_diary(events: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Error rows by class as the diary has them: those of shards that were done twice are in it twice."""
+    """Error rows by class as the diary has them.
+
+    A run that finished has counted its table. What comes after is added; what is made again changes nothing until it
+    has finished too. Without such a count, shards that were done twice after a kill are counted twice.
+    """
     found: Counter[str] = Counter()
+    again = False
     for event in events:
-        classes = event.get("error_classes")
-        if event.get("event") == "shards" and isinstance(classes, Mapping):
-            found.update({str(name): count for name, count in classes.items() if isinstance(count, int)})
+        kind, classes = event.get("event"), event.get("error_classes")
+        again = kind in AGAIN or (again and kind not in FIRST_TIME)
+        if not isinstance(classes, Mapping):
+            continue
+        counts = {str(name): count for name, count in classes.items() if isinstance(count, int)}
+        if kind == "finished":
+            found = Counter(counts)
+        elif kind == "shards" and not again:
+            found.update(counts)
     return dict(sorted(found.items()))
 
 
@@ -127,7 +142,7 @@ def _error_classes(file: Location) -> list[dict[str, Any]]:
 
 
 def _is_at_work(events: Sequence[Mapping[str, Any]], now: datetime) -> bool:
-    if not events or events[-1].get("event") in _ENDS:
+    if not events or events[-1].get("event") in ENDS:
         return False
     last = _time(events[-1])
     return last is not None and now.timestamp() - last < _SILENCE_SECONDS

@@ -33,11 +33,11 @@ class IndexBook:
 
     def entries(self, shard: int) -> list[Entry]:
         """All images of the shard."""
-        self.index.layout.require_here()
+        self.index.require_here()
         return self.index.rows(self.index.shard(shard))
 
     def stage(self, shard: int, rows: Sequence[Row]) -> None:
         """Write the shard's staged file."""
-        self.index.layout.require_here()
+        self.index.require_here()
         place = self.index.shard(shard)
         write_staged(self.index.layout, place, rows, self.index.kept(place))

@@ -1,6 +1,7 @@
 """A run's diary: one JSON object a line, only ever added to, for people and for the report.
 
-Nothing depends on it: a damaged line is passed over; no credentials are in it. Knows nothing of what the events mean.
+Nothing depends on it: a damaged line is passed over; no credentials are in it. Of what the events mean it knows only
+which of them begin and end a stretch of work.
 """
 
 import json
@@ -9,6 +10,11 @@ from typing import Any
 
 from captioning.redaction import redacted
 from captioning.run.layout import RunLayout
+
+#: A stretch of work begins: with images that have no row yet, or with such whose rows are made again.
+FIRST_TIME, AGAIN = ("start",), ("retry", "refresh")
+#: Nobody works on until the next stretch begins.
+ENDS = ("finished", "interrupted", "stopped")
 
 
 def append_event(layout: RunLayout, kind: str, **fields: Any) -> None:

@@ -9,6 +9,7 @@ Two drivers may write the same segment: one marker wins, and both go on with tha
 nothing of what is done with the images.
 """
 
+import platform
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -70,6 +71,20 @@ class Index:
         while (where := marker(layout, len(segments))).name in names:
             segments.append(Segment.from_json(where.read_bytes(), where))
         return cls(layout, tuple(segments))
+
+    def require_here(self) -> None:
+        """See that the index is there, for workers: a machine that does not share OUTPUT would make one of its own.
+
+        Raises `StorageError`. It is a look at a local folder; an object store is the same from everywhere.
+        """
+        place = self.layout.index_dir
+        if place.is_local and not place.local_path.is_dir():
+            raise StorageError(
+                "missing",
+                f"{place.path} is not there on {platform.node()}: captions written there would be lost. "
+                "Finished shards are kept. Give the command again without that machine, or with an OUTPUT that all "
+                "nodes reach: a URI (s3://…), or a folder of a file system that they share.",
+            )
 
     @property
     def rows_total(self) -> int:

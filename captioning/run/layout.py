@@ -10,11 +10,9 @@ OUTPUT/_run/hold.json                     which driver works here at the moment 
 OUTPUT/_run/events.jsonl, summary.json
 """
 
-import platform
 import re
 from dataclasses import dataclass
 
-from captioning.errors import StorageError
 from captioning.storage import Location
 
 #: A part's range of shards ends at a multiple of this, or at the end of its segment.
@@ -70,19 +68,6 @@ class RunLayout:
     def run_json(self) -> Location:
         """The record of what was run."""
         return self.root / "_run" / "run.json"
-
-    def require_here(self) -> None:
-        """See that the run's own folder is there, for workers: on a machine that does not share it they would make one.
-
-        Raises `StorageError`. It is a look at a local folder; an object store is the same from everywhere.
-        """
-        if self.root.is_local and not self.index_dir.local_path.is_dir():
-            raise StorageError(
-                "missing",
-                f"{self.index_dir.path} is not there on {platform.node()}: captions written there would be lost. "
-                "Finished shards are kept. Give the command again without that machine, or with an OUTPUT that all "
-                "nodes reach: a URI (s3://…), or a folder of a file system that they share.",
-            )
 
     @property
     def index_dir(self) -> Location:

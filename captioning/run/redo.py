@@ -195,7 +195,7 @@ class RedoBook:
 
     def entries(self, shard: int) -> list[Entry]:
         """The images of the shard that are made again."""
-        self.plan.layout.require_here()
+        self.index.require_here()
         where = self.plan.part_file(self.index.range_of(shard))
         with storage_errors(where.uri), where.open_read() as file:
             table = pq.read_table(io.BytesIO(file.read()), filters=[("shard", "=", shard)])
@@ -203,7 +203,7 @@ class RedoBook:
 
     def stage(self, shard: int, rows: Sequence[Row]) -> None:
         """Keep their rows until the part is rewritten."""
-        self.plan.layout.require_here()
+        self.index.require_here()
         self.plan.shard_file(shard).write_bytes(to_parquet(rows_to_table(rows)), temp=self.plan.layout.tmp_dir)
 
 

@@ -146,7 +146,10 @@ def _opened(output: Location, name: str, options: CompareSettings) -> ComparedRu
         )
     summary = read_summary(layout)
     rate = summary.get("steady_images_per_second") or summary.get("images_per_second")
-    if not isinstance(rate, int | float) or rate <= 0:
+    before = summary.get("already_done")
+    # A retry of some rows, say, tells little of how fast the run was.
+    of_all = isinstance(before, int) and before <= stands.done / 2
+    if not isinstance(rate, int | float) or rate <= 0 or not of_all:
         rate = rate_over_time(read_events(layout)).mean
     seconds = summary.get("seconds")
     return ComparedRun(layout, record, name, stands.done, seconds if isinstance(seconds, int | float) else None, rate)

@@ -210,7 +210,8 @@ class RunDriver:
         self.check_hold()
         self.layout.summary.write_text(json.dumps(summary, indent=2) + "\n", temp=self.layout.tmp_dir)
         if self.tally:
-            self.note("finished", ok=verdict.ok, seconds=summary["seconds"])
+            classes = dict(sorted(verdict.errors.items()))
+            self.note("finished", ok=verdict.ok, seconds=summary["seconds"], error_classes=classes)
         return Outcome(summary, verdict, self.settings.errors.max_fraction)
 
 

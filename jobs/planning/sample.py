@@ -120,6 +120,9 @@ class SampleIndex(Index):
         )
         return cls(layout, (segment,), tuple(entries))
 
+    def require_here(self) -> None:
+        """Nothing: it is not on disk, and nobody reads what is written for it."""
+
     def rows(self, shard: Shard) -> list[Entry]:
         """The entries of one shard."""
         return list(self.entries[shard.start : shard.stop])

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from captioning.run.events import AGAIN, FIRST_TIME
+
 #: A silence longer than this, and than that many usual ones, is a pause.
 _PAUSE_SECONDS, _PAUSE_FACTOR = 120.0, 30.0
 _MOST_POINTS = 60
@@ -59,7 +61,7 @@ class _Stretch:
 def rate_over_time(events: Iterable[Mapping[str, Any]]) -> Rate:
     """The rate from events that have a `time` (ISO 8601) and, where shards were finished, `images` and `stages`.
 
-    An event whose name begins with `start` ends a pause. Other events are passed over.
+    One that begins a stretch of work ends a pause. Other events are passed over.
     """
     marks = sorted(
         (mark for event in events if (mark := _mark(event)) is not None),
@@ -94,7 +96,7 @@ def _mark(event: Mapping[str, Any]) -> _Mark | None:
         at = datetime.fromisoformat(event["time"]).timestamp()
     except (KeyError, TypeError, ValueError):
         return None
-    if str(event.get("event", "")).startswith("start"):
+    if event.get("event") in FIRST_TIME + AGAIN:
         return _Mark(at, None, {})
     images, stages = event.get("images"), event.get("stages")
     if not isinstance(images, int) or images <= 0:

@@ -32,6 +32,13 @@ def test_time_between_two_starts_is_left_out():
     assert rate.pauses == 1
 
 
+@pytest.mark.parametrize("event", ["retry", "refresh"])
+def test_time_before_a_retry_is_left_out(event):
+    first = [at(0, event="start"), *(at(s, 10) for s in range(1, 11))]
+    rate = rate_over_time([*first, at(3600, event=event), at(3602, 20)])
+    assert rate.mean == pytest.approx(10)
+
+
 def test_only_shards_and_starts_count():
     events = [at(0, event="indexed"), at(30, event="start"), at(34, 40), at(38, 40), at(90, event="finished")]
     rate = rate_over_time(events)

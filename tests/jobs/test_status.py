@@ -66,6 +66,8 @@ def test_the_rate_is_that_of_late(run: SmallRun) -> None:
     assert rate_of_late(slower) == pytest.approx(5)
     again = [*events, at(9000, "start"), at(9010, "shards", images=50)]
     assert rate_of_late(again) == pytest.approx(5)
+    assert rate_of_late([*again, at(9012, "shards", images=50)]) == pytest.approx(25), "start-up is no captioning"
+    assert rate_of_late([*again, at(9020, "retry"), at(9030, "shards", images=3)]) == pytest.approx(0.3)
     assert rate_of_late([at(0, "start")]) is None
     assert rate_of_late([]) is None
 
@@ -87,6 +89,13 @@ def test_errors_by_the_diary() -> None:
         at(3, "shards", error_classes="damaged"),
     ]
     assert errors_in_diary(events) == {"cut": 1, "empty": 3}
+    # A retry replaces rows: it counts when it has finished, with what its table holds then.
+    retried = [*events, at(4, "retry"), at(5, "shards", error_classes={"empty": 2})]
+    assert errors_in_diary(retried) == {"cut": 1, "empty": 3}
+    retried.append(at(6, "finished", error_classes={"empty": 2}))
+    assert errors_in_diary(retried) == {"empty": 2}
+    grown = [*retried, at(7, "start"), at(8, "shards", error_classes={"cut": 1})]
+    assert errors_in_diary(grown) == {"cut": 1, "empty": 2}
 
 
 def test_a_missing_run_names_the_place(run: SmallRun) -> None:
