@@ -51,6 +51,7 @@ def fit(settings: "TrainSettings", output: "Location") -> None:
             train_loop_config={
                 "settings": settings,
                 "output": output,
+                "folder": str(Path.cwd()),
                 "gpu": placement.gpu,
                 "several_nodes": several,
                 "mark": mark,

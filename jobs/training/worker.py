@@ -1,6 +1,8 @@
 """What every worker of a training runs, its process group already joined by Ray Train."""
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from captioning.errors import UsageError
@@ -8,6 +10,8 @@ from captioning.errors import UsageError
 
 def train_worker(config: dict[str, Any]) -> None:
     """Train as one of the workers: `config` has the `settings`, the `output`, and whether a `gpu` is to be used.
+
+    `folder` is the one in which the command was given.
 
     `mark`, if there is one, is a file of the driver's in `output`: who does not see it would train into a folder of
     its own. Raises `UsageError` then, and whatever stops a training.
@@ -21,6 +25,9 @@ def train_worker(config: dict[str, Any]) -> None:
     from captioning.training.parts import make_parts, make_tokenizer
     from captioning.training.workers import Workers
 
+    # Ray Train gives each worker a folder of its own; the paths in settings are relative to where the command was given.
+    with suppress(OSError):  # another machine may not have it, and is given URIs or whole paths then
+        os.chdir(config["folder"])
     settings, output = config["settings"], config["output"]
     mark = config.get("mark")
     if mark is not None and not mark.exists():

@@ -46,7 +46,7 @@ def work(rank: int, recipe: str, output: str, place: str) -> None:
         _take_time()
     dist.init_process_group("gloo", init_method=f"file://{place}/rendezvous", rank=rank, world_size=WORLD)
     settings = read_settings(TrainSettings, recipe)
-    train_worker({"settings": settings, "output": Location.parse(output), "gpu": False})
+    train_worker({"settings": settings, "output": Location.parse(output), "gpu": False, "folder": "."})
     dist.destroy_process_group()
 
 

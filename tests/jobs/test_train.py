@@ -42,10 +42,13 @@ def run(*arguments: object) -> tuple[int, str]:
     return result.exit_code, result.output + (result.stderr if result.stderr_bytes else "")
 
 
-def test_two_workers_make_one_captioner(ray_local: None, recipe: Path, tmp_path: Path) -> None:
+def test_two_workers_make_one_captioner(
+    ray_local: None, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_tiny_shards(tmp_path / "shards", {"train": 14, "val": 4})
     output = tmp_path / "run"
-    code, said = run("train", "--config", recipe, "--data", tmp_path / "shards", "-o", output)
+    monkeypatch.chdir(tmp_path)  # where Ray's processes are not: they too must find what is named from here
+    code, said = run("train", "--config", recipe.name, "--data", "shards", "-o", "run")
     assert code == 0, said
     assert "validation: CIDEr-D" in said
     assert load_captioner(str(output / "best")).name.startswith("run-best-")
@@ -53,10 +56,10 @@ def test_two_workers_make_one_captioner(ray_local: None, recipe: Path, tmp_path:
     assert [r["step"] for r in records if r["kind"] == "validation"] == [4, 8]
     assert json.loads((output / "summary.json").read_text())["images_seen"] == 28
 
-    code, said = run("train", "--config", recipe, "--data", tmp_path / "shards", "-o", output)
+    code, said = run("train", "--config", recipe, "--data", "shards", "-o", "run")
     assert code == 0
     assert "finished" in said
-    code, said = run("train", "--config", recipe, "--data", tmp_path / "shards", "-o", output, "--set", "epochs=3")
+    code, said = run("train", "--config", recipe, "--data", "shards", "-o", output, "--set", "epochs=3")
     assert code == 2
     assert "settings.epochs: 2 → 3" in said
 
