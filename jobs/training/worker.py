@@ -25,7 +25,7 @@ def train_worker(config: dict[str, Any]) -> None:
     from captioning.training.parts import make_parts, make_tokenizer
     from captioning.training.workers import Workers
 
-    # Ray Train gives each worker a folder of its own; the paths in settings are relative to where the command was given.
+    # Ray Train gives each worker a folder of its own. Paths in settings are relative to where the command was given.
     with suppress(OSError):  # another machine may not have it, and is given URIs or whole paths then
         os.chdir(config["folder"])
     settings, output = config["settings"], config["output"]
