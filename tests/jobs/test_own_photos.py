@@ -122,6 +122,7 @@ def test_fifty_pictures_make_a_captioner(ray_local: None, photos: Path, tiny_cap
     assert pq.read_table(tmp_path / "table").num_rows == 50
 
 
+@pytest.mark.slow
 def test_too_little_to_judge_by(ray_local: None, photos: Path, tiny_captioner: Path, tmp_path: Path) -> None:
     """No image in `val` is an error that says what to do, a few are a note."""
     shards, said = prepare("csv", photos, write_csv(tmp_path / "captions.csv"), "--set", "val_fraction=0")

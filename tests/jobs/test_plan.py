@@ -63,6 +63,7 @@ def test_a_plan_for_people_and_what_is_done_left_out(tmp_path: Path, plan, tiny_
     assert files(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_table_of_images_with_columns_that_are_kept(tmp_path: Path, plan) -> None:
     rows = [{"image": encode(picture(number), "JPEG"), "label": f"label {number}"} for number in range(24)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "photos.parquet")

@@ -85,7 +85,8 @@ def test_wrong_usage_ends_before_anything_is_written(recipe: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ("model.encoder.name=timm/no_such_net", "no_such_net"),  # found by the workers, which build the model
+        # Found by the workers, which build the model.
+        pytest.param("model.encoder.name=timm/no_such_net", "no_such_net", marks=pytest.mark.slow),
         ("gpu=true", "GPU"),
     ],
 )
