@@ -91,8 +91,8 @@ class _Reading:
             except Exception as error:  # a header that breaks tarfile is damage like any other
                 if at < self._size or not self._count:
                     self._damage(at, str(error) or type(error).__name__)
-                # A chain of headers that each want another one behind them is read as far as it goes: from its second one
-                # on it would be the same chain again.
+                # Headers that each want another one behind them are passed over as far as they were read: the chain
+                # from its second one on would be the same again.
                 return max(at + tarfile.BLOCKSIZE, self._file.tell() if isinstance(error, RecursionError) else 0)
             # A tar remembers every member it has met: forget them, a shard can hold millions.
             tar.members = []  # type: ignore[attr-defined]
