@@ -17,8 +17,8 @@ from jobs.runners.pipeline import caption_shards, cluster_nodes
 from jobs.runners.pools import Node, Pools
 from jobs.runners.work import Observer, Runner, ShardResult, Work
 
-#: Up to so many images a Ray's start is not worth its while on one machine: minutes of work, which it delays by 10 s.
-FEW_IMAGES = 10_000
+#: Up to so many images a Ray takes longer to start than it could save.
+FEW_IMAGES = 1000
 
 
 class RayRunner:
