@@ -1,4 +1,4 @@
-"""Captions a sample on Ray through the pipeline of `caption`, and times it.
+"""Captions a sample by the runner of `caption`, and times it.
 
 What the sample makes is written where `caption` would stage it, in a temporary folder that is
 removed. Knows how the sample is run; what follows from the times is `forecast`'s.
@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,9 +21,8 @@ from captioning.run.table import rows_to_table
 from captioning.storage import Location
 from jobs.planning.forecast import Mark, enough
 from jobs.planning.sample import SampleIndex
-from jobs.runners.pipeline import caption_shards
 from jobs.runners.pools import Pools
-from jobs.runners.work import Work
+from jobs.runners.work import Runner, Work
 from jobs.workers.caption_shard import caption_rows
 from jobs.workers.decode_shard import DecodeShard, pixels_of
 from jobs.workers.micro_batches import MicroBatches
@@ -56,6 +54,7 @@ class Trial:
 
 
 def run_sample(
+    runner: Runner,
     entries: Sequence[Entry],
     shard_size: int,
     pools: Pools,
@@ -79,7 +78,7 @@ def run_sample(
     stages: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     done = 0
-    results = caption_shards(work(index), pools, [shard.number for shard in shards])
+    results = runner.caption_shards(work(index), pools, [shard.number for shard in shards])
     try:
         for result in results:
             done += result.images
@@ -89,23 +88,20 @@ def run_sample(
             if seconds is not None and enough(marks, pools.actors, seconds):
                 break
     finally:
-        close: Any = getattr(results, "close", None)
-        if close is not None:
-            close()
+        results.close()
         shutil.rmtree(folder, ignore_errors=True)
     return SampleRun(tuple(marks), dict(stages), dict(sorted(errors.items())), done, len(marks) == len(shards))
 
 
-def try_batch_sizes(entries: Sequence[Entry], pools: Pools, work: Callable[[SampleIndex], Work]) -> Trial:
+def try_batch_sizes(
+    runner: Runner, entries: Sequence[Entry], pools: Pools, work: Callable[[SampleIndex], Work]
+) -> Trial:
     """Let one captioner of these pools caption the same images in batches of several sizes."""
-    import ray
-
     sizes = [pools.batch_size, 2 * pools.batch_size, max(1, pools.batch_size // 2)]
     some = entries[: max(sizes)]
     # Nothing is written: the place is only a name.
     index = SampleIndex.of(some, len(some), RunLayout(Location.parse("memory://captioning-plan")))
-    task = ray.remote(num_cpus=pools.cpus_per_actor, num_gpus=pools.gpus_per_actor or None, max_retries=1)(_trial)
-    found: Trial = ray.get(task.remote(work(index), sizes))
+    found: Trial = runner.call(_trial, work(index), sizes, pools=pools)
     return found
 
 

@@ -37,8 +37,7 @@ from jobs.planning.forecast import (
 from jobs.planning.measure import SampleRun, Trial, run_sample, try_batch_sizes
 from jobs.planning.sample import SampleIndex, Survey, survey
 from jobs.progress import counted
-from jobs.ray_session import ray_session
-from jobs.runners.pipeline import cluster_nodes
+from jobs.runners.choice import open_runner
 from jobs.runners.pools import Pools, plan_pools
 from jobs.runners.work import Work
 
@@ -119,10 +118,11 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
     pending = archive.images if there is None or where is None else _pending(there[1], where, archive)
 
     # Ray tells on stdout of the actors that are ended with the sample: here that is no news.
-    with redirect_stdout(io.StringIO()), ray_session():
-        nodes = cluster_nodes()
+    with redirect_stdout(io.StringIO()), open_runner(settings.runtime, archive.images) as runner:
+        nodes = runner.nodes()
         wanted = settings.output.shard_size or choose_shard_size(archive.images)
-        pools = plan_pools(settings.runtime, nodes, shards=-(-archive.images // wanted))
+        workers = runner.most_workers(-(-archive.images // wanted), archive.images)
+        pools = plan_pools(settings.runtime, nodes, shards=workers)
         size = sample_shard_size(wanted, pools.batch_size, sample=len(archive.sample), workers=pools.actors)
 
         def work(index: SampleIndex) -> Work:
@@ -132,6 +132,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
         limit = "" if request.sample else f", for about {_STEADY_SECONDS:.0f} s at full speed"
         say(f"{counted(archive.images, 'image')}; captioning a sample{limit}: {info.name}, {pools}.")
         run = run_sample(
+            runner,
             archive.sample,
             size,
             pools,
@@ -141,7 +142,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
             nodes=len(nodes),
         )
         say("Trying other batch sizes.")
-        trial = try_batch_sizes(archive.sample, pools, work)
+        trial = try_batch_sizes(runner, archive.sample, pools, work)
     resources = Resources(
         cores=sum(node.cpus for node in nodes),
         gpus=sum(node.gpus for node in nodes) if pools.device == "cuda" else 0.0,

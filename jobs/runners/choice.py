@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from captioning.errors import SettingsError
 from jobs.caption_settings import RuntimeSettings
@@ -17,8 +18,8 @@ from jobs.runners.pipeline import caption_shards, cluster_nodes
 from jobs.runners.pools import Node, Pools
 from jobs.runners.work import Observer, Runner, ShardResult, Work
 
-#: Up to so many images a Ray takes longer to start than it could save.
-FEW_IMAGES = 1000
+#: Up to so many images are captioned sooner by two processes than a Ray has started and captioned them.
+FEW_IMAGES = 10_000
 
 
 class RayRunner:
@@ -53,6 +54,13 @@ class RayRunner:
         """See `Runner`."""
         return caption_shards(work, pools, shards)
 
+    def call(self, function: Callable[..., Any], *arguments: Any, pools: Pools) -> Any:
+        """See `Runner`."""
+        import ray
+
+        task = ray.remote(num_cpus=pools.cpus_per_actor, num_gpus=pools.gpus_per_actor or None, max_retries=1)
+        return ray.get(task(function).remote(*arguments))
+
 
 @contextmanager
 def open_runner(runtime: RuntimeSettings, images: int | None) -> Iterator[Runner]:
@@ -79,7 +87,9 @@ def stays_here(runtime: RuntimeSettings, images: int | None) -> bool:
         )
     if runtime.runner != "auto":
         return runtime.runner == "local"
-    if os.environ.get("RAY_ADDRESS") or _has_ray() or on_gpu or images is None or images > FEW_IMAGES:
+    if images is None or images > FEW_IMAGES or on_gpu or runtime.decode_tasks != "auto":
+        return False
+    if os.environ.get("RAY_ADDRESS") or _has_ray():
         return False
     return runtime.device == "cpu" or not _has_gpu()
 

@@ -12,7 +12,9 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
+from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -81,6 +83,11 @@ class LocalRunner:
         finally:
             crew.end()
             self.close()
+
+    def call(self, function: Callable[..., Any], *arguments: Any, pools: Pools) -> Any:  # noqa: ARG002
+        """See `Runner`."""
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+            return executor.submit(function, *arguments).result()
 
     def take(self) -> ChildProcess:
         """A worker that has not been told its work."""

@@ -132,6 +132,10 @@ class Runner(Protocol):
         """
         ...
 
+    def call(self, function: Callable[..., Any], *arguments: Any, pools: "Pools") -> Any:
+        """Call a function of a module in a process like a captioner's of these pools, and give what it returns."""
+        ...
+
 
 def describe_error(error: Exception) -> dict[str, Any]:
     """An error as JSON takes it, in the place of a `SHARD_RESULT` row."""

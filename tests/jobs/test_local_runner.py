@@ -155,6 +155,7 @@ def test_small_jobs_stay_here_unless_there_is_a_cluster_or_a_gpu(monkeypatch: py
     assert not stays_here(RuntimeSettings(runner="ray"), 1)
     assert not stays_here(RuntimeSettings(device="cuda"), 1)
     assert not stays_here(RuntimeSettings(gpus_per_actor=0.5), 1)
+    assert not stays_here(RuntimeSettings(decode_tasks=3), 1)
     with pytest.raises(SettingsError, match=r"runtime\.runner is local"):
         stays_here(RuntimeSettings(runner="local", device="cuda"), 1)
     monkeypatch.setattr(choice, "_has_gpu", lambda: True)

@@ -1,6 +1,9 @@
 """`plan`: a sample from all over, a forecast, and nothing written."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +50,20 @@ def test_a_plan_in_full_writes_nothing(tmp_path: Path, plan, monkeypatch: pytest
     assert values["cost"]["million"] == pytest.approx(1e6 / values["images_per_second"] / 1800, rel=0.01)
     assert values["table_bytes"] > 0
     assert values["index_bytes"] > 0
+
+
+def test_a_plan_without_ray_measures_what_caption_would_take(tmp_path: Path, tiny_captioner: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 40)
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "ray.py").write_text("raise RuntimeError('a Ray was asked for')\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "modules"), *sys.path])}
+    environment.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-m", "jobs", "plan", str(photos), "--model", str(tiny_captioner), "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    values = json.loads(done.stdout)
+    assert (values["images"], values["sample"], values["nodes"]) == (40, 40, 1)
+    assert set(values["batch_rates"]) == {"16", "32", "64"}
 
 
 def test_a_plan_for_people_and_what_is_done_left_out(tmp_path: Path, plan, tiny_captioner: Path) -> None:
