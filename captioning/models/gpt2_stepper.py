@@ -14,6 +14,9 @@ from torch import Tensor
 from captioning.decoding.vocabulary import Vocabulary
 from captioning.models.gpt2_weights import Gpt2Weights
 
+#: Steps for which there is room at once, more than most captions take. Memory costs when it is first written to.
+_STEPS = 24
+
 
 class Gpt2Stepper:
     """A hypothesis's state is its line, and its row of the mask."""
@@ -103,8 +106,8 @@ class _Cache:
         self.size = keys.shape[2]
 
     def take(self, lines: Tensor, *, room: int) -> None:
-        """Those of `lines` alone, in their order, with room for some steps of `room` places."""
-        self._make_room(8 * room, lines)
+        """Those of `lines` alone, in their order, with room for further steps of `room` places."""
+        self._make_room(_STEPS * room, lines)
 
     def add(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keep keys and values (N, H, K, D) too; all there are."""

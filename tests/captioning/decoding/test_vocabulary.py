@@ -25,10 +25,10 @@ def test_logits_and_the_normaliser(case: tuple[Vocabulary, torch.Tensor, torch.T
     torch.testing.assert_close(vocabulary.score(states).normaliser, logits.logsumexp(1), atol=1e-4, rtol=1e-4)
 
 
-def check_best(scores: Scores, logits: torch.Tensor) -> None:
+def check_best(scores: Scores, logits: torch.Tensor, tolerance: float = 1e-4) -> None:
     found, words = scores.best(10)
     expected, places = logits.topk(10, dim=1)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=tolerance)
     assert words.tolist() == places.tolist()
 
 
@@ -59,6 +59,22 @@ def test_the_best_before_and_after_changes(case: tuple[Vocabulary, torch.Tensor,
     check_best(scores, changed)
     found, words = scores.best(10)
     torch.testing.assert_close(scores.before(words, found), logits.gather(1, words), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("offset", [0.0, -300.0, 300.0])
+@pytest.mark.parametrize("higher", [0.0, 50.0, 200.0])
+def test_logits_of_any_height(offset: float, higher: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight, states = torch.randn(5000, 16, generator=generator), torch.randn(4, 16, generator=generator)
+    # The first words, from which the height is guessed, say little of the last ones in two of the rows.
+    weight[:, 0], states[:, 0] = 0.0, torch.tensor([0.0, 0.0, 1.0, 1.0])
+    weight[4000:, 0] = higher
+    bias = torch.full((5000,), offset)
+    logits = states @ weight.T + bias
+    scores = Vocabulary(weight, bias).score(states)
+    torch.testing.assert_close(scores.normaliser, logits.logsumexp(1), atol=1e-3, rtol=1e-6)
+    check_best(scores, logits, tolerance=1e-6)
+    assert not scores.broken.any()
 
 
 def test_a_row_that_is_no_number_is_told() -> None:
