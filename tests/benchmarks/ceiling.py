@@ -22,7 +22,7 @@ from captioning import load_captioner
 
 BATCH = 32
 #: Enough for a steady figure; the rest of the archive would say the same.
-MOST_BATCHES = 8
+MOST_BATCHES = 32
 
 
 def main() -> None:
