@@ -93,6 +93,11 @@ class _Recorder(TorchDispatchMode):
         # Results are not kept alive: the network lets go of them as it goes.
         self._nodes: Any = WeakIdKeyDictionary({pixels: self._graph.placeholder("images")})
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: nothing compiles what is recorded, and to say so to the compiler would take a second to import it."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from captioning.errors import CheckpointError, SettingsError
 from captioning.models.encoder_settings import EncoderSettings
+from captioning.models.lazy_compiler import without_compiler
 
 
 class GridEncoder(nn.Module):
@@ -147,7 +148,8 @@ def _build_trunk(settings: EncoderSettings, *, pretrained: bool) -> nn.Module:
 
 
 def _timm(name: str, *, download: bool) -> Any:
-    import timm
+    with without_compiler():
+        import timm
 
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name[:8]}*")[:8])
@@ -160,7 +162,8 @@ def _timm(name: str, *, download: bool) -> Any:
 
 
 def _torchvision(name: str, *, download: bool) -> Any:
-    import torchvision
+    with without_compiler():
+        import torchvision
 
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise SettingsError(f"torchvision has no encoder {name!r}; torchvision.models.list_models() names them.")

@@ -15,6 +15,7 @@ from torch import nn
 from captioning.config import build
 from captioning.errors import CheckpointError, SettingsError
 from captioning.models.hub import local_folder, read_config, read_tensors
+from captioning.models.lazy_compiler import without_compiler
 from captioning.models.tower_settings import ClipTower, Gpt2Tower
 
 T = TypeVar("T")
@@ -57,7 +58,8 @@ def gpt2_sizes(reference: str) -> Gpt2Tower:
 
 def make_clip(sizes: ClipTower) -> Any:
     """`CLIPVisionModelWithProjection` of these sizes with random float32 weights."""
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+    with without_compiler():
+        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     return _make(
         CLIPVisionModelWithProjection,
@@ -78,7 +80,8 @@ def make_clip(sizes: ClipTower) -> Any:
 
 def make_gpt2(sizes: Gpt2Tower, *, dropout: float) -> Any:
     """`GPT2LMHeadModel` of these sizes with random float32 weights; `vocab_size` must be set."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+    with without_compiler():
+        from transformers import GPT2Config, GPT2LMHeadModel
 
     assert sizes.vocab_size is not None
     return _make(
