@@ -117,11 +117,13 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
     where = standing(there[0]) if there is not None else None
     pending = archive.images if there is None or where is None else _pending(there[1], where, archive)
 
+    # With nothing left to do: what all of it would take.
+    todo = pending or archive.images
     # Ray tells on stdout of the actors that are ended with the sample: here that is no news.
-    with redirect_stdout(io.StringIO()), open_runner(settings.runtime, archive.images) as runner:
+    with redirect_stdout(io.StringIO()), open_runner(settings.runtime, todo) as runner:
         nodes = runner.nodes()
         wanted = settings.output.shard_size or choose_shard_size(archive.images)
-        workers = runner.most_workers(-(-archive.images // wanted), archive.images)
+        workers = runner.most_workers(-(-todo // wanted), todo)
         pools = plan_pools(settings.runtime, nodes, shards=workers)
         size = sample_shard_size(wanted, pools.batch_size, sample=len(archive.sample), workers=pools.actors)
 

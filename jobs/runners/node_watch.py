@@ -7,7 +7,7 @@ lost elsewhere, and `replan` looks whether more machines are worth starting over
 from collections.abc import Callable, Mapping
 from typing import Self
 
-from jobs.runners.watch import Watch
+from jobs.watch import Watch
 
 #: Seconds between two looks: as often as a cluster notices by itself.
 _EVERY = 5.0

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jobs.runners.pools import Pools
-from jobs.runners.watch import Watch
+from jobs.watch import Watch
 
 #: Seconds without a finished shard until something is said, and until it is said again. A shard may well take as
 #: long as the longest before it did, and then some.

@@ -1,10 +1,9 @@
 """Tells how a training run goes, from the figures that it writes to its OUTPUT, and keeps its page up to date."""
 
 import json
-import threading
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from captioning.errors import CaptioningError, StorageError
 from captioning.storage import Location
@@ -12,12 +11,13 @@ from captioning.training.state import saved_step
 from jobs.display import Display
 from jobs.progress import duration
 from jobs.training.page import TrainPage
+from jobs.watch import Watch
 
 #: What of a validation's record is no score.
 _NO_SCORES = frozenset({"kind", "step", "total_steps", "stage", "epoch", "images_seen", "seconds", "best", "samples"})
 
 
-class Teller:
+class Teller(Watch):
     """While in its `with` block, tells of each new record of `OUTPUT/metrics.jsonl`.
 
     Steps are progress, shown as the shared options ask; notes and validations are always told. With a
@@ -25,17 +25,16 @@ class Teller:
     """
 
     def __init__(self, output: Location, page: TrainPage | None = None) -> None:
+        super().__init__("train-progress", 2 if output.is_local else 10)
         self._output = output
         self._file = output / "metrics.jsonl"
         self._page = page
         self._told: set[str] = set()
         self._last: dict[str, Any] = {}
         self._best: dict[str, Any] = {}
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="train-progress", daemon=True)
         self._display = Display(self)
 
-    def __enter__(self) -> "Teller":
+    def __enter__(self) -> Self:
         # What an earlier start left is known, also what it did behind its last saved state, which will be done again.
         self._told = set(self._lines())
         for line in self._told:
@@ -44,15 +43,13 @@ class Teller:
         saved = saved_step(self._output) or 0
         if saved:
             self._display.say(f"Going on from step {saved:,}.")
-        self._thread.start()
-        return self
+        return super().__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()
-        self._thread.join()
-        self._tell()
+        super().__exit__(kind, error, trace)
+        self.look()
         self._draw()
         self._display.__exit__(kind, error, trace)
 
@@ -77,11 +74,8 @@ class Teller:
         left = round(_seconds_left(last), 1)
         return {"unit": "step", "done": last["step"], "total": last["total_steps"], "seconds_left": left, **rest}
 
-    def _watch(self) -> None:
-        while not self._ended.wait(2 if self._file.is_local else 10):
-            self._tell()
-
-    def _tell(self) -> None:
+    def look(self) -> None:
+        """Tell what is new."""
         validated = False
         for line in self._lines():
             if line in self._told:
