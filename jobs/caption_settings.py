@@ -33,7 +33,7 @@ class RuntimeSettings:
 
     runner: Literal["auto", "ray", "local"] = "auto"
     """Where captioners run: on Ray (the cluster of RAY_ADDRESS, or one of its own on this machine), or as processes of
-    this machine, which start sooner. `auto` takes those for up to 10,000 images, where no cluster and no GPU is and
+    this machine, which start sooner. `auto` takes those for up to 50,000 images, where no cluster and no GPU is and
     `decode_tasks` is left at auto."""
 
     actors: Annotated[int, Ge(1)] | Literal["auto"] = "auto"

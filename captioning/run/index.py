@@ -42,14 +42,14 @@ from captioning.run.sources import Entry, Source, kept_schema
 #: The most images in a shard, unless a setting says otherwise.
 MAX_SHARD_SIZE = 512
 
-#: A small archive is cut into about this many shards, so that every core has work.
-_WANTED_SHARDS = 64
+#: A small archive is cut into about this many shards, so that every core has work, and little is left for one alone.
+_WANTED_SHARDS = 128
 
 
 def choose_shard_size(images: int) -> int:
     """Images a shard for an archive of `images`: a multiple of 8, from 8 to 512.
 
-    Some 64 shards keep many cores busy, but a shard of few images wastes a model that works in
+    Some 128 shards keep many cores busy to the end, but a shard of few images wastes a model that works in
     batches: from 256 images on there are at least 32 in each.
     """
     least = 32 if images >= 256 else 8

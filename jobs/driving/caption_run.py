@@ -33,13 +33,13 @@ from jobs.driving.driver import RunDriver
 from jobs.driving.outcome import Outcome, listing_lines
 from jobs.driving.redo import settle, work_off_plan
 from jobs.progress import counted
-from jobs.runners.choice import FEW_IMAGES
+from jobs.runners.choice import FEW_IMAGES, stays_here
 
 if TYPE_CHECKING:
     from captioning.captioner_info import CaptionerInfo
 
 #: Counting the images beforehand takes no longer than this.
-_LOOK_AHEAD_SECONDS = 2.0
+_LOOK_AHEAD_SECONDS = 5.0
 #: How often a shard whose staged file turns out damaged is captioned again.
 _REPAIRS = 3
 
@@ -191,13 +191,15 @@ class _CaptionRun(RunDriver):
         """
         until = time.monotonic() + _LOOK_AHEAD_SECONDS
         limit = self.request.selection.most
+        # Where it makes no difference, one is enough.
+        most = FEW_IMAGES if stays_here(self.settings.runtime, 1) else 0
         count = 0
         for source in self.sources:
             try:
                 some = 0
                 for _ in source.entries():
                     some += 1
-                    if count + some > FEW_IMAGES or time.monotonic() > until:
+                    if count + some > most or time.monotonic() > until:
                         break
             except StorageError as error:
                 raise InputError(f"INPUT cannot be listed: {error.message}") from error
@@ -205,8 +207,8 @@ class _CaptionRun(RunDriver):
                 raise require_image(source)
             count += some
         if limit is not None:
-            return limit if limit <= FEW_IMAGES else None
-        return count if count <= FEW_IMAGES and time.monotonic() <= until else None
+            return limit if limit <= most else None
+        return count if count <= most and time.monotonic() <= until else None
 
     def _list(self) -> Index:
         """Index the archive; from here on there is a run in OUTPUT."""

@@ -18,8 +18,8 @@ from jobs.runners.pipeline import caption_shards, cluster_nodes
 from jobs.runners.pools import Node, Pools
 from jobs.runners.work import Observer, Runner, ShardResult, Work
 
-#: Up to so many images are captioned sooner by two processes than a Ray has started and captioned them.
-FEW_IMAGES = 10_000
+#: Up to so many images the start of a Ray and what it takes beside the captioners (6% of two cores) are noticed.
+FEW_IMAGES = 50_000
 
 
 class RayRunner:

@@ -20,7 +20,7 @@ from tests.captioning.run.runs import caption, drive, layout_of, make_archive, m
 
 def test_the_shard_size_comes_from_the_size_of_the_archive_alone() -> None:
     sizes = [choose_shard_size(images) for images in (1, 100, 7235, 32768, 10**8)]
-    assert sizes == [8, 8, 120, 512, 512]
+    assert sizes == [8, 8, 64, 256, 512]
     every = [choose_shard_size(images) for images in range(1, 40000, 7)]
     assert every == sorted(every)
     assert all(size % 8 == 0 for size in every)
