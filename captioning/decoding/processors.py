@@ -15,7 +15,7 @@ from captioning.decoding.vocabulary import Scores
 
 
 class Processors:
-    """All that the settings forbid or discourage, applied at once.
+    """All that the settings forbid or discourage.
 
     `banned` ids are never emitted. The end token is not one of them, even where a vocabulary uses
     one token to begin and to end (GPT-2).
@@ -26,8 +26,12 @@ class Processors:
         self.eos_id = eos_id
         self._banned = sorted({int(token) for token in banned} - {eos_id})
 
+    def never(self, length: int) -> list[int]:
+        """The tokens that no row may say after `length` tokens."""
+        return [*self._banned, *([self.eos_id] if length < self.settings.min_new_tokens else [])]
+
     def __call__(self, scores: Scores, history: Tensor, *, normalised: bool) -> None:
-        """Change `scores` of the next token, given the tokens so far (R, t).
+        """Change `scores` of the next token, given the tokens so far (R, t), in all that depends on the row.
 
         `normalised` says whether the repetition penalty is one of log-probabilities, or of logits.
         """
@@ -36,9 +40,6 @@ class Processors:
             penalise_repetition(scores, history, settings.repetition_penalty, normalised=normalised)
         if settings.no_repeat_ngram_size:
             forbid_repeated_ngrams(scores, history, settings.no_repeat_ngram_size)
-        never = [*self._banned, *([self.eos_id] if length < settings.min_new_tokens else [])]
-        if never:
-            scores.forbid_everywhere(never)
 
 
 def penalise_repetition(scores: Scores, history: Tensor, penalty: float, *, normalised: bool) -> None:

@@ -25,14 +25,15 @@ _NEVER = -1.0e9
 
 
 class LogitsError(CaptioningError):
-    """The model gave logits that are not numbers. `images` are the rows of the batch that had them."""
+    """The model gave logits that no word can be chosen by. `images` are the rows of the batch that had them."""
 
     def __init__(self, images: Sequence[int]) -> None:
         self.images = tuple(images)
         rows = ", ".join(str(image) for image in self.images)
         super().__init__(
-            f"The model gave logits that are not numbers (NaN or infinite) for image {rows} of the batch. "
-            "Its weights or the image's features are damaged, or the precision is too low: try runtime.precision=fp32."
+            f"The model gave logits that are not numbers (NaN or infinite) for image {rows} of the batch, or none for "
+            "any word that the decoding settings allow. Its weights or the image's features are damaged, or the "
+            "precision is too low: try runtime.precision=fp32."
         )
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -60,7 +61,7 @@ def decode(
 
     `banned` ids are never emitted. An image's captions do not depend on the others of its batch
     (beyond what batched products change in the last digit of its logits). Raises `LogitsError`
-    where the model's logits are not numbers.
+    where the model's logits are not numbers, or the settings leave no word to say.
     """
     processors = Processors(settings, eos_id, banned)
     with torch.no_grad():
@@ -80,7 +81,7 @@ def _greedy(stepper: Stepper, settings: DecodingSettings, processors: Processors
     lengths = torch.zeros(count, dtype=torch.long, device=device)
     scores: Scores | None = None
     for step in range(settings.max_new_tokens):
-        scores = stepper.vocabulary.score(states, scores)
+        scores = stepper.vocabulary.score(states, processors.never(step), scores)
         # As in transformers, greedy search penalises logits, beam search log-probabilities.
         processors(scores, tokens[images, :step], normalised=False)
         logits, chosen = scores.best(1)
@@ -88,7 +89,8 @@ def _greedy(stepper: Stepper, settings: DecodingSettings, processors: Processors
         chosen = chosen[:, 0]
         tokens[images, step] = chosen
         lengths[images] = step + 1
-        rows = _open_rows(chosen != processors.eos_id, scores.broken, images)
+        broken = scores.broken | logits[:, 0].isneginf()
+        rows = _open_rows(chosen != processors.eos_id, broken, images)
         if step + 1 == settings.max_new_tokens or len(rows) == 0:
             break
         images = images[rows]
@@ -143,7 +145,7 @@ def _beam_search(stepper: Stepper, settings: DecodingSettings, processors: Proce
     for step in range(steps):
         open_images = len(images)
         rows_each = len(states) // open_images  # 1 at the first step, then one a beam
-        scores = stepper.vocabulary.score(states, scores)
+        scores = stepper.vocabulary.score(states, processors.never(step), scores)
         processors(scores, running.tokens[:, :rows_each, :step].flatten(0, 1), normalised=True)
         # Of 2K continuations at most K end (there is one end token), so K remain to go on with; the 2K best of an
         # image are among the 2K best of each of its rows.
@@ -184,7 +186,9 @@ def _beam_search(stepper: Stepper, settings: DecodingSettings, processors: Proce
         # replace the worst of K finished ones (early_stopping=False in transformers).
         hope = running.ranks[:, :1] / scale
         worst = torch.where(kept.finished, kept.ranks.min(dim=1, keepdim=True).values, _NEVER)
-        broken = scores.broken.view(open_images, rows_each).any(dim=1)
+        # Nothing can be said next, and nothing was said to its end.
+        stuck = ranks[:, 0].isneginf() & ~kept.finished.any(dim=1)
+        broken = scores.broken.view(open_images, rows_each).any(dim=1) | stuck
         rows = _open_rows((hope > worst).any(dim=1), broken, images)
         if step + 1 == steps or len(rows) == 0:
             break

@@ -7,6 +7,7 @@ looked for only in the blocks with the highest maxima, where they must be. Shape
 
 What is kept of a logit l is the exponential itself, 2 ** (l / ln 2 - shift), with a shift for each row:
 the sum, the maxima and the order need nothing else, and a logit that is asked for is its logarithm again.
+Words that are never to be said are left out of it, however high they are, but not of the normaliser.
 """
 
 import math
@@ -60,22 +61,44 @@ class Vocabulary:
         states = states.to(self.dtype)
         return torch.cat([piece(states).float() for piece in self._pieces], dim=1)[:, : self.size]
 
-    def score(self, states: Tensor, used: "Scores | None" = None) -> "Scores":
-        """The scores of all words after states (R, E); in the memory of `used`, which are not needed any more."""
+    def score(self, states: Tensor, never: Sequence[int] = (), used: "Scores | None" = None) -> "Scores":
+        """The scores of all words after states (R, E), of which `never` are ruled out.
+
+        They lie in the memory of `used`, which are not needed any more.
+        """
         count, pieces = len(states), len(self._pieces)
         room = self._room(count, states.device, used)
         maxima = torch.empty(count, pieces * self.width // _BLOCK, device=states.device)
+        ruled_out = torch.empty(count, len(never), device=states.device)
         states = states.to(self.dtype)
         # The first piece tells about how high a row's logits are. If it does not, all of them do.
         shift = torch.empty(count, 1, device=states.device)
-        sums = self._fill(states, shift, room, maxima, guess=True)
+        sums = self._fill(states, never, shift, room, maxima, ruled_out, guess=True)
         if pieces > 1 and not bool(((sums > _LOWEST_SUM) & (sums < _HIGHEST_SUM)).all()):
-            shift = _shift(self.logits(states))
-            sums = self._fill(states, shift, room, maxima)
-        return Scores(room, shift, sums, maxima, self.size)
+            logits = self.logits(states)
+            logits[:, list(never)] = _NEVER
+            shift = _shift(logits)
+            sums = self._fill(states, never, shift, room, maxima, ruled_out)
+        normaliser = (sums.log2() + shift[:, 0]) * _LN2
+        if never:
+            normaliser = torch.cat((normaliser[:, None], ruled_out), dim=1).logsumexp(1)
+        return Scores(room, shift, normaliser, maxima, self.size)
 
-    def _fill(self, states: Tensor, shift: Tensor, room: Tensor, maxima: Tensor, *, guess: bool = False) -> Tensor:
-        """Make all exponentials and the maxima of their blocks; each row's sum (R,). `guess` makes the shifts, too."""
+    def _fill(
+        self,
+        states: Tensor,
+        never: Sequence[int],
+        shift: Tensor,
+        room: Tensor,
+        maxima: Tensor,
+        ruled_out: Tensor,
+        *,
+        guess: bool = False,
+    ) -> Tensor:
+        """Make all exponentials and the maxima of their blocks; each row's sum (R,).
+
+        `ruled_out` (R, M) are to be the logits of the M words `never`. `guess` makes the shifts, too.
+        """
         count = len(states)
         sums = torch.empty(len(self._pieces), count, device=states.device)
         blocks = maxima.view(count, len(self._pieces), -1).unbind(1)
@@ -84,6 +107,10 @@ class Vocabulary:
             some = states[rows]
             for number, (piece, kept, total) in enumerate(zip(self._pieces, room[:, rows], sums[:, rows], strict=True)):
                 logits = piece(some).float()
+                for place, word in enumerate(never):
+                    if word // self.width == number:
+                        ruled_out[rows, place] = logits[:, word % self.width]
+                        logits[:, word % self.width] = _NEVER
                 if number == 0:
                     if guess:
                         shift[rows] = _shift(logits)
@@ -105,12 +132,12 @@ class Vocabulary:
 class Scores:
     """The logits (R, V) of words by row, which a search may change and takes the best of.
 
-    `normaliser` (R,) is the logarithm of the sum of their exponentials, before any change.
+    `normaliser` (R,) is the logarithm of the sum of their exponentials, before any was ruled out or changed.
     """
 
-    def __init__(self, kept: Tensor, shift: Tensor, sums: Tensor, maxima: Tensor, size: int) -> None:
-        """`kept` (P, R, W) are exponentials in P pieces, to the base of two and less `shift` (R, 1); `sums` (R,)."""
-        self.normaliser = (sums.log2() + shift[:, 0]) * _LN2
+    def __init__(self, kept: Tensor, shift: Tensor, normaliser: Tensor, maxima: Tensor, size: int) -> None:
+        """`kept` (P, R, W) are exponentials in P pieces, to the base of two and less `shift` (R, 1)."""
+        self.normaliser = normaliser
         self.room = kept
         self._shift = shift
         self._maxima = maxima
@@ -140,15 +167,6 @@ class Scores:
         bounds = torch.full_like(where, -_NEVER, dtype=self.room.dtype).masked_fill_(where, 0.0)
         self.room.view(-1).scatter_reduce_(0, self._places(words).flatten(), bounds.flatten(), "amin")
         self._look_again(words)
-
-    def forbid_everywhere(self, words: Sequence[int]) -> None:
-        """Rule out words in every row. They are not to be chosen: their own logits are lost."""
-        width = self.room.shape[2]
-        for word in words:
-            self.room[word // width, :, word % width] = 0.0
-        for block in {word // _BLOCK for word in words}:
-            piece, at = block * _BLOCK // width, block * _BLOCK % width
-            torch.amax(self.room[piece, :, at : at + _BLOCK], 1, out=self._maxima[:, block])
 
     def best(self, count: int) -> tuple[Tensor, Tensor]:
         """The `count` highest logits of each row (R, count), or all, highest first, and their words."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from captioning.decoding.processors import Processors, forbid_repeated_ngrams, penalise_repetition
-from captioning.decoding.search import decode
+from captioning.decoding.search import LogitsError, decode
 from captioning.decoding.settings import DecodingSettings
 from captioning.decoding.vocabulary import Scores
 from tests.captioning.decoding.fakes import TableStepper, of_logits
@@ -52,11 +52,9 @@ def test_ngrams_are_banned_per_row() -> None:
     assert banned(1, [[4, 2]], 3) == [[0] * 5]
 
 
-def test_the_end_token_is_never_banned() -> None:
-    processors = Processors(DecodingSettings(), EOS, banned=(EOS, 3, 3))
-    scores = scored([[0.0] * 5] * 2)
-    processors(scores, torch.zeros(2, 0, dtype=torch.long), normalised=True)
-    assert all_of(scores, 5) == [[0, 0, 0, NEVER, 0]] * 2
+def test_the_end_token_is_banned_only_while_the_caption_is_too_short() -> None:
+    processors = Processors(DecodingSettings(min_new_tokens=2), EOS, banned=(EOS, 3, 3))
+    assert [processors.never(length) for length in range(4)] == [[3, EOS], [3, EOS], [3], [3]]
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
@@ -80,3 +78,12 @@ def test_captions_obey(beam_size: int) -> None:
     assert min(map(len, plain)) < 5 <= min(map(len, captions(min_new_tokens=5)))
     assert any(3 in tokens for tokens in plain)
     assert not any(3 in tokens or 5 in tokens for tokens in captions(banned=(3, 5)))
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_where_the_settings_leave_no_word_it_is_told(beam_size: int) -> None:
+    stepper = TableStepper.random(3, 4, seed=2)
+    settings = DecodingSettings(beam_size=beam_size, max_new_tokens=8, min_new_tokens=6, no_repeat_ngram_size=1)
+    with pytest.raises(LogitsError, match="the decoding settings allow") as raised:
+        decode(stepper, settings, eos_id=EOS)
+    assert raised.value.images == (0, 1, 2)

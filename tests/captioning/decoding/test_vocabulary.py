@@ -53,12 +53,30 @@ def test_the_best_before_and_after_changes(case: tuple[Vocabulary, torch.Tensor,
     changed.scatter_(1, best[:, 3:4], NEVER)
     check_best(scores, changed)
 
-    never = [int(best[0, 5]), vocabulary.size - 1]
-    scores.forbid_everywhere(never)
-    changed[:, never] = NEVER
-    check_best(scores, changed)
     found, words = scores.best(10)
     torch.testing.assert_close(scores.before(words, found), logits.gather(1, words), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("height", [0.0, 60.0, 200.0, 5000.0])
+def test_words_that_are_never_said(case: tuple[Vocabulary, torch.Tensor, torch.Tensor], height: float) -> None:
+    """However high they are: the others keep their order and their height."""
+    vocabulary, states, logits = case
+    never = [int(logits[0].argmax()), vocabulary.size - 1]
+    bias = torch.zeros(vocabulary.size)
+    bias[never] = height
+    higher = Vocabulary(torch.cat((weights(vocabulary), bias[:, None]), dim=1))
+    scores = higher.score(torch.cat((states, torch.ones(len(states), 2)), dim=1), never)
+    logits = logits + bias
+    torch.testing.assert_close(scores.normaliser, logits.logsumexp(1), atol=1e-3, rtol=1e-4)
+    logits[:, never] = NEVER
+    check_best(scores, logits)
+
+
+def weights(vocabulary: Vocabulary) -> torch.Tensor:
+    """The words' weights and biases (V, 17) of `case`: its logits of unit vectors."""
+    unit = torch.cat((torch.zeros(1, 16), torch.eye(16)))
+    logits = vocabulary.logits(unit).T
+    return torch.cat((logits[:, 1:] - logits[:, :1], logits[:, :1]), dim=1)
 
 
 @pytest.mark.parametrize("offset", [0.0, -300.0, 300.0])
@@ -89,8 +107,8 @@ def test_memory_is_used_again_where_it_is_given_back() -> None:
     states = torch.randn(6, 8)
     first = vocabulary.score(states)
     best = first.best(3)[1].tolist()
-    first.forbid_everywhere([1, 2])
-    fewer = vocabulary.score(states[:4], first)
+    first.forbid(torch.tensor([[1, 2]]).expand(6, -1), torch.ones(6, 2, dtype=torch.bool))
+    fewer = vocabulary.score(states[:4], used=first)
     assert fewer.room.data_ptr() == first.room.data_ptr()
     assert fewer.best(3)[1].tolist() == best[:4]
     # What has not been given back stays as it is.
