@@ -27,10 +27,10 @@ demo: $(READY) ## Caption nine real photos, and show what comes out
 	HF_HUB_OFFLINE=1 $(BIN)/python -m jobs.demo
 
 test: $(READY) ## The tests that take seconds
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-all: $(READY) ## All tests, also those that take minutes
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow or not slow"
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "slow or not slow"
 
 check: $(READY) ## Lint, format, types, and who may import whom
 	$(BIN)/ruff check .

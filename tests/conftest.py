@@ -1,4 +1,4 @@
-"""What many tests share: a tiny captioner on disk, and one local Ray for the whole session."""
+"""What many tests share: a tiny captioner on disk, one local Ray for the whole session, and who runs beside whom."""
 
 import gc
 import os
@@ -16,6 +16,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 #: Tests know no network, no cluster and no hub.
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n 2` files run beside each other; those that share one Ray stay together, and a file's tests, too."""
+    on_ray = {item.path for item in items if "ray_local" in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else str(item.path)))
+    # The long ones first, or one of them would be what is waited for: the library's own tests are short.
+    library = Path(__file__).parent / "captioning"
+    items.sort(key=lambda item: (item.path not in on_ray, library in item.path.parents))
 
 
 @pytest.fixture(scope="session")

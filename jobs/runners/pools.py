@@ -118,7 +118,7 @@ def _requests(nodes: Sequence[Node], share: float, actors: int) -> tuple[float, 
         # they have half at most, wherever they are put.
         total = sum(node.cpus for node in nodes)
         spare = total - max(node.cpus for node in nodes) if len(nodes) > 1 else total
-        captioner = min(_CPUS_AN_ACTOR, spare / 2 / actors)
+        captioner = _fitting(nodes, min(_CPUS_AN_ACTOR, spare / 2 / actors), actors)
         if not _is_fair(nodes, captioner, actors):
             found = _requests_of_unequal(nodes, actors)
             if found is not None:
@@ -127,6 +127,15 @@ def _requests(nodes: Sequence[Node], share: float, actors: int) -> tuple[float, 
     # The smallest node must be able to run a decoding task beside its captioners.
     decode = _round_down(min(_CPUS_A_DECODE, min(node.cpus for node in nodes) / 4))
     return captioner, decode if decode != captioner else _round_down(decode * 0.8)
+
+
+def _fitting(nodes: Sequence[Node], cpus: float, actors: int) -> float:
+    """The most CPUs, `cpus` at most, that each of the captioners can have somewhere."""
+    parts = sorted({node.cpus / count for node in nodes for count in range(1, actors + 1)}, reverse=True)
+    for each in (cpus, *(part for part in parts if part < cpus)):
+        if sum(floor(node.cpus / each + 1e-9) for node in nodes) >= actors:
+            return each
+    raise AssertionError("the largest node's CPUs over all captioners fit")
 
 
 def _is_fair(nodes: Sequence[Node], cpus: float, actors: int) -> bool:

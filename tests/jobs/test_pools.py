@@ -193,6 +193,11 @@ def test_so_does_any_plan(nodes, runtime, shards) -> None:
     check(pools, nodes, runtime)
 
 
+def test_a_captioner_asks_for_no_more_than_a_node_has() -> None:
+    nodes = [Node(0.1)] * 4
+    check(plan_pools(RuntimeSettings(device="cpu"), nodes, shards=1), nodes, RuntimeSettings(device="cpu"))
+
+
 def test_captioners_use_the_cluster_and_do_not_crowd_its_small_nodes() -> None:
     for name, nodes in CLUSTERS.items():
         pools = plan_pools(RuntimeSettings(device="cpu"), nodes, shards=100_000)
