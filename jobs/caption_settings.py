@@ -47,7 +47,7 @@ class RuntimeSettings:
     """GPUs, or the share of one, that each captioner takes; 0 captions on CPUs."""
 
     batch_size: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
-    """Images that go through the model together: 32 on CPUs and 128 on a GPU, unless given."""
+    """Images that go through the model together: 64 on CPUs and 128 on a GPU, unless given."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes GPUs where the cluster has them."""

@@ -80,8 +80,8 @@ class Vocabulary:
             shift = _shift(logits)
             sums = self._fill(states, never, shift, room, maxima, ruled_out)
         normaliser = (sums.log2() + shift[:, 0]) * _LN2
-        if never:
-            normaliser = torch.cat((normaliser[:, None], ruled_out), dim=1).logsumexp(1)
+        for logit in ruled_out.unbind(1):
+            normaliser = normaliser.logaddexp(logit)
         return Scores(room, shift, normaliser, maxima, self.size)
 
     def _fill(

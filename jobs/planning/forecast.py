@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
+from jobs.runners.pools import CPU_BATCH
+
 #: Another batch size is advised when it is so many times as fast.
 _WORTH_IT = 1.05
 _MILLION = 1_000_000
@@ -66,7 +68,7 @@ def sample_shard_size(run_shard_size: int, batch_size: int, *, sample: int, work
 
     Shards of several micro-batches are no quicker than shards of one: small ones tell the same sooner.
     """
-    wanted = min(run_shard_size, max(32, batch_size * (4 if batch_size > 32 else 1)))
+    wanted = min(run_shard_size, max(32, batch_size * (4 if batch_size > CPU_BATCH else 1)))
     return max(1, min(wanted, sample // (4 * workers) or 1))
 
 

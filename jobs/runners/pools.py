@@ -15,6 +15,9 @@ from math import ceil, floor
 from captioning.errors import SettingsError
 from jobs.caption_settings import RuntimeSettings
 
+#: Images that go through the model together unless given: on a CPU words take a tenth less than in batches of 32.
+CPU_BATCH, GPU_BATCH = 64, 128
+
 _CPUS_AN_ACTOR = 0.5
 _CPUS_A_DECODE = 0.25
 #: What captioners and decoding ask for where nodes differ much: the first that suit.
@@ -76,7 +79,7 @@ def plan_pools(runtime: RuntimeSettings, nodes: Sequence[Node], *, shards: int) 
         decode_tasks=min(shards, cores) if runtime.decode_tasks == "auto" else runtime.decode_tasks,
         cpus_per_decode=cpus_per_decode,
         device=device,
-        batch_size=(128 if share > 0 else 32) if runtime.batch_size == "auto" else runtime.batch_size,
+        batch_size=(GPU_BATCH if share > 0 else CPU_BATCH) if runtime.batch_size == "auto" else runtime.batch_size,
     )
 
 

@@ -71,7 +71,7 @@ class ServeSettings:
     """GPUs, or the share of one, that each such process takes; `auto` shares out those there are."""
 
     batch_size: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
-    """Images that go through the model together at most: 32 on CPUs and 128 on a GPU, unless given."""
+    """Images that go through the model together at most: 64 on CPUs and 128 on a GPU, unless given."""
 
     decode_processes: Annotated[int, Ge(1), Le(64)] = 2
     """Images that are decoded at once, for each process of a captioner."""

@@ -19,10 +19,12 @@ import pyarrow.parquet as pq
 import torch
 
 from captioning import load_captioner
+from jobs.runners.pools import CPU_BATCH
 
-BATCH = 32
+#: As the job has it.
+BATCH = CPU_BATCH
 #: Enough for a steady figure; the rest of the archive would say the same.
-MOST_BATCHES = 32
+MOST_BATCHES = 16
 
 
 def main() -> None:
