@@ -23,14 +23,15 @@ class Linear:
     """x Wᵀ + b, then an activation, for x (R, I) of the weights' type and W (O, I)."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none") -> None:
-        self._weight, self._bias, self._activation = weight, bias, activation
+        self._bias, self._activation = bias, activation
         self._packed = _pack(weight)
+        self._weight = weight if self._packed is None else None
         #: The type that x must have.
         self.dtype = weight.dtype
 
     def __call__(self, x: Tensor) -> Tensor:
         """(R, O)."""
-        if self._packed is None:
+        if self._weight is not None:
             return _activate(functional.linear(x, self._weight, self._bias), self._activation)
         name, _, how = self._activation.partition("_")
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, name, [], how or _PLAIN[name])

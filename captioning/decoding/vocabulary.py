@@ -28,8 +28,10 @@ _NEVER = -float("inf")
 
 #: Exponentials to the base of two are made in a third of the time that others take.
 _LOG2E, _LN2 = math.log2(math.e), math.log(2.0)
-#: Where a row's highest exponential is to be, as a power of two: logits may be 110 lower, or be raised by 60.
+#: Where a row's highest exponential is put, as a power of two: logits may be 110 lower, or be raised by 60.
 _TOP = 40.0
+#: Where it may stay: what is not shifted needs no pass over it.
+_LOW, _HIGH = 0.0, 60.0
 #: Between these a row's sum is what it should be, and nothing that matters was lost below it.
 _LOWEST_SUM, _HIGHEST_SUM = 1.0, 2.0**100
 #: The highest power of two that is a number.
@@ -47,8 +49,13 @@ class Vocabulary:
         # Filled up to whole blocks: GPUs multiply an odd number of words at a third of their speed.
         self.width = _PIECE if self._on_cpu and self.size > _PIECE else -(-self.size // _BLOCK) * _BLOCK
         self._pieces = []
+        # What products are multiplied by to be logarithms to the base of two: the weights themselves are, where they are
+        # copied anyway and it costs no digits.
+        self._scale = 1.0 if self._on_cpu and weight.dtype == torch.float32 else _LOG2E
         for at in range(0, self.size, self.width):
             part, of_part = weight[at : at + self.width], None if bias is None else bias[at : at + self.width]
+            if self._scale == 1:
+                part, of_part = part * _LOG2E, None if of_part is None else of_part * _LOG2E
             missing = self.width - len(part)
             if missing:
                 of_part = part.new_zeros(len(part)) if of_part is None else of_part
@@ -58,6 +65,11 @@ class Vocabulary:
 
     def logits(self, states: Tensor) -> Tensor:
         """Logits (R, V) float32 of states (R, E)."""
+        logits = self._logarithms(states)
+        return logits if self._scale == _LOG2E else logits.mul_(_LN2)
+
+    def _logarithms(self, states: Tensor) -> Tensor:
+        """The same (R, V), which are still to be multiplied by `_scale`."""
         states = states.to(self.dtype)
         return torch.cat([piece(states).float() for piece in self._pieces], dim=1)[:, : self.size]
 
@@ -75,9 +87,9 @@ class Vocabulary:
         shift = torch.empty(count, 1, device=states.device)
         sums = self._fill(states, never, shift, room, maxima, ruled_out, guess=True)
         if pieces > 1 and not bool(((sums > _LOWEST_SUM) & (sums < _HIGHEST_SUM)).all()):
-            logits = self.logits(states)
+            logits = self._logarithms(states)
             logits[:, list(never)] = _NEVER
-            shift = _shift(logits)
+            shift = self._shift(logits)
             sums = self._fill(states, never, shift, room, maxima, ruled_out)
         normaliser = (sums.log2() + shift[:, 0]) * _LN2
         for logit in ruled_out.unbind(1):
@@ -109,16 +121,24 @@ class Vocabulary:
                 logits = piece(some).float()
                 for place, word in enumerate(never):
                     if word // self.width == number:
-                        ruled_out[rows, place] = logits[:, word % self.width]
+                        ruled_out[rows, place] = logits[:, word % self.width] * (self._scale * _LN2)
                         logits[:, word % self.width] = _NEVER
                 if number == 0:
                     if guess:
-                        shift[rows] = _shift(logits)
+                        shift[rows] = self._shift(logits)
                     lower = -shift[rows]
-                torch.exp2(torch.add(lower, logits, alpha=_LOG2E, out=logits), out=kept)
+                    as_they_are = self._scale == 1 and not bool(lower.any())
+                if not as_they_are:
+                    torch.add(lower, logits, alpha=self._scale, out=logits)
+                torch.exp2(logits, out=kept)
                 torch.sum(kept, 1, out=total)
                 torch.amax(kept.view(len(kept), -1, _BLOCK), dim=2, out=blocks[number][rows])
         return sums.sum(0)
+
+    def _shift(self, logits: Tensor) -> Tensor:
+        """Shifts (R, 1) that put the highest of `_logarithms` (R, M) where it should be."""
+        height = logits.amax(1, keepdim=True) * self._scale
+        return (height - _TOP).masked_fill_((height >= _LOW) & (height <= _HIGH), 0.0)
 
     def _room(self, rows: int, device: torch.device, used: "Scores | None") -> Tensor:
         """Memory (pieces, R, width). Fresh pages cost as much as a pass over them."""
@@ -205,7 +225,3 @@ class Scores:
         blocks = words // _BLOCK
         self._maxima.scatter_(1, blocks, self._block(blocks).amax(2))
 
-
-def _shift(logits: Tensor) -> Tensor:
-    """Shifts (R, 1) that put the highest of logits (R, M) where it should be."""
-    return logits.amax(1, keepdim=True) * _LOG2E - _TOP
