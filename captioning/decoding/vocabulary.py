@@ -49,8 +49,8 @@ class Vocabulary:
         # Filled up to whole blocks: GPUs multiply an odd number of words at a third of their speed.
         self.width = _PIECE if self._on_cpu and self.size > _PIECE else -(-self.size // _BLOCK) * _BLOCK
         self._pieces = []
-        # What products are multiplied by to be logarithms to the base of two: the weights themselves are, where they are
-        # copied anyway and it costs no digits.
+        # What products are multiplied by to be logarithms to the base of two. The weights themselves are, where they
+        # are copied anyway and it costs no digits.
         self._scale = 1.0 if self._on_cpu and weight.dtype == torch.float32 else _LOG2E
         for at in range(0, self.size, self.width):
             part, of_part = weight[at : at + self.width], None if bias is None else bias[at : at + self.width]

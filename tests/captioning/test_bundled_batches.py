@@ -33,7 +33,7 @@ def test_a_caption_does_not_depend_on_its_batch(name: str, precision: Precision,
     pixels = np.stack([captioner.preprocess.from_bytes(path.read_bytes()).pixels for path in photos])
     texts = [caption.text for caption in captioner.caption_pixels(pixels, batch_size=32)]
     assert len(set(texts)) > len(texts) / 4
-    for size in (1, 7):
+    for size in (1, 7, 64):
         assert [caption.text for caption in captioner.caption_pixels(pixels, batch_size=size)] == texts
     order = np.random.default_rng(0).permutation(len(pixels))
     shuffled = captioner.caption_pixels(pixels[order], batch_size=32)
