@@ -27,8 +27,8 @@ from captioning.storage import StorageSettings
 from jobs.workers.decode_process import Decoder, DecodeSettings, decoder_of
 from jobs.workers.store_watch import StoreWatch
 
-#: Fetches under way at once where all images are on local disks, which need few.
-_LOCAL_FETCHES = 2
+#: Fetches under way at once where all images are on local disks, which need few, and images asked for ahead there.
+_LOCAL_FETCHES, _LOCAL_AHEAD = 2, 32
 #: Bytes fetched ahead in a task, but for one image that is larger by itself.
 _BYTES_AHEAD = 256 << 20
 #: What an image is taken to have where no listing says.
@@ -107,7 +107,8 @@ def _fetched(
     entries: Sequence[Entry], storage: StorageSettings, fetching: FetchSettings
 ) -> Iterator[tuple[Entry, _Fetched]]:
     """Every entry with its bytes, in order; a bounded number, and of bounded size, is held in memory."""
-    threads = fetching.parallel if any("://" in entry.uri for entry in entries) else _LOCAL_FETCHES
+    remote = any("://" in entry.uri for entry in entries)
+    threads, most = (fetching.parallel, 2 * fetching.parallel) if remote else (_LOCAL_FETCHES, _LOCAL_AHEAD)
     patience = fetching.timeout_s + _GRACE_SECONDS
     pool = ThreadPoolExecutor(max_workers=threads)
     waiting: deque[tuple[Entry, Future[_Fetched]]] = deque()
@@ -115,7 +116,10 @@ def _fetched(
     ahead = 0
     try:
         while waiting or upcoming:
-            while upcoming and len(waiting) < 2 * threads and (not ahead or ahead + _size(upcoming[0]) <= _BYTES_AHEAD):
+            # Many at a time: each time that a thread wakes for one, it takes a core from the model.
+            room = most - len(waiting) if 2 * len(waiting) <= most else 0
+            while upcoming and room > 0 and (not ahead or ahead + _size(upcoming[0]) <= _BYTES_AHEAD):
+                room -= 1
                 entry = upcoming.popleft()
                 ahead += _size(entry)
                 waiting.append((entry, pool.submit(_fetch, entry, storage, fetching)))
