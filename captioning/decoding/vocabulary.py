@@ -224,4 +224,3 @@ class Scores:
         """Bring the maxima of the words' blocks up to date."""
         blocks = words // _BLOCK
         self._maxima.scatter_(1, blocks, self._block(blocks).amax(2))
-
