@@ -134,11 +134,14 @@ def _requests(nodes: Sequence[Node], share: float, actors: int) -> tuple[float, 
 
 def _fitting(nodes: Sequence[Node], cpus: float, actors: int) -> float:
     """The most CPUs, `cpus` at most, that each of the captioners can have somewhere."""
-    parts = sorted({node.cpus / count for node in nodes for count in range(1, actors + 1)}, reverse=True)
-    for each in (cpus, *(part for part in parts if part < cpus)):
-        if sum(floor(node.cpus / each + 1e-9) for node in nodes) >= actors:
-            return each
-    raise AssertionError("the largest node's CPUs over all captioners fit")
+
+    def fits(each: float) -> bool:
+        return sum(floor(node.cpus / each + 1e-9) for node in nodes) >= actors
+
+    if fits(cpus):
+        return cpus
+    parts = {size / count for size in {node.cpus for node in nodes} for count in range(1, actors + 1)}
+    return next(part for part in sorted(parts, reverse=True) if part < cpus and fits(part))
 
 
 def _is_fair(nodes: Sequence[Node], cpus: float, actors: int) -> bool:
