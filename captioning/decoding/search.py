@@ -16,7 +16,6 @@ from torch import Tensor
 from captioning.decoding.processors import Processors
 from captioning.decoding.settings import DecodingSettings
 from captioning.decoding.stepper import Stepper
-from captioning.decoding.vocabulary import Scores
 from captioning.errors import CaptioningError
 
 # Lower than any sum of log-probabilities, yet finite; the value `transformers` uses, so that the
@@ -79,9 +78,8 @@ def _greedy(stepper: Stepper, settings: DecodingSettings, processors: Processors
     tokens = torch.full((count, settings.max_new_tokens), processors.eos_id, device=device)
     sums = torch.zeros(count, device=device)
     lengths = torch.zeros(count, dtype=torch.long, device=device)
-    scores: Scores | None = None
     for step in range(settings.max_new_tokens):
-        scores = stepper.vocabulary.score(states, processors.never(step), scores)
+        scores = stepper.vocabulary.score(states, processors.never(step))
         # As in transformers, greedy search penalises logits, beam search log-probabilities.
         processors(scores, tokens[images, :step], normalised=False)
         logits, chosen = scores.best(1)
@@ -90,6 +88,7 @@ def _greedy(stepper: Stepper, settings: DecodingSettings, processors: Processors
         tokens[images, step] = chosen
         lengths[images] = step + 1
         broken = scores.broken | logits[:, 0].isneginf()
+        stepper.vocabulary.release(scores)
         rows = _open_rows(chosen != processors.eos_id, broken, images)
         if step + 1 == settings.max_new_tokens or len(rows) == 0:
             break
@@ -141,16 +140,16 @@ def _beam_search(stepper: Stepper, settings: DecodingSettings, processors: Proce
     running = _Pool.empty(count, beams, steps, eos_id, device)
     # All beams are the same before the first token: only the first may be continued.
     running.ranks[:, 0] = 0
-    scores: Scores | None = None
     for step in range(steps):
         open_images = len(images)
         rows_each = len(states) // open_images  # 1 at the first step, then one a beam
-        scores = stepper.vocabulary.score(states, processors.never(step), scores)
+        scores = stepper.vocabulary.score(states, processors.never(step))
         processors(scores, running.tokens[:, :rows_each, :step].flatten(0, 1), normalised=True)
         # Of 2K continuations at most K end (there is one end token), so K remain to go on with; the 2K best of an
         # image are among the 2K best of each of its rows.
         logits, words = scores.best(2 * beams)
         own = scores.before(words, logits) - scores.normaliser[:, None]
+        stepper.vocabulary.release(scores)
         each = words.shape[1]
         words, own, logits = (
             part.view(open_images, rows_each, each).expand(-1, beams, -1).flatten(1)

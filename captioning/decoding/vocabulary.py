@@ -12,6 +12,7 @@ Words that are never to be said are left out of it, however high they are, but n
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,17 +47,19 @@ class Vocabulary:
         #: The type that states must have.
         self.dtype = weight.dtype
         self._on_cpu = weight.device.type == "cpu"
-        # Filled up to whole blocks: GPUs multiply an odd number of words at a third of their speed.
-        self.width = _PIECE if self._on_cpu and self.size > _PIECE else -(-self.size // _BLOCK) * _BLOCK
+        self._width = _PIECE if self._on_cpu and self.size > _PIECE else _whole_blocks(self.size)
         self._pieces = []
+        #: Memory that was used before. Fresh pages cost three times what they are wanted for.
+        self._spare: list[Tensor] = []
         # What products are multiplied by to be logarithms to the base of two. The weights themselves are, where they
         # are copied anyway and it costs no digits.
         self._scale = 1.0 if self._on_cpu and weight.dtype == torch.float32 else _LOG2E
-        for at in range(0, self.size, self.width):
-            part, of_part = weight[at : at + self.width], None if bias is None else bias[at : at + self.width]
+        for at in range(0, self.size, self._width):
+            part, of_part = weight[at : at + self._width], None if bias is None else bias[at : at + self._width]
             if self._scale == 1:
                 part, of_part = part * _LOG2E, None if of_part is None else of_part * _LOG2E
-            missing = self.width - len(part)
+            # Filled up to whole blocks: GPUs multiply an odd number of words at a third of their speed.
+            missing = _whole_blocks(len(part)) - len(part)
             if missing:
                 of_part = part.new_zeros(len(part)) if of_part is None else of_part
                 part = functional.pad(part, (0, 0, 0, missing))
@@ -73,80 +76,97 @@ class Vocabulary:
         states = states.to(self.dtype)
         return torch.cat([piece(states).float() for piece in self._pieces], dim=1)[:, : self.size]
 
-    def score(self, states: Tensor, never: Sequence[int] = (), used: "Scores | None" = None) -> "Scores":
-        """The scores of all words after states (R, E), of which `never` are ruled out.
-
-        They lie in the memory of `used`, which are not needed any more.
-        """
-        count, pieces = len(states), len(self._pieces)
-        room = self._room(count, states.device, used)
-        maxima = torch.empty(count, pieces * self.width // _BLOCK, device=states.device)
-        ruled_out = torch.empty(count, len(never), device=states.device)
+    def score(self, states: Tensor, never: Sequence[int] = ()) -> "Scores":
+        """The scores of all words after states (R, E), of which `never` are ruled out."""
+        kept = self._room(len(states), states.device)
         states = states.to(self.dtype)
         # The first piece tells about how high a row's logits are. If it does not, all of them do.
-        shift = torch.empty(count, 1, device=states.device)
-        sums = self._fill(states, never, shift, room, maxima, ruled_out, guess=True)
-        if pieces > 1 and not bool(((sums > _LOWEST_SUM) & (sums < _HIGHEST_SUM)).all()):
+        sums, ruled_out = self._fill(kept, states, never, guess=True)
+        if len(self._pieces) > 1 and not bool(((sums > _LOWEST_SUM) & (sums < _HIGHEST_SUM)).all()):
             logits = self._logarithms(states)
             logits[:, list(never)] = _NEVER
-            shift = self._shift(logits)
-            sums = self._fill(states, never, shift, room, maxima, ruled_out)
-        normaliser = (sums.log2() + shift[:, 0]) * _LN2
+            kept.shift.copy_(self._shift(logits))
+            sums, ruled_out = self._fill(kept, states, never)
+        normaliser = (sums.log2() + kept.shift[:, 0]) * _LN2
         for logit in ruled_out.unbind(1):
             normaliser = normaliser.logaddexp(logit)
-        return Scores(room, shift, normaliser, maxima, self.size)
+        return Scores(kept, normaliser, self.size)
+
+    def release(self, scores: "Scores") -> None:
+        """Take back the memory of scores that are not needed any more."""
+        if self._on_cpu:
+            self._spare[:] = [scores.kept.memory]
 
     def _fill(
-        self,
-        states: Tensor,
-        never: Sequence[int],
-        shift: Tensor,
-        room: Tensor,
-        maxima: Tensor,
-        ruled_out: Tensor,
-        *,
-        guess: bool = False,
-    ) -> Tensor:
-        """Make all exponentials and the maxima of their blocks; each row's sum (R,).
+        self, kept: "_Kept", states: Tensor, never: Sequence[int], *, guess: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Make all exponentials and the maxima of their blocks; each row's sum (R,), and its logits (R, M) of `never`.
 
-        `ruled_out` (R, M) are to be the logits of the M words `never`. `guess` makes the shifts, too.
+        `guess` makes the shifts, too.
         """
         count = len(states)
         sums = torch.empty(len(self._pieces), count, device=states.device)
-        blocks = maxima.view(count, len(self._pieces), -1).unbind(1)
+        ruled_out = torch.empty(count, len(never), device=states.device)
+        maxima = torch.split(kept.maxima, self._width // _BLOCK, dim=1)
         for low in range(0, count, _ROWS if self._on_cpu else count):
             rows = slice(low, low + _ROWS if self._on_cpu else None)
             some = states[rows]
-            for number, (piece, kept, total) in enumerate(zip(self._pieces, room[:, rows], sums[:, rows], strict=True)):
+            for number, piece in enumerate(self._pieces):
                 logits = piece(some).float()
                 for place, word in enumerate(never):
-                    if word // self.width == number:
-                        ruled_out[rows, place] = logits[:, word % self.width] * (self._scale * _LN2)
-                        logits[:, word % self.width] = _NEVER
+                    if word // self._width == number:
+                        ruled_out[rows, place] = logits[:, word % self._width] * (self._scale * _LN2)
+                        logits[:, word % self._width] = _NEVER
                 if number == 0:
                     if guess:
-                        shift[rows] = self._shift(logits)
-                    lower = -shift[rows]
+                        kept.shift[rows] = self._shift(logits)
+                    lower = -kept.shift[rows]
                     as_they_are = self._scale == 1 and not bool(lower.any())
                 if not as_they_are:
                     torch.add(lower, logits, alpha=self._scale, out=logits)
-                torch.exp2(logits, out=kept)
-                torch.sum(kept, 1, out=total)
-                torch.amax(kept.view(len(kept), -1, _BLOCK), dim=2, out=blocks[number][rows])
-        return sums.sum(0)
+                exponentials = kept.exponentials[number, rows, : logits.shape[1]]
+                torch.exp2(logits, out=exponentials)
+                torch.sum(exponentials, 1, out=sums[number, rows])
+                torch.amax(exponentials.view(len(some), -1, _BLOCK), dim=2, out=maxima[number][rows])
+        return sums.sum(0), ruled_out
 
     def _shift(self, logits: Tensor) -> Tensor:
         """Shifts (R, 1) that put the highest of `_logarithms` (R, M) where it should be."""
         height = logits.amax(1, keepdim=True) * self._scale
         return (height - _TOP).masked_fill_((height >= _LOW) & (height <= _HIGH), 0.0)
 
-    def _room(self, rows: int, device: torch.device, used: "Scores | None") -> Tensor:
-        """Memory (pieces, R, width). Fresh pages cost as much as a pass over them."""
-        shape = len(self._pieces), rows, self.width
-        size = shape[0] * shape[1] * shape[2]
-        if used is not None and used.room.numel() >= size:
-            return used.room.view(-1)[:size].view(shape)
-        return torch.empty(shape, device=device)
+    def _room(self, rows: int, device: torch.device) -> "_Kept":
+        """Memory for the scores of so many rows."""
+        shape = len(self._pieces), rows, self._width
+        size = math.prod(shape)
+        try:
+            # One thread alone gets it.
+            memory = self._spare.pop()
+        except IndexError:
+            memory = None
+        if memory is None or len(memory) < size:
+            # It is to be of use in and out of inference mode.
+            with torch.inference_mode(False):
+                memory = torch.empty(size, device=device)
+        return _Kept(
+            memory=memory,
+            exponentials=memory[:size].view(shape),
+            shift=torch.empty(rows, 1, device=device),
+            maxima=torch.empty(rows, _whole_blocks(self.size) // _BLOCK, device=device),
+        )
+
+
+def _whole_blocks(words: int) -> int:
+    return -(-words // _BLOCK) * _BLOCK
+
+
+class _Kept(NamedTuple):
+    """What is kept of the logits of R rows."""
+
+    memory: Tensor  # (at least P · R · W,) of which the exponentials are the beginning
+    exponentials: Tensor  # (P, R, W) in P pieces, to the base of two and less the shift
+    shift: Tensor  # (R, 1)
+    maxima: Tensor  # (R, blocks) of the exponentials
 
 
 class Scores:
@@ -155,15 +175,13 @@ class Scores:
     `normaliser` (R,) is the logarithm of the sum of their exponentials, before any was ruled out or changed.
     """
 
-    def __init__(self, kept: Tensor, shift: Tensor, normaliser: Tensor, maxima: Tensor, size: int) -> None:
-        """`kept` (P, R, W) are exponentials in P pieces, to the base of two and less `shift` (R, 1)."""
+    def __init__(self, kept: _Kept, normaliser: Tensor, size: int) -> None:
         self.normaliser = normaliser
-        self.room = kept
-        self._shift = shift
-        self._maxima = maxima
+        self.kept = kept
         self._size = size
+        self._line = kept.memory
         self._changed: list[tuple[Tensor, Tensor]] = []
-        self._rows = torch.arange(len(maxima), device=maxima.device)[:, None]
+        self._rows = torch.arange(len(normaliser), device=normaliser.device)[:, None]
 
     @property
     def broken(self) -> Tensor:
@@ -172,26 +190,26 @@ class Scores:
 
     def of(self, words: Tensor) -> Tensor:
         """Logits (R, M) of `words` (R, M), as they stand."""
-        return self._logits(self.room.view(-1)[self._places(words)])
+        return self._logits(self._line[self._places(words)])
 
     def set(self, words: Tensor, logits: Tensor) -> None:
         """Change the logits (R, M) of `words` (R, M). A word that comes twice must be given the same twice."""
         self._changed.append((words, self.of(words)))
-        self.room.view(-1)[self._places(words)] = torch.exp2((logits * _LOG2E - self._shift).clamp_(max=_MOST))
+        self._line[self._places(words)] = torch.exp2((logits * _LOG2E - self.kept.shift).clamp_(max=_MOST))
         self._look_again(words)
 
     def forbid(self, words: Tensor, where: Tensor) -> None:
         """Rule out those of `words` (R, M) `where` (R, M) is true."""
         self._changed.append((words, self.of(words)))
         # A word may be named twice of which once is ruled out: the smaller bound holds.
-        bounds = torch.full_like(where, -_NEVER, dtype=self.room.dtype).masked_fill_(where, 0.0)
-        self.room.view(-1).scatter_reduce_(0, self._places(words).flatten(), bounds.flatten(), "amin")
+        bounds = torch.full_like(where, -_NEVER, dtype=self._line.dtype).masked_fill_(where, 0.0)
+        self._line.scatter_reduce_(0, self._places(words).flatten(), bounds.flatten(), "amin")
         self._look_again(words)
 
     def best(self, count: int) -> tuple[Tensor, Tensor]:
         """The `count` highest logits of each row (R, count), or all, highest first, and their words."""
         count = min(count, self._size)
-        blocks = self._maxima.topk(min(count, self._maxima.shape[1]), dim=1, sorted=False).indices
+        blocks = self.kept.maxima.topk(min(count, self.kept.maxima.shape[1]), dim=1, sorted=False).indices
         kept, at = self._block(blocks).flatten(1).topk(count, dim=1)
         return self._logits(kept), blocks.gather(1, at // _BLOCK) * _BLOCK + at % _BLOCK
 
@@ -205,22 +223,22 @@ class Scores:
 
     def _logits(self, kept: Tensor) -> Tensor:
         """Logits (R, M) of what is kept of them."""
-        return (kept.log2() + self._shift) * _LN2
+        return (kept.log2() + self.kept.shift) * _LN2
 
     def _places(self, words: Tensor) -> Tensor:
         """Where `words` (R, M) lie in what is kept, as a line."""
-        _, rows, width = self.room.shape
+        _, rows, width = self.kept.exponentials.shape
         return (words // width * rows + self._rows) * width + words % width
 
     def _block(self, blocks: Tensor) -> Tensor:
         """What is kept (R, M, words of a block) of `blocks` (R, M)."""
-        _, rows, width = self.room.shape
+        _, rows, width = self.kept.exponentials.shape
         each = width // _BLOCK
         places = (blocks // each * rows + self._rows) * each + blocks % each
         # Whole blocks are copied, not numbers one by one.
-        return self.room.view(-1, _BLOCK).index_select(0, places.flatten()).view(*blocks.shape, _BLOCK)
+        return self._line.view(-1, _BLOCK).index_select(0, places.flatten()).view(*blocks.shape, _BLOCK)
 
     def _look_again(self, words: Tensor) -> None:
         """Bring the maxima of the words' blocks up to date."""
         blocks = words // _BLOCK
-        self._maxima.scatter_(1, blocks, self._block(blocks).amax(2))
+        self.kept.maxima.scatter_(1, blocks, self._block(blocks).amax(2))

@@ -1,7 +1,8 @@
 """GPT-2 driven one token at a time, from a prefix on: a `Stepper` for the decoding engine.
 
 The prefix is read once an image and shared by its hypotheses. What they say is kept side by side,
-and a mask tells each which of it is its own past: beams that part or die copy no keys and values.
+and a mask tells each which of it is its own past: beams that part or die copy no keys and values, and
+what none of them goes back to any more is written over.
 Knows embeddings and tokens, not what the prefix was made of. Shapes: B images, N lines of K
 hypotheses, R = N · K, P prefix, S places that are kept, E width, H heads, D width of a head.
 """
@@ -10,12 +11,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from captioning.decoding.vocabulary import Vocabulary
 from captioning.models.gpt2_weights import Gpt2Weights
 
-#: Steps for which there is room at once, more than most captions take. Memory costs when it is first written to.
-_STEPS = 24
+#: Steps for which there is room at once. Five beams of 20 tokens need that of eleven.
+_STEPS = 12
 
 
 class Gpt2Stepper:
@@ -31,21 +33,24 @@ class Gpt2Stepper:
         self._check_length = check_length
         self._caches = [_Cache() for _ in weights.blocks]
         self._mask: Tensor | None = None
+        self._places: Tensor | None = None
         self._length = 0
         self._lines = 0
 
     def start(self) -> Tensor:
         """States (B, E) that tell the first token."""
         prefix = self._prefix
-        self._lines, self._length = prefix.shape[:2]
+        self._length = prefix.shape[1]
         self._check_length(self._length)
         self._caches = [_Cache() for _ in self._weights.blocks]
-        self._mask = None
+        self._mask = self._places = None
+        # None of them has room yet for what is to come.
+        self._lines = 0
         places = torch.arange(self._length, device=prefix.device)
         x = self._weights.embed(prefix, places)
         for block, cache in zip(self._weights.blocks, self._caches, strict=True):
-            query, keys, values = block.ask(x)
-            cache.keep(keys, values)
+            query, pair = block.ask(x)
+            keys, values = cache.keep(pair)
             # Of the last block only the last place is asked for.
             if block is self._weights.blocks[-1]:
                 x = block.answer(x[:, -1:], block.look(query[:, :, -1:], keys, values))
@@ -67,8 +72,8 @@ class Gpt2Stepper:
         words = self._weights.words(torch.as_tensor(tokens, device=device).reshape(count, beams))
         x = self._weights.embed(words, torch.tensor(self._length - 1, device=device))
         for block, cache in zip(self._weights.blocks, self._caches, strict=True):
-            query, keys, values = block.ask(x)
-            keys, values = cache.add(keys, values)
+            query, pair = block.ask(x)
+            keys, values = cache.add(pair, self._places)
             x = block.answer(x, block.look(query, keys, values, mask=self._mask))
         return self._weights.end(x).flatten(0, 1)
 
@@ -83,46 +88,64 @@ class Gpt2Stepper:
             self._lines = count
         if beams == 1 and self._mask is None:
             # A line is its hypothesis, and sees all of itself.
+            for cache in self._caches:
+                cache.grow(1)
             return
-        size = self._caches[0].size
         if self._mask is None:
-            past = lines.new_zeros(count, beams, size, dtype=self._weights.dtype)
+            past = lines.new_zeros(count, beams, self._length - 1, dtype=self._weights.dtype)
         else:
             past = self._mask[owners[:, None], lines - owners[:, None] * before]
+        # The places for what is said now: the first of a line that none of its hypotheses sees, or new ones.
+        dead = past.isinf().all(dim=1)
+        missing = max(0, beams - int(dead.sum(dim=1).min()))
+        past = functional.pad(past, (0, missing), value=-float("inf"))
+        dead = functional.pad(dead, (0, missing), value=True)
+        self._places = dead.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :beams]
         own = past.new_full((beams, beams), -float("inf")).fill_diagonal_(0)
-        self._mask = torch.cat([past, own.expand(count, -1, -1)], dim=2)
+        self._mask = past.scatter_(2, self._places[:, None].expand(-1, beams, -1), own.expand(count, -1, -1))
+        for cache in self._caches:
+            cache.grow(missing)
 
 
 class _Cache:
-    """Keys and values (N, H, S, D) of one block, in memory (2, N, H, …, D) with room for more."""
+    """Keys and values, a pair (2, N, H, S, D), of one block, in memory with room for more places."""
 
     def __init__(self) -> None:
         self._memory: Tensor | None = None
-        self.size = 0
+        self._size = 0
 
-    def keep(self, keys: Tensor, values: Tensor) -> None:
-        """These alone."""
-        self._memory = torch.stack((keys, values))
-        self.size = keys.shape[2]
+    def keep(self, pair: Tensor) -> Tensor:
+        """This pair alone."""
+        self._memory = pair
+        self._size = pair.shape[3]
+        return pair
 
     def take(self, lines: Tensor, *, room: int) -> None:
         """Those of `lines` alone, in their order, with room for further steps of `room` places."""
         self._make_room(_STEPS * room, lines)
 
-    def add(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep keys and values (N, H, K, D) too; all there are."""
+    def grow(self, places: int) -> None:
+        """So many places more, which are still to be filled."""
         assert self._memory is not None
-        size = self.size + keys.shape[2]
+        size = self._size + places
         if size > self._memory.shape[3]:
             self._make_room(size)
-        self._memory[0, :, :, self.size : size] = keys
-        self._memory[1, :, :, self.size : size] = values
-        self.size = size
-        return self._memory[0, :, :, :size], self._memory[1, :, :, :size]
+        self._size = size
+
+    def add(self, pair: Tensor, places: Tensor | None) -> Tensor:
+        """Put a pair (2, N, H, K, D) to `places` (N, K), or to the last ones; all there is."""
+        assert self._memory is not None
+        if places is None:
+            self._memory[:, :, :, self._size - pair.shape[3] : self._size] = pair
+        else:
+            lines = torch.arange(len(places), device=places.device)[:, None]
+            self._memory[:, lines, :, places] = pair.permute(1, 3, 0, 2, 4)
+        return self._memory[:, :, :, : self._size]
 
     def _make_room(self, more: int, lines: Tensor | None = None) -> None:
         assert self._memory is not None
-        old = self._memory[:, :, :, : self.size]
+        old = self._memory[:, :, :, : self._size]
         _, count, heads, size, width = old.shape
-        self._memory = old.new_empty(2, count if lines is None else len(lines), heads, size + more, width)
+        # Places that no hypothesis sees are multiplied by nought, too: they must hold numbers.
+        self._memory = old.new_zeros(2, count if lines is None else len(lines), heads, size + more, width)
         self._memory[:, :, :, :size] = old if lines is None else old[:, lines]

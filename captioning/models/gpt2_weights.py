@@ -66,12 +66,12 @@ class Gpt2Block:
         self._act: Callable[[Tensor], Tensor] | None = None if fused else block.mlp.act
         self._down = _linear(block.mlp.c_proj, dtype)
 
-    def ask(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (N, H, T, D) of x (N, T, E)."""
+    def ask(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries (N, H, T, D) of x (N, T, E), and a pair of keys and values (2, N, H, T, D)."""
         count, length, width = x.shape
         asked = self._ask(self._before_attention(x).to(self._dtype).view(-1, width))
         parts = asked.view(count, length, 3, self._heads, width // self._heads).permute(2, 0, 3, 1, 4)
-        return parts[0], parts[1], parts[2]
+        return parts[0], parts[1:]
 
     def look(
         self, query: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None = None, causal: bool = False

@@ -108,13 +108,27 @@ def test_memory_is_used_again_where_it_is_given_back() -> None:
     first = vocabulary.score(states)
     best = first.best(3)[1].tolist()
     first.forbid(torch.tensor([[1, 2]]).expand(6, -1), torch.ones(6, 2, dtype=torch.bool))
-    fewer = vocabulary.score(states[:4], used=first)
-    assert fewer.room.data_ptr() == first.room.data_ptr()
+    vocabulary.release(first)
+    fewer = vocabulary.score(states[:4])
+    assert fewer.kept.memory.data_ptr() == first.kept.memory.data_ptr()
     assert fewer.best(3)[1].tolist() == best[:4]
     # What has not been given back stays as it is.
     kept = fewer.best(3)[0].clone()
-    assert vocabulary.score(torch.randn(4, 8)).room.data_ptr() != fewer.room.data_ptr()
+    assert vocabulary.score(torch.randn(4, 8)).kept.memory.data_ptr() != fewer.kept.memory.data_ptr()
     assert torch.equal(fewer.best(3)[0], kept)
+    # All of it can be used again, by as many rows as at first.
+    vocabulary.release(fewer)
+    assert vocabulary.score(states).kept.memory.data_ptr() == first.kept.memory.data_ptr()
+
+
+def test_memory_is_used_again_in_and_out_of_inference_mode() -> None:
+    vocabulary = Vocabulary(torch.randn(3000, 8))
+    states = torch.randn(6, 8)
+    with torch.inference_mode():
+        first = vocabulary.score(states)
+        best = first.best(3)[1].tolist()
+        vocabulary.release(first)
+    assert vocabulary.score(states).best(3)[1].tolist() == best
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:

@@ -129,6 +129,28 @@ class TestStepper:
         torch.testing.assert_close(logits, forced[[2, 5]], rtol=1e-4, atol=1e-4)
 
     @torch.no_grad()
+    def test_what_hypotheses_said_is_kept_apart_however_they_part_and_die(self) -> None:
+        """Four of each image, parents by chance for 14 steps, and an image that leaves in the middle."""
+        beams, steps = 4, 14
+        model = sharpened(make(tiny())).double()
+        features = torch.randn(3, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+        stepper = Spoken(model.stepper(features))
+        stepper.start()
+        chance = torch.Generator().manual_seed(6)
+        images = torch.arange(3)
+        said = torch.empty(3, 1, 0, dtype=torch.long)
+        for step in range(steps):
+            kept = torch.tensor([0, 2]) if step == 8 else torch.arange(len(images))
+            parents = torch.randint(said.shape[1], (len(kept), beams), generator=chance)
+            tokens = torch.randint(30, (len(kept), beams), generator=chance)
+            logits = stepper.advance(tokens, kept[:, None] * said.shape[1] + parents)
+            images, said = images[kept], torch.cat([said[kept[:, None], parents], tokens[:, :, None]], dim=2)
+            captions = functional.pad(said.flatten(0, 1), (0, 1), value=29)
+            forced = model(features[images], captions, torch.arange(len(images)).repeat_interleave(beams)).logits
+            expected = forced.view(*captions.shape, -1)[:, -1]
+            torch.testing.assert_close(logits, expected.float(), rtol=1e-4, atol=1e-4)
+
+    @torch.no_grad()
     def test_it_can_be_started_again(self) -> None:
         model = make(tiny())
         stepper = Spoken(model.stepper(model.encode(photos(2))))
