@@ -16,6 +16,7 @@ from torch import Tensor
 from captioning.decoding.processors import Processors
 from captioning.decoding.settings import DecodingSettings
 from captioning.decoding.stepper import Stepper
+from captioning.decoding.vocabulary import Best
 from captioning.errors import CaptioningError
 
 # Lower than any sum of log-probabilities, yet finite; the value `transformers` uses, so that the
@@ -82,12 +83,12 @@ def _greedy(stepper: Stepper, settings: DecodingSettings, processors: Processors
         scores = stepper.vocabulary.score(states, processors.never(step))
         # As in transformers, greedy search penalises logits, beam search log-probabilities.
         processors(scores, tokens[images, :step], normalised=False)
-        logits, chosen = scores.best(1)
-        sums[images] += scores.before(chosen, logits)[:, 0] - scores.normaliser
-        chosen = chosen[:, 0]
+        best = scores.best(1, torch.zeros_like(scores.normaliser)[:, None])
+        sums[images] += best.own[:, 0]
+        chosen = best.words[:, 0]
         tokens[images, step] = chosen
         lengths[images] = step + 1
-        broken = scores.broken | logits[:, 0].isneginf()
+        broken = scores.broken | best.ranks[:, 0].isneginf()
         stepper.vocabulary.release(scores)
         rows = _open_rows(chosen != processors.eos_id, broken, images)
         if step + 1 == settings.max_new_tokens or len(rows) == 0:
@@ -104,25 +105,36 @@ class _Pool(NamedTuple):
     """Hypotheses of N images, M each."""
 
     tokens: Tensor  # (N, M, T) long
-    ranks: Tensor  # (N, M) sum of processed log-probabilities; of finished ones, over the length's power
-    sums: Tensor  # (N, M) sum of the model's own log-probabilities
-    lengths: Tensor  # (N, M) long, tokens so far
-    finished: Tensor  # (N, M) bool
+    numbers: Tensor  # (N, M, 4): ranks, sums, lengths, and whether they are finished; one piece, for they go together
+
+    @classmethod
+    def of(cls, tokens: Tensor, ranks: Tensor, sums: Tensor, length: int, finished: Tensor) -> "_Pool":
+        return cls(tokens, torch.stack((ranks, sums, torch.full_like(ranks, length), finished.to(ranks.dtype)), dim=2))
 
     @classmethod
     def empty(cls, count: int, beams: int, length: int, eos_id: int, device: torch.device) -> "_Pool":
-        return cls(
-            tokens=torch.full((count, beams, length), eos_id, device=device),
-            ranks=torch.full((count, beams), _NEVER, device=device),
-            sums=torch.zeros(count, beams, device=device),
-            lengths=torch.zeros(count, beams, dtype=torch.long, device=device),
-            finished=torch.zeros(count, beams, dtype=torch.bool, device=device),
-        )
+        tokens = torch.full((count, beams, length), eos_id, device=device)
+        none = torch.zeros(count, beams, device=device)
+        return cls.of(tokens, none + _NEVER, none, 0, none)
+
+    @property
+    def ranks(self) -> Tensor:
+        """(N, M) sum of processed log-probabilities; of finished ones, over the length's power."""
+        return self.numbers[:, :, 0]
+
+    @property
+    def sums(self) -> Tensor:
+        """(N, M) sum of the model's own log-probabilities."""
+        return self.numbers[:, :, 1]
+
+    @property
+    def finished(self) -> Tensor:
+        """(N, M) bool."""
+        return self.numbers[:, :, 3] > 0
 
     def take(self, places: Tensor) -> "_Pool":
         """The hypotheses at `places` (N, M') of each image."""
-        tokens = self.tokens.gather(1, places[:, :, None].expand(-1, -1, self.tokens.shape[2]))
-        return _Pool(tokens, *(part.gather(1, places) for part in self[1:]))
+        return _Pool(*(part.gather(1, places[:, :, None].expand(-1, -1, part.shape[2])) for part in self))
 
     def of_images(self, rows: Tensor) -> "_Pool":
         """The hypotheses of the images at `rows` alone."""
@@ -145,37 +157,22 @@ def _beam_search(stepper: Stepper, settings: DecodingSettings, processors: Proce
         rows_each = len(states) // open_images  # 1 at the first step, then one a beam
         scores = stepper.vocabulary.score(states, processors.never(step))
         processors(scores, running.tokens[:, :rows_each, :step].flatten(0, 1), normalised=True)
-        # Of 2K continuations at most K end (there is one end token), so K remain to go on with; the 2K best of an
-        # image are among the 2K best of each of its rows.
-        logits, words = scores.best(2 * beams)
-        own = scores.before(words, logits) - scores.normaliser[:, None]
+        # Of 2K continuations at most K end (there is one end token), so K remain to go on with.
+        ranks, parents, words, own = _filled(scores.best(2 * beams, running.ranks[:, :rows_each]), 2 * beams)
         stepper.vocabulary.release(scores)
-        each = words.shape[1]
-        words, own, logits = (
-            part.view(open_images, rows_each, each).expand(-1, beams, -1).flatten(1)
-            for part in (words, own, logits - scores.normaliser[:, None])
-        )
-        totals = logits + running.ranks.repeat_interleave(each, dim=1)
-        ranks, places = totals.topk(2 * beams, dim=1)
-        parents = places // each
-        tokens = words.gather(1, places)
-        candidates = running.take(parents)
-        candidates.tokens[:, :, step] = tokens
-        candidates = candidates._replace(
-            ranks=ranks,
-            sums=candidates.sums + own.gather(1, places),
-            lengths=candidates.lengths + 1,
-        )
-        ends = (tokens == eos_id) | (step + 1 == steps)
+        before = running.take(parents)
+        tokens, sums = before.tokens, before.sums + own
+        tokens[:, :, step] = words
+        ends = (words == eos_id) | (step + 1 == steps)
 
         ranks_to_go_on = ranks + ends * _NEVER
         ahead = ranks_to_go_on.topk(beams, dim=1).indices
-        running = candidates._replace(ranks=ranks_to_go_on).take(ahead)
+        running = _Pool.of(tokens, ranks_to_go_on, sums, step + 1, torch.zeros_like(ends)).take(ahead)
 
         # Only an end among the K best counts; the other K candidates are there to be continued.
         arrives = ends & (torch.arange(2 * beams, device=device) < beams)
         scale = (step + 1) ** settings.length_penalty
-        arrivals = candidates._replace(ranks=ranks / scale + ~arrives * _NEVER, finished=arrives)
+        arrivals = _Pool.of(tokens, ranks / scale + ~arrives * _NEVER, sums, step + 1, arrives)
         offered = _Pool(*(torch.cat(pair, dim=1) for pair in zip(best.of_images(images), arrivals, strict=True)))
         kept = offered.take(offered.ranks.topk(beams, dim=1).indices)
         for whole, part in zip(best, kept, strict=True):
@@ -192,11 +189,21 @@ def _beam_search(stepper: Stepper, settings: DecodingSettings, processors: Proce
         if step + 1 == steps or len(rows) == 0:
             break
         first_rows = torch.arange(open_images, device=device)[:, None] * rows_each
-        next_rows = first_rows + parents.gather(1, ahead) * (rows_each > 1)
+        next_rows = first_rows + parents.gather(1, ahead)
         if len(rows) < open_images:
             images, next_rows, running = images[rows], next_rows[rows], running.of_images(rows)
         states = stepper.advance(running.tokens[:, :, step], next_rows)
     return _best_hypotheses(best, settings, eos_id)
+
+
+def _filled(best: Best, count: int) -> Best:
+    """`count` of each line: where there are fewer, in a tiny vocabulary, with copies that rank behind all others."""
+    there = best.ranks.shape[1]
+    if there == count:
+        return best
+    places = torch.arange(count, device=best.ranks.device)
+    copies = Best(*(part[:, places % there] for part in best))
+    return copies._replace(ranks=copies.ranks + (places >= there) * _NEVER)
 
 
 def _open_rows(is_open: Tensor, broken: Tensor, images: Tensor) -> Tensor:
@@ -209,10 +216,10 @@ def _open_rows(is_open: Tensor, broken: Tensor, images: Tensor) -> Tensor:
 
 def _best_hypotheses(best: _Pool, settings: DecodingSettings, eos_id: int) -> list[list[Hypothesis]]:
     results = []
-    for image in zip(*(part.tolist() for part in best), strict=True):
+    for all_tokens, all_numbers in zip(best.tokens.tolist(), best.numbers.tolist(), strict=True):
         possible = [
-            _hypothesis(tokens, total, length, rank, eos_id)
-            for tokens, rank, total, length, finished in zip(*image, strict=True)
+            _hypothesis(tokens, total, int(length), rank, eos_id)
+            for tokens, (rank, total, length, finished) in zip(all_tokens, all_numbers, strict=True)
             if finished
         ]
         # Where fewer than K captions are possible at all, the rest are copies with a rank of _NEVER.

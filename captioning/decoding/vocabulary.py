@@ -169,6 +169,15 @@ class _Kept(NamedTuple):
     maxima: Tensor  # (R, blocks) of the exponentials
 
 
+class Best(NamedTuple):
+    """The best continuations of N lines of hypotheses, C of each line, best first."""
+
+    ranks: Tensor  # (N, C) what they were chosen by
+    parents: Tensor  # (N, C) long, the rows of their lines that they go on from
+    words: Tensor  # (N, C) long
+    own: Tensor  # (N, C) the model's own log-probability of the word, before any change
+
+
 class Scores:
     """The logits (R, V) of words by row, which a search may change and takes the best of.
 
@@ -179,7 +188,6 @@ class Scores:
         self.normaliser = normaliser
         self.kept = kept
         self._size = size
-        self._line = kept.memory
         self._changed: list[tuple[Tensor, Tensor]] = []
         self._rows = torch.arange(len(normaliser), device=normaliser.device)[:, None]
 
@@ -190,55 +198,67 @@ class Scores:
 
     def of(self, words: Tensor) -> Tensor:
         """Logits (R, M) of `words` (R, M), as they stand."""
-        return self._logits(self._line[self._places(words)])
+        return (self.kept.memory[self._places(words)].log2_() + self.kept.shift).mul_(_LN2)
 
     def set(self, words: Tensor, logits: Tensor) -> None:
         """Change the logits (R, M) of `words` (R, M). A word that comes twice must be given the same twice."""
         self._changed.append((words, self.of(words)))
-        self._line[self._places(words)] = torch.exp2((logits * _LOG2E - self.kept.shift).clamp_(max=_MOST))
+        self.kept.memory[self._places(words)] = torch.exp2((logits * _LOG2E - self.kept.shift).clamp_(max=_MOST))
         self._look_again(words)
 
     def forbid(self, words: Tensor, where: Tensor) -> None:
         """Rule out those of `words` (R, M) `where` (R, M) is true."""
         self._changed.append((words, self.of(words)))
         # A word may be named twice of which once is ruled out: the smaller bound holds.
-        bounds = torch.full_like(where, -_NEVER, dtype=self._line.dtype).masked_fill_(where, 0.0)
-        self._line.scatter_reduce_(0, self._places(words).flatten(), bounds.flatten(), "amin")
+        bounds = torch.full_like(where, -_NEVER, dtype=self.kept.memory.dtype).masked_fill_(where, 0.0)
+        self.kept.memory.scatter_reduce_(0, self._places(words).flatten(), bounds.flatten(), "amin")
         self._look_again(words)
 
-    def best(self, count: int) -> tuple[Tensor, Tensor]:
-        """The `count` highest logits of each row (R, count), or all, highest first, and their words."""
-        count = min(count, self._size)
-        blocks = self.kept.maxima.topk(min(count, self.kept.maxima.shape[1]), dim=1, sorted=False).indices
-        kept, at = self._block(blocks).flatten(1).topk(count, dim=1)
-        return self._logits(kept), blocks.gather(1, at // _BLOCK) * _BLOCK + at % _BLOCK
+    def best(self, count: int, lead: Tensor) -> Best:
+        """The `count` best continuations of each line, or all of them.
 
-    def before(self, words: Tensor, logits: Tensor) -> Tensor:
-        """What the model itself gave `words` (R, M), whose present logits (R, M) these are."""
+        Rows are N lines of K hypotheses, and have a lead (N, K): what their words' log-probabilities are added to.
+        """
+        lines, each = lead.shape
+        maxima = self.kept.maxima
+        offsets = (self.kept.shift[:, 0] * _LN2 - self.normaliser) + lead.flatten()
+        # They are in the blocks with the highest maxima.
+        heights = maxima.log2().mul_(_LN2).add_(offsets[:, None]).view(lines, -1)
+        places = heights.topk(min(count, heights.shape[1]), dim=1, sorted=False).indices
+        first_rows = self._rows[::each]
+        rows, blocks = first_rows + places // maxima.shape[1], places % maxima.shape[1]
+        found = self._block(rows, blocks)
+        ranks = found.log2().mul_(_LN2).add_(offsets[rows][:, :, None])
+        ranks, at = ranks.flatten(1).topk(min(count, each * self._size), dim=1)
+        rows = rows.gather(1, at // _BLOCK)
+        # What fills up the last block is taken for words where all that is left is ruled out.
+        words = (blocks.gather(1, at // _BLOCK) * _BLOCK + at % _BLOCK).clamp_(max=self._size - 1)
+        logits = (found.flatten(1).gather(1, at).log2_() + self.kept.shift[:, 0][rows]).mul_(_LN2)
+        own = self._before(rows, words, logits) - self.normaliser[rows]
+        return Best(ranks, rows - first_rows, words, own)
+
+    def _before(self, rows: Tensor, words: Tensor, logits: Tensor) -> Tensor:
+        """What the model itself gave `words` after `rows`, whose present logits these are, all (N, C)."""
         for named, values in reversed(self._changed):
-            same = words[:, :, None] == named[:, None, :]
+            same = words[:, :, None] == named[rows]
             at = same.to(torch.uint8).argmax(2)
-            logits = torch.where(same.any(2), values.gather(1, at), logits)
+            logits = torch.where(same.any(2), values[rows, at], logits)
         return logits
 
-    def _logits(self, kept: Tensor) -> Tensor:
-        """Logits (R, M) of what is kept of them."""
-        return (kept.log2() + self.kept.shift) * _LN2
-
     def _places(self, words: Tensor) -> Tensor:
-        """Where `words` (R, M) lie in what is kept, as a line."""
+        """Where `words` (R, M) lie in memory."""
         _, rows, width = self.kept.exponentials.shape
         return (words // width * rows + self._rows) * width + words % width
 
-    def _block(self, blocks: Tensor) -> Tensor:
-        """What is kept (R, M, words of a block) of `blocks` (R, M)."""
-        _, rows, width = self.kept.exponentials.shape
+    def _block(self, rows: Tensor, blocks: Tensor) -> Tensor:
+        """What is kept (N, M, words of a block) of `blocks` (N, M) of `rows`, (N, M) or (N, 1)."""
+        _, count, width = self.kept.exponentials.shape
         each = width // _BLOCK
-        places = (blocks // each * rows + self._rows) * each + blocks % each
+        places = (blocks // each * count + rows) * each + blocks % each
         # Whole blocks are copied, not numbers one by one.
-        return self._line.view(-1, _BLOCK).index_select(0, places.flatten()).view(*blocks.shape, _BLOCK)
+        return self.kept.memory.view(-1, _BLOCK).index_select(0, places.flatten()).view(*blocks.shape, _BLOCK)
 
     def _look_again(self, words: Tensor) -> None:
         """Bring the maxima of the words' blocks up to date."""
         blocks = words // _BLOCK
-        self.kept.maxima.scatter_(1, blocks, self._block(blocks).amax(2))
+        self.kept.maxima.scatter_(1, blocks, self._block(self._rows, blocks).amax(2))

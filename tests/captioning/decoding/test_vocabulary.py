@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from captioning.decoding.vocabulary import Scores, Vocabulary
+from captioning.decoding.vocabulary import Best, Scores, Vocabulary
 
 NEVER = -float("inf")
 #: Words and rows: less than a block, one piece, many pieces, more rows than are taken at once.
@@ -26,10 +26,11 @@ def test_logits_and_the_normaliser(case: tuple[Vocabulary, torch.Tensor, torch.T
 
 
 def check_best(scores: Scores, logits: torch.Tensor, tolerance: float = 1e-4) -> None:
-    found, words = scores.best(10)
+    best = scores.best(10, scores.normaliser[:, None])
     expected, places = logits.topk(10, dim=1)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=tolerance)
-    assert words.tolist() == places.tolist()
+    torch.testing.assert_close(best.ranks, expected, atol=1e-4, rtol=tolerance)
+    assert best.words.tolist() == places.tolist()
+    assert not best.parents.any()
 
 
 def test_the_best_before_and_after_changes(case: tuple[Vocabulary, torch.Tensor, torch.Tensor]) -> None:
@@ -53,8 +54,46 @@ def test_the_best_before_and_after_changes(case: tuple[Vocabulary, torch.Tensor,
     changed.scatter_(1, best[:, 3:4], NEVER)
     check_best(scores, changed)
 
-    found, words = scores.best(10)
-    torch.testing.assert_close(scores.before(words, found), logits.gather(1, words), atol=1e-4, rtol=1e-4)
+    found = best_of(scores, 10)
+    own = logits.log_softmax(1).gather(1, found.words)
+    torch.testing.assert_close(found.own, own, atol=1e-4, rtol=1e-4)
+
+
+def best_of(scores: Scores, count: int) -> Best:
+    """The best of each row for itself."""
+    return scores.best(count, torch.zeros_like(scores.normaliser)[:, None])
+
+
+def test_the_best_of_rows_together() -> None:
+    """Lines of three rows, one of which leads, one is far behind, and words are changed in all of them."""
+    generator = torch.Generator().manual_seed(4)
+    weight, states = torch.randn(4000, 16, generator=generator), torch.randn(12, 16, generator=generator)
+    lead = torch.tensor([[0.0, -1.0, -2.0], [-3.0, 0.0, -0.5], [-1.0e9, 0.0, -0.1], [-5.0, -5.0, -5.0]])
+    scores = Vocabulary(weight).score(states, [7])
+    logits = states @ weight.T
+    own = logits.log_softmax(1)
+    raised = logits.topk(300, dim=1).indices[:, [250, 299]]
+    scores.set(raised, scores.of(raised) + 9)
+    logits.scatter_add_(1, raised, torch.full_like(raised, 9, dtype=torch.float32))
+    logits[:, 7] = NEVER
+
+    best = scores.best(10, lead)
+    totals = (logits - scores.normaliser[:, None] + lead.view(12, 1)).view(4, -1)
+    expected, places = totals.topk(10, dim=1)
+    torch.testing.assert_close(best.ranks, expected, atol=1e-4, rtol=1e-4)
+    assert (best.parents * 4000 + best.words).tolist() == places.tolist()
+    torch.testing.assert_close(best.own, own.view(4, -1).gather(1, places), atol=1e-4, rtol=1e-4)
+    assert len(set(best.parents[0].tolist())) > 1
+
+
+def test_what_is_left_of_a_tiny_vocabulary() -> None:
+    """All words that there are; those that are ruled out come last, and are words none the less."""
+    scores = Vocabulary(torch.eye(5)).score(torch.eye(5)[:2], [0, 4])
+    best = best_of(scores, 8)
+    assert best.words.shape == (2, 5)
+    assert best.words[1, 0] == 1
+    assert best.ranks.isneginf().sum(1).tolist() == [2, 2]
+    assert best.words.max() <= 4
 
 
 @pytest.mark.parametrize("height", [0.0, 60.0, 200.0, 5000.0])
@@ -106,16 +145,16 @@ def test_memory_is_used_again_where_it_is_given_back() -> None:
     vocabulary = Vocabulary(torch.randn(3000, 8))
     states = torch.randn(6, 8)
     first = vocabulary.score(states)
-    best = first.best(3)[1].tolist()
+    best = best_of(first, 3).words.tolist()
     first.forbid(torch.tensor([[1, 2]]).expand(6, -1), torch.ones(6, 2, dtype=torch.bool))
     vocabulary.release(first)
     fewer = vocabulary.score(states[:4])
     assert fewer.kept.memory.data_ptr() == first.kept.memory.data_ptr()
-    assert fewer.best(3)[1].tolist() == best[:4]
+    assert best_of(fewer, 3).words.tolist() == best[:4]
     # What has not been given back stays as it is.
-    kept = fewer.best(3)[0].clone()
+    kept = best_of(fewer, 3).ranks.clone()
     assert vocabulary.score(torch.randn(4, 8)).kept.memory.data_ptr() != fewer.kept.memory.data_ptr()
-    assert torch.equal(fewer.best(3)[0], kept)
+    assert torch.equal(best_of(fewer, 3).ranks, kept)
     # All of it can be used again, by as many rows as at first.
     vocabulary.release(fewer)
     assert vocabulary.score(states).kept.memory.data_ptr() == first.kept.memory.data_ptr()
@@ -126,14 +165,16 @@ def test_memory_is_used_again_in_and_out_of_inference_mode() -> None:
     states = torch.randn(6, 8)
     with torch.inference_mode():
         first = vocabulary.score(states)
-        best = first.best(3)[1].tolist()
+        best = best_of(first, 3).words.tolist()
         vocabulary.release(first)
-    assert vocabulary.score(states).best(3)[1].tolist() == best
+    assert best_of(vocabulary.score(states), 3).words.tolist() == best
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:
     vocabulary = Vocabulary(torch.randn(3000, 64))
     states = torch.randn(40, 64)
-    together = vocabulary.score(states).best(5)[0]
+    together = best_of(vocabulary.score(states), 5).ranks
     for rows in (slice(0, 1), slice(3, 10), slice(8, 40)):
-        torch.testing.assert_close(vocabulary.score(states[rows]).best(5)[0], together[rows], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            best_of(vocabulary.score(states[rows]), 5).ranks, together[rows], rtol=1e-6, atol=1e-6
+        )
