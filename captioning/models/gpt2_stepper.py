@@ -18,6 +18,9 @@ from captioning.models.gpt2_weights import Gpt2Weights
 
 #: Steps for which there is room at once. Five beams of 20 tokens need that of eleven.
 _STEPS = 12
+#: Places are kept by so many, the most that a processor adds up at once: a line's sums are then the same to the last
+#: bit, however many places the other lines of its batch need.
+_WHOLE = 16
 
 
 class Gpt2Stepper:
@@ -97,14 +100,16 @@ class Gpt2Stepper:
             past = self._mask[owners[:, None], lines - owners[:, None] * before]
         # The places for what is said now: the first of a line that none of its hypotheses sees, or new ones.
         dead = past.isinf().all(dim=1)
-        missing = max(0, beams - int(dead.sum(dim=1).min()))
-        past = functional.pad(past, (0, missing), value=-float("inf"))
-        dead = functional.pad(dead, (0, missing), value=True)
+        size = dead.shape[1]
+        missing = beams - int(dead.sum(dim=1).min())
+        new = -(-(size + missing) // _WHOLE) * _WHOLE - size if missing > 0 else 0
+        past = functional.pad(past, (0, new), value=-float("inf"))
+        dead = functional.pad(dead, (0, new), value=True)
         self._places = dead.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :beams]
         own = past.new_full((beams, beams), -float("inf")).fill_diagonal_(0)
         self._mask = past.scatter_(2, self._places[:, None].expand(-1, beams, -1), own.expand(count, -1, -1))
         for cache in self._caches:
-            cache.grow(missing)
+            cache.grow(new)
 
 
 class _Cache:

@@ -33,7 +33,7 @@ from captioning.errors import CheckpointError, SettingsError
 from captioning.models.base import PAD_TARGET, Vocabulary
 from captioning.models.checkpoint import save_checkpoint
 from captioning.models.clip_fit import CLIP_MEAN, CLIP_STD, resolved
-from captioning.models.clip_gpt2 import ClipGpt2
+from captioning.models.clip_gpt2 import ClipGpt2, Mapped
 from captioning.models.clip_gpt2_settings import ClipGpt2Settings
 from tests.captioning.decoding.fakes import Spoken
 from tests.captioning.models.clips import (
@@ -149,6 +149,22 @@ class TestStepper:
             forced = model(features[images], captions, torch.arange(len(images)).repeat_interleave(beams)).logits
             expected = forced.view(*captions.shape, -1)[:, -1]
             torch.testing.assert_close(logits, expected.float(), rtol=1e-4, atol=1e-4)
+
+    @torch.no_grad()
+    def test_an_image_has_the_same_bits_in_any_company(self) -> None:
+        """Alone, and beside one whose hypotheses never part from their first parents, and so need many places."""
+        model = make(tiny())
+        prefix = model.prefix(torch.randn(2, 12, generator=torch.Generator().manual_seed(7)))
+        alone, together = (Spoken(model.stepper(Mapped(each))) for each in (prefix[:1], prefix))
+        assert torch.equal(alone.start()[0], together.start()[0])
+        chance = torch.Generator().manual_seed(8)
+        for step in range(12):
+            before = min(step * 4, 4) or 1
+            parents = torch.stack((torch.randint(before, (4,), generator=chance), torch.arange(4) % before))
+            tokens = torch.randint(30, (2, 4), generator=chance)
+            first = alone.advance(tokens[:1], parents[:1])
+            both = together.advance(tokens, parents + torch.tensor([[0], [before]]))
+            assert torch.equal(first, both[:4]), step
 
     @torch.no_grad()
     def test_it_can_be_started_again(self) -> None:
