@@ -24,17 +24,27 @@ class Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none") -> None:
         self._bias, self._activation = bias, activation
+        self._name, _, how = activation.partition("_")
+        self._how = how or _PLAIN[self._name]
         self._packed = _pack(weight)
         self._weight = weight if self._packed is None else None
         #: The type that x must have.
         self.dtype = weight.dtype
+        #: Numbers of a result.
+        self.size = len(weight)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(R, O)."""
+    def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        """(R, O), and `plus` (R, O) of the same type, which no activation may come before."""
+        assert plus is None or self._activation == "none"
+        result: Tensor
         if self._weight is not None:
-            return _activate(functional.linear(x, self._weight, self._bias), self._activation)
-        name, _, how = self._activation.partition("_")
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, name, [], how or _PLAIN[name])
+            result = _activate(functional.linear(x, self._weight, self._bias), self._activation)
+            return result if plus is None else result + plus
+        multiply = torch.ops.mkldnn._linear_pointwise
+        if plus is None:
+            result = multiply.default(x, self._packed, self._bias, self._name, [], self._how)
+        else:
+            result = multiply.binary(x, plus, self._packed, self._bias, "add")
         return result
 
 

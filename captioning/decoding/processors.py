@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from captioning.decoding.scores import Scores
 from captioning.decoding.settings import DecodingSettings
-from captioning.decoding.vocabulary import Scores
 
 
 class Processors:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from captioning.decoding.processors import Processors
+from captioning.decoding.scores import Best
 from captioning.decoding.settings import DecodingSettings
 from captioning.decoding.stepper import Stepper
-from captioning.decoding.vocabulary import Best
 from captioning.errors import CaptioningError
 
 # Lower than any sum of log-probabilities, yet finite; the value `transformers` uses, so that the

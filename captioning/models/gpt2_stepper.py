@@ -36,7 +36,6 @@ class Gpt2Stepper:
         self._check_length = check_length
         self._caches = [_Cache() for _ in weights.blocks]
         self._mask: Tensor | None = None
-        self._places: Tensor | None = None
         self._length = 0
         self._lines = 0
 
@@ -46,7 +45,7 @@ class Gpt2Stepper:
         self._length = prefix.shape[1]
         self._check_length(self._length)
         self._caches = [_Cache() for _ in self._weights.blocks]
-        self._mask = self._places = None
+        self._mask = None
         # None of them has room yet for what is to come.
         self._lines = 0
         places = torch.arange(self._length, device=prefix.device)
@@ -56,7 +55,7 @@ class Gpt2Stepper:
             keys, values = cache.keep(pair)
             # Of the last block only the last place is asked for.
             if block is self._weights.blocks[-1]:
-                x = block.answer(x[:, -1:], block.look(query[:, :, -1:], keys, values))
+                x = block.answer(x[:, -1:], block.look(query[:, -1:], keys, values))
             else:
                 x = block.answer(x, block.look(query, keys, values, causal=True))
         return self._weights.end(x[:, -1])
@@ -71,17 +70,20 @@ class Gpt2Stepper:
         ordered = lines.ndim == 2
         lines = lines if ordered else lines[:, None]
         count, beams = lines.shape
-        self._follow(lines, ordered=ordered)
+        places = self._follow(lines, ordered=ordered)
         words = self._weights.words(torch.as_tensor(tokens, device=device).reshape(count, beams))
         x = self._weights.embed(words, torch.tensor(self._length - 1, device=device))
         for block, cache in zip(self._weights.blocks, self._caches, strict=True):
             query, pair = block.ask(x)
-            keys, values = cache.add(pair, self._places)
+            keys, values = cache.add(pair, places)
             x = block.answer(x, block.look(query, keys, values, mask=self._mask))
         return self._weights.end(x).flatten(0, 1)
 
-    def _follow(self, lines: Tensor, *, ordered: bool) -> None:
-        """Make the rows of the step before, N' lines of K', into those that go on, (N, K) of them, named by `lines`."""
+    def _follow(self, lines: Tensor, *, ordered: bool) -> Tensor | None:
+        """Make the rows of the step before, N' lines of K', into those that go on, (N, K) of them, named by `lines`.
+
+        Returns the places (R,) of all lines' memory that are for what is said now, or None for the last of each line.
+        """
         count, beams = lines.shape
         before = 1 if self._mask is None else self._mask.shape[1]
         owners = torch.div(lines[:, 0], before, rounding_mode="floor")
@@ -93,7 +95,7 @@ class Gpt2Stepper:
             # A line is its hypothesis, and sees all of itself.
             for cache in self._caches:
                 cache.grow(1)
-            return
+            return None
         if self._mask is None:
             past = lines.new_zeros(count, beams, self._length - 1, dtype=self._weights.dtype)
         else:
@@ -105,24 +107,31 @@ class Gpt2Stepper:
         new = -(-(size + missing) // _WHOLE) * _WHOLE - size if missing > 0 else 0
         past = functional.pad(past, (0, new), value=-float("inf"))
         dead = functional.pad(dead, (0, new), value=True)
-        self._places = dead.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :beams]
+        places = dead.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :beams]
         own = past.new_full((beams, beams), -float("inf")).fill_diagonal_(0)
-        self._mask = past.scatter_(2, self._places[:, None].expand(-1, beams, -1), own.expand(count, -1, -1))
+        self._mask = past.scatter_(2, places[:, None].expand(-1, beams, -1), own.expand(count, -1, -1))
         for cache in self._caches:
             cache.grow(new)
+        return (torch.arange(count, device=places.device)[:, None] * self._caches[0].room + places).flatten()
 
 
 class _Cache:
-    """Keys and values, a pair (2, N, H, S, D), of one block, in memory with room for more places."""
+    """Keys and values, a pair (2, N, S, H, D), of one block, in memory with room for more places."""
 
     def __init__(self) -> None:
         self._memory: Tensor | None = None
         self._size = 0
 
+    @property
+    def room(self) -> int:
+        """Places of a line that there is memory for."""
+        assert self._memory is not None
+        return self._memory.shape[2]
+
     def keep(self, pair: Tensor) -> Tensor:
         """This pair alone."""
         self._memory = pair
-        self._size = pair.shape[3]
+        self._size = pair.shape[2]
         return pair
 
     def take(self, lines: Tensor, *, room: int) -> None:
@@ -133,24 +142,24 @@ class _Cache:
         """So many places more, which are still to be filled."""
         assert self._memory is not None
         size = self._size + places
-        if size > self._memory.shape[3]:
+        if size > self.room:
             self._make_room(size)
+        # Places that no hypothesis sees are multiplied by nought, too: they must hold numbers.
+        self._memory[:, :, self._size : size] = 0.0
         self._size = size
 
     def add(self, pair: Tensor, places: Tensor | None) -> Tensor:
-        """Put a pair (2, N, H, K, D) to `places` (N, K), or to the last ones; all there is."""
+        """Put a pair (2, N, K, H, D) to `places` (R,) of all lines, or to the last ones; all there is."""
         assert self._memory is not None
         if places is None:
-            self._memory[:, :, :, self._size - pair.shape[3] : self._size] = pair
+            self._memory[:, :, self._size - pair.shape[2] : self._size] = pair
         else:
-            lines = torch.arange(len(places), device=places.device)[:, None]
-            self._memory[:, lines, :, places] = pair.permute(1, 3, 0, 2, 4)
-        return self._memory[:, :, :, : self._size]
+            self._memory.flatten(1, 2).index_copy_(1, places, pair.flatten(1, 2))
+        return self._memory[:, :, : self._size]
 
     def _make_room(self, more: int, lines: Tensor | None = None) -> None:
         assert self._memory is not None
-        old = self._memory[:, :, :, : self._size]
-        _, count, heads, size, width = old.shape
-        # Places that no hypothesis sees are multiplied by nought, too: they must hold numbers.
-        self._memory = old.new_zeros(2, count if lines is None else len(lines), heads, size + more, width)
-        self._memory[:, :, :, :size] = old if lines is None else old[:, lines]
+        old = self._memory[:, :, : self._size]
+        _, count, size, heads, width = old.shape
+        self._memory = old.new_empty(2, count if lines is None else len(lines), size + more, heads, width)
+        self._memory[:, :, :size] = old if lines is None else old[:, lines]

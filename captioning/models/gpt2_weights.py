@@ -67,29 +67,34 @@ class Gpt2Block:
         self._down = _linear(block.mlp.c_proj, dtype)
 
     def ask(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries (N, H, T, D) of x (N, T, E), and a pair of keys and values (2, N, H, T, D)."""
+        """Queries (N, T, H, D) of x (N, T, E), and a pair of keys and values (2, N, T, H, D)."""
         count, length, width = x.shape
         asked = self._ask(self._before_attention(x).to(self._dtype).view(-1, width))
-        parts = asked.view(count, length, 3, self._heads, width // self._heads).permute(2, 0, 3, 1, 4)
+        parts = asked.view(count, length, 3, self._heads, width // self._heads).permute(2, 0, 1, 3, 4)
         return parts[0], parts[1:]
 
     def look(
         self, query: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
-        """What queries (N, H, T, D) see in keys and values (N, H, S, D), under a mask (N, T, S) that is added."""
+        """What queries (N, T, H, D) see in keys and values (N, S, H, D), under a mask (N, T, S) that is added."""
+        query, keys, values = query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
         seen: Tensor = functional.scaled_dot_product_attention(
             query, keys, values, None if mask is None else mask[:, None], is_causal=causal, scale=self._scale
         )
-        return seen
+        return seen.transpose(1, 2)
 
     def answer(self, x: Tensor, seen: Tensor) -> Tensor:
-        """The block's output (N, T, E) for what it read, x, and saw (N, H, T, D)."""
-        count, length, width = x.shape
-        x = x + self._attend(seen.transpose(1, 2).reshape(-1, width)).view(x.shape)
-        up = self._up(self._before_mlp(x).to(self._dtype).view(-1, width))
-        down = self._down(up if self._act is None else self._act(up))
-        result: Tensor = x + down.view(count, length, width)
-        return result
+        """The block's output (N, T, E) for what it read, x, and saw (N, T, H, D)."""
+        x = self._add(x, self._attend, seen)
+        up = self._up(self._before_mlp(x).to(self._dtype).flatten(0, 1))
+        return self._add(x, self._down, up if self._act is None else self._act(up))
+
+    def _add(self, x: Tensor, layer: Linear, y: Tensor) -> Tensor:
+        """x (N, T, E) and what `layer` makes of y, which has as many rows."""
+        rows = y.reshape(x.shape[0] * x.shape[1], -1)
+        if x.dtype == self._dtype:
+            return layer(rows, plus=x.reshape(len(rows), -1)).view(x.shape)
+        return x + layer(rows).view(x.shape)
 
 
 def _norm(layer: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

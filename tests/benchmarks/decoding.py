@@ -2,7 +2,7 @@
 
 All decode the same images with the same weights, in turn, in another order each round, and their
 tokens are compared. The floor is the products that decoding cannot do without, in the fastest form at
-hand, for the rows that were open at each step: the layers, what the LSTM looks at, and the vocabulary.
+hand, for the rows that were open at each step: the layers, what attention looks at, and the vocabulary.
 On a CPU one thread's CPU time is counted, which other programs disturb least; on a GPU it is time by
 the clock.
 
@@ -37,6 +37,8 @@ VOCAB, EOS, PREFIX = 50257, 50256, 10
 IMAGES, TOKENS = 32, 20
 #: One at a time takes a minute for all of them.
 _SINGLE_IMAGES = 1
+#: Words at once in the floor: of 1,024 to all of them what takes least.
+_FLOOR_PIECE = 4608
 
 
 class Decoding:
@@ -96,7 +98,7 @@ class Decoding:
         shapes = _lstm_layers(self.model) if self.case.sizes is None else _gpt2_layers(*self.case.sizes)
         layers = [Linear(torch.randn(o, i, device=self.device, dtype=self.dtype)) for o, i in shapes[:-1]]
         words, width = shapes[-1]
-        piece = 1024 if self.device.type == "cpu" else words
+        piece = _FLOOR_PIECE if self.device.type == "cpu" else words
         vocabulary = [
             Linear(torch.randn(min(piece, words - at), width, device=self.device, dtype=self.dtype))
             for at in range(0, words, piece)
@@ -112,28 +114,39 @@ class Decoding:
         sizes = [i for _, i in shapes[:-1]]
         first = rows[0] * (1 if self.case.sizes is None else PREFIX)
         each = [1, *[self.case.beams] * (len(rows) - 1)]
-        looks = [self._make_look(*pair) for pair in zip(rows, each, strict=True)] if self.case.sizes is None else []
+        looks = [self._make_look(step, count, of) for step, (count, of) in enumerate(zip(rows, each, strict=True))]
 
         def floor() -> None:
             for step, count in enumerate(rows):
                 run(layers, sizes, first if step == 0 else count)
-                for look in looks[step : step + 1]:
-                    look()
+                looks[step]()
                 run(vocabulary, [width] * len(vocabulary), count)
 
         return floor
 
-    def _make_look(self, rows: int, each: int) -> Callable[[], None]:
-        """The two products of attention over the grid, for so many rows, `each` of them an image's."""
-        _, heads, cells, size = self.features.keys.shape
-        images = rows // each
-        queries = torch.randn(images, heads, each, size, device=self.device)
-        weights = torch.rand(images, heads, each, cells, device=self.device)
-        keys, values = self.features.keys[:images].transpose(2, 3), self.features.values[:images]
+    def _make_look(self, step: int, rows: int, each: int) -> Callable[[], None]:
+        """The two products of attention for so many rows, `each` of them an image's.
+
+        The LSTM looks at the grid, GPT-2 in every layer at the prefix and at what its hypothesis has said: as many
+        places as if the hypotheses of an image had said the same.
+        """
+        images, times = rows // each, 1
+        if self.case.sizes is None:
+            _, heads, places, size = self.features.keys.shape
+        else:
+            times, width, heads = self.case.sizes
+            places, size = PREFIX + step, width // heads
+            each = PREFIX if step == 0 else each
+
+        def made(*shape: int) -> Tensor:
+            return torch.randn(images, heads, *shape, device=self.device, dtype=self.dtype)
+
+        queries, keys, weights, values = made(each, size), made(size, places), made(each, places), made(places, size)
 
         def look() -> None:
-            torch.matmul(queries, keys)
-            torch.matmul(weights, values)
+            for _ in range(times):
+                torch.matmul(queries, keys)
+                torch.matmul(weights, values)
 
         return look
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from captioning.decoding.processors import Processors, forbid_repeated_ngrams, penalise_repetition
+from captioning.decoding.scores import Scores
 from captioning.decoding.search import LogitsError, decode
 from captioning.decoding.settings import DecodingSettings
-from captioning.decoding.vocabulary import Scores
 from tests.captioning.decoding.fakes import TableStepper, of_logits
 
 EOS = 0

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from captioning.decoding.vocabulary import Best, Scores, Vocabulary
+from captioning.decoding.scores import Best, Scores
+from captioning.decoding.vocabulary import Vocabulary
 
 NEVER = -float("inf")
 #: Words and rows: less than a block, one piece, many pieces, more rows than are taken at once.
@@ -94,6 +95,19 @@ def test_what_is_left_of_a_tiny_vocabulary() -> None:
     assert best.words[1, 0] == 1
     assert best.ranks.isneginf().sum(1).tolist() == [2, 2]
     assert best.words.max() <= 4
+
+
+def test_what_was_in_memory_before_is_never_taken_for_a_word() -> None:
+    """Of the last piece, which is short, the rest lay elsewhere when there were more rows."""
+    vocabulary = Vocabulary(torch.randn(1600, 8))
+    vocabulary.release(vocabulary.score(torch.randn(6, 8)))
+    scores = vocabulary.score(torch.randn(4, 8))
+    every = torch.arange(1600).expand(4, -1)
+    scores.forbid(every, every >= 3)
+    best = best_of(scores, 10)
+    assert best.ranks.isneginf().sum(1).tolist() == [7] * 4
+    assert [sorted(words) for words in best.words[:, :3].tolist()] == [[0, 1, 2]] * 4
+    assert best.words.max() < 1600
 
 
 @pytest.mark.parametrize("height", [0.0, 60.0, 200.0, 5000.0])
