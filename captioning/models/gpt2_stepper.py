@@ -51,13 +51,13 @@ class Gpt2Stepper:
         places = torch.arange(self._length, device=prefix.device)
         x = self._weights.embed(prefix, places)
         for block, cache in zip(self._weights.blocks, self._caches, strict=True):
-            query, pair = block.ask(x)
-            keys, values = cache.keep(pair)
+            query, pairs = block.ask(x)
+            cache.keep(pairs)
             # Of the last block only the last place is asked for.
             if block is self._weights.blocks[-1]:
-                x = block.answer(x[:, -1:], block.look(query[:, -1:], keys, values))
+                x = block.answer(x[:, -1:], block.look(query[:, -1:], pairs))
             else:
-                x = block.answer(x, block.look(query, keys, values, causal=True))
+                x = block.answer(x, block.look(query, pairs, causal=True))
         return self._weights.end(x[:, -1])
 
     def advance(self, tokens: Tensor, rows: Tensor | Sequence[int]) -> Tensor:
@@ -74,9 +74,8 @@ class Gpt2Stepper:
         words = self._weights.words(torch.as_tensor(tokens, device=device).reshape(count, beams))
         x = self._weights.embed(words, torch.tensor(self._length - 1, device=device))
         for block, cache in zip(self._weights.blocks, self._caches, strict=True):
-            query, pair = block.ask(x)
-            keys, values = cache.add(pair, places)
-            x = block.answer(x, block.look(query, keys, values, mask=self._mask))
+            query, pairs = block.ask(x)
+            x = block.answer(x, block.look(query, cache.add(pairs, places), mask=self._mask))
         return self._weights.end(x).flatten(0, 1)
 
     def _follow(self, lines: Tensor, *, ordered: bool) -> Tensor | None:
@@ -116,7 +115,7 @@ class Gpt2Stepper:
 
 
 class _Cache:
-    """Keys and values, a pair (2, N, S, H, D), of one block, in memory with room for more places."""
+    """Pairs of keys and values (N, S, 2, H, D) of one block, in memory with room for more places."""
 
     def __init__(self) -> None:
         self._memory: Tensor | None = None
@@ -126,13 +125,12 @@ class _Cache:
     def room(self) -> int:
         """Places of a line that there is memory for."""
         assert self._memory is not None
-        return self._memory.shape[2]
+        return self._memory.shape[1]
 
-    def keep(self, pair: Tensor) -> Tensor:
-        """This pair alone."""
-        self._memory = pair
-        self._size = pair.shape[2]
-        return pair
+    def keep(self, pairs: Tensor) -> None:
+        """These pairs alone."""
+        self._memory = pairs
+        self._size = pairs.shape[1]
 
     def take(self, lines: Tensor, *, room: int) -> None:
         """Those of `lines` alone, in their order, with room for further steps of `room` places."""
@@ -145,21 +143,21 @@ class _Cache:
         if size > self.room:
             self._make_room(size)
         # Places that no hypothesis sees are multiplied by nought, too: they must hold numbers.
-        self._memory[:, :, self._size : size] = 0.0
+        self._memory[:, self._size : size] = 0.0
         self._size = size
 
-    def add(self, pair: Tensor, places: Tensor | None) -> Tensor:
-        """Put a pair (2, N, K, H, D) to `places` (R,) of all lines, or to the last ones; all there is."""
+    def add(self, pairs: Tensor, places: Tensor | None) -> Tensor:
+        """Put pairs (N, K, 2, H, D) to `places` (R,) of all lines, or to the last ones; all there is."""
         assert self._memory is not None
         if places is None:
-            self._memory[:, :, self._size - pair.shape[2] : self._size] = pair
+            self._memory[:, self._size - pairs.shape[1] : self._size] = pairs
         else:
-            self._memory.flatten(1, 2).index_copy_(1, places, pair.flatten(1, 2))
-        return self._memory[:, :, : self._size]
+            self._memory.flatten(0, 1).index_copy_(0, places, pairs.flatten(0, 1))
+        return self._memory[:, : self._size]
 
     def _make_room(self, more: int, lines: Tensor | None = None) -> None:
         assert self._memory is not None
-        old = self._memory[:, :, : self._size]
-        _, count, size, heads, width = old.shape
-        self._memory = old.new_empty(2, count if lines is None else len(lines), size + more, heads, width)
-        self._memory[:, :, :size] = old if lines is None else old[:, lines]
+        old = self._memory[:, : self._size]
+        count, size, *shape = old.shape
+        self._memory = old.new_empty(count if lines is None else len(lines), size + more, *shape)
+        self._memory[:, :size] = old if lines is None else old[lines]

@@ -67,17 +67,16 @@ class Gpt2Block:
         self._down = _linear(block.mlp.c_proj, dtype)
 
     def ask(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries (N, T, H, D) of x (N, T, E), and a pair of keys and values (2, N, T, H, D)."""
+        """Queries (N, T, H, D) of x (N, T, E), and pairs of keys and values (N, T, 2, H, D)."""
         count, length, width = x.shape
         asked = self._ask(self._before_attention(x).to(self._dtype).view(-1, width))
-        parts = asked.view(count, length, 3, self._heads, width // self._heads).permute(2, 0, 1, 3, 4)
-        return parts[0], parts[1:]
+        parts = asked.view(count, length, 3, self._heads, width // self._heads)
+        return parts[:, :, 0], parts[:, :, 1:]
 
-    def look(
-        self, query: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None = None, causal: bool = False
-    ) -> Tensor:
-        """What queries (N, T, H, D) see in keys and values (N, S, H, D), under a mask (N, T, S) that is added."""
-        query, keys, values = query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+    def look(self, query: Tensor, pairs: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """What queries (N, T, H, D) see in pairs (N, S, 2, H, D), under a mask (N, T, S) that is added."""
+        query = query.transpose(1, 2)
+        keys, values = pairs.transpose(1, 3).unbind(2)
         seen: Tensor = functional.scaled_dot_product_attention(
             query, keys, values, None if mask is None else mask[:, None], is_causal=causal, scale=self._scale
         )
