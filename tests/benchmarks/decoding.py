@@ -141,7 +141,11 @@ class Decoding:
         def made(*shape: int) -> Tensor:
             return torch.randn(images, heads, *shape, device=self.device, dtype=self.dtype)
 
-        queries, keys, weights, values = made(each, size), made(size, places), made(each, places), made(places, size)
+        queries, weights = made(each, size), made(each, places)
+        if self.case.sizes is None:
+            keys, values = self.features.keys[:images].transpose(2, 3), self.features.values[:images]
+        else:
+            keys, values = made(size, places), made(places, size)
 
         def look() -> None:
             for _ in range(times):
