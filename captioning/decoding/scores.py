@@ -23,7 +23,8 @@ LOG2E, LN2 = math.log2(math.e), math.log(2.0)
 #: The highest power of two that is a number.
 _MOST = 127.0
 
-_NEVER = -float("inf")
+#: The logit of a word that is ruled out.
+NEVER = -float("inf")
 
 
 class Part(NamedTuple):
@@ -107,7 +108,7 @@ class Scores:
         """Rule out those of `words` (R, M) `where` (R, M) is true."""
         self._changed.append((words, self.of(words)))
         # A word may be named twice of which once is ruled out: the smaller bound holds.
-        bounds = torch.full_like(where, -_NEVER, dtype=self.kept.memory.dtype).masked_fill_(where, 0.0)
+        bounds = torch.full_like(where, -NEVER, dtype=self.kept.memory.dtype).masked_fill_(where, 0.0)
         self.kept.memory.scatter_reduce_(0, self._places(words).flatten(), bounds.flatten(), "amin")
         self._look_again(words)
 
@@ -121,16 +122,16 @@ class Scores:
         # They are in the blocks with the highest maxima, which are in the groups with the highest.
         maxima = self.kept.maxima.view(len(self._rows), -1, GROUP)
         first_rows = self._rows[::each]
-        highest = maxima.amax(2).log2_().mul_(LN2).add_(offsets[:, None]).view(lines, -1)
+        highest = _ranks(maxima.amax(2), offsets[:, None]).view(lines, -1)
         places = highest.topk(min(count, highest.shape[1]), dim=1, sorted=False).indices
         rows, groups = first_rows + places // maxima.shape[1], places % maxima.shape[1]
-        highest = maxima[rows, groups].log2_().mul_(LN2).add_(offsets[rows][:, :, None]).flatten(1)
+        highest = _ranks(maxima[rows, groups], offsets[rows][:, :, None]).flatten(1)
         places = highest.topk(min(count, highest.shape[1]), dim=1, sorted=False).indices
         rows = rows.gather(1, places // GROUP)
         blocks = groups.gather(1, places // GROUP) * GROUP + places % GROUP
         found = self._block(rows, blocks)
-        ranks = found.log2().mul_(LN2).add_(offsets[rows][:, :, None])
-        ranks, at = ranks.flatten(1).topk(min(count, each * self._size), dim=1)
+        ranks = _ranks(found, offsets[rows][:, :, None]).flatten(1)
+        ranks, at = ranks.topk(min(count, each * self._size), dim=1)
         rows = rows.gather(1, at // BLOCK)
         # What fills up the last block is taken for words where all that is left is ruled out.
         words = (blocks.gather(1, at // BLOCK) * BLOCK + at % BLOCK).clamp_(max=self._size - 1)
@@ -163,3 +164,8 @@ class Scores:
         """Bring the maxima of the words' blocks up to date."""
         blocks = words // BLOCK
         self.kept.maxima.scatter_(1, blocks, self._block(self._rows, blocks).amax(2))
+
+
+def _ranks(exponentials: Tensor, offsets: Tensor) -> Tensor:
+    """What hypotheses would be ranked by, had these words followed theirs."""
+    return exponentials.log2().mul_(LN2).add_(offsets)

@@ -15,12 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from captioning.decoding.linear import Linear
-from captioning.decoding.scores import BLOCK, GROUP, LN2, LOG2E, Kept, Scores
+from captioning.decoding.scores import BLOCK, GROUP, LN2, LOG2E, NEVER, Kept, Scores
 
 #: Words of a piece, in whole groups: with as many rows as are taken at once, 1.6 MB of float32 logits.
 _PIECE = 2048
-
-_NEVER = -float("inf")
 
 #: Where a row's highest exponential is put, as a power of two: logits may be 110 lower, or be raised by 60.
 _TOP = 40.0
@@ -54,7 +52,7 @@ class Vocabulary:
             if missing:
                 of_part = part.new_zeros(len(part)) if of_part is None else of_part
                 part = functional.pad(part, (0, 0, 0, missing))
-                of_part = functional.pad(of_part, (0, missing), value=_NEVER)
+                of_part = functional.pad(of_part, (0, missing), value=NEVER)
             self._pieces.append(Linear(part, of_part))
 
     def logits(self, states: Tensor) -> Tensor:
@@ -75,7 +73,7 @@ class Vocabulary:
         sums, ruled_out = self._fill(kept, states, never, guess=True)
         if len(self._pieces) > 1 and not bool(((sums > _LOWEST_SUM) & (sums < _HIGHEST_SUM)).all()):
             logits = self._logarithms(states)
-            logits[:, list(never)] = _NEVER
+            logits[:, list(never)] = NEVER
             kept.shift.copy_(self._shift(logits))
             sums, ruled_out = self._fill(kept, states, never)
         normaliser = (sums.log2() + kept.shift[:, 0]) * LN2
@@ -101,7 +99,7 @@ class Vocabulary:
                 for place, word in enumerate(never):
                     if word // self._width == number:
                         ruled_out[rows, place] = logits[:, word % self._width] * (self._scale * LN2)
-                        logits[:, word % self._width] = _NEVER
+                        logits[:, word % self._width] = NEVER
                 if number == 0:
                     if guess:
                         kept.shift[rows] = self._shift(logits)

@@ -130,22 +130,21 @@ class Decoding:
         The LSTM looks at the grid, GPT-2 in every layer at the prefix and at what its hypothesis has said: as many
         places as if the hypotheses of an image had said the same.
         """
-        images, times = rows // each, 1
-        if self.case.sizes is None:
-            _, heads, places, size = self.features.keys.shape
-        else:
-            times, width, heads = self.case.sizes
-            places, size = PREFIX + step, width // heads
-            each = PREFIX if step == 0 else each
+        images = rows // each
 
         def made(*shape: int) -> Tensor:
             return torch.randn(images, heads, *shape, device=self.device, dtype=self.dtype)
 
-        queries, weights = made(each, size), made(each, places)
         if self.case.sizes is None:
-            keys, values = self.features.keys[:images].transpose(2, 3), self.features.values[:images]
+            # As they lie in memory: laid out anew for the product they would take less.
+            times, keys, values = 1, self.features.keys[:images].transpose(2, 3), self.features.values[:images]
+            _, heads, size, places = keys.shape
         else:
+            times, width, heads = self.case.sizes
+            places, size = PREFIX + step, width // heads
+            each = PREFIX if step == 0 else each
             keys, values = made(size, places), made(places, size)
+        queries, weights = made(each, size), made(each, places)
 
         def look() -> None:
             for _ in range(times):

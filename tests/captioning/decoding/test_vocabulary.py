@@ -98,16 +98,18 @@ def test_what_is_left_of_a_tiny_vocabulary() -> None:
 
 
 def test_what_was_in_memory_before_is_never_taken_for_a_word() -> None:
-    """Of the last piece, which is short, the rest lay elsewhere when there were more rows."""
-    vocabulary = Vocabulary(torch.randn(1600, 8))
+    """Where the last piece, which is short, is filled up, words of other rows lay when there were more of them."""
+    words = 2100
+    vocabulary = Vocabulary(torch.randn(words, 8))
     vocabulary.release(vocabulary.score(torch.randn(6, 8)))
     scores = vocabulary.score(torch.randn(4, 8))
-    every = torch.arange(1600).expand(4, -1)
+    every = torch.arange(words).expand(4, -1)
     scores.forbid(every, every >= 3)
-    best = best_of(scores, 10)
-    assert best.ranks.isneginf().sum(1).tolist() == [7] * 4
-    assert [sorted(words) for words in best.words[:, :3].tolist()] == [[0, 1, 2]] * 4
-    assert best.words.max() < 1600
+    # So many that every block is looked through.
+    best = best_of(scores, 70)
+    assert best.ranks.isneginf().sum(1).tolist() == [67] * 4
+    assert [sorted(few) for few in best.words[:, :3].tolist()] == [[0, 1, 2]] * 4
+    assert best.words.max() < words
 
 
 @pytest.mark.parametrize("height", [0.0, 60.0, 200.0, 5000.0])
