@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import IO
 
@@ -62,13 +62,14 @@ class ChildProcess:
         environment["MALLOC_ARENA_MAX"] = "1"
         # The kernel ends the child with the thread that made it: only the main one lives long enough.
         main = threading.current_thread() is threading.main_thread()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module, str(os.getpid() if main else 0)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            bufsize=0,
-        )
+        with _without_interrupts():
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module, str(os.getpid() if main else 0)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+                bufsize=0,
+            )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._in, self._out = self._process.stdin, self._process.stdout
@@ -162,7 +163,9 @@ class Requests:
         nowhere = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nowhere, 0)
         os.close(nowhere)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+        # Ctrl-C is the parent's to answer. Until now it was held back.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         _end_with_parent(int(sys.argv[1]))
 
     def next(self) -> list[bytes] | None:
@@ -181,6 +184,16 @@ class Requests:
             left = memoryview(data)
             while left:
                 left = left[self._out.write(left) :]
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C is held back from this thread and from processes made now, which a terminal sends it to as well."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _widen(pipe: int) -> None:

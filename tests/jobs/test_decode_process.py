@@ -145,6 +145,20 @@ def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
         time.sleep(0.02)
 
 
+def test_ctrl_c_is_the_parents_to_answer_from_the_first_moment_on() -> None:
+    """A terminal sends it to all processes, also to one that is still being started."""
+    start = Decoder(SETTINGS, DecodeSettings())._start
+    with ChildProcess("jobs.workers.decode_child") as child:
+        for _ in range(20):
+            os.kill(child.pid, signal.SIGINT)
+            time.sleep(0.02)
+        child.begin([start])
+        os.kill(child.pid, signal.SIGINT)
+        assert child.ask([GOOD], seconds=60)
+    # This process hears it again.
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+
+
 def test_an_image_larger_than_a_pipe_goes_through(decoder: Decoder) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1200, 1500, 3), dtype=np.uint8)
     from PIL import Image
