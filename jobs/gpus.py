@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 _FIELDS = ("index", "name", "driver_version", "memory.total", "memory.used", "utilization.gpu")
 #: Seconds that the driver may take to answer, and between two looks at how busy GPUs are.
@@ -36,6 +37,13 @@ class Gpu:
 
 class GpuDriverError(Exception):
     """There is a driver's program, and it fails: its message."""
+
+
+def has_gpu() -> bool:
+    """Whether there is a GPU that a captioner would be put on; without importing PyTorch."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles"):
+        return False
+    return any(Path("/proc/driver/nvidia/gpus").glob("*")) or any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def read_gpus() -> list[Gpu]:

@@ -1,5 +1,6 @@
 """The verb `serve`: a page to try captions, and an HTTP endpoint, on Ray Serve."""
 
+import os
 import socket
 import time
 from collections.abc import Sequence
@@ -41,8 +42,8 @@ def serve(
     choice; the endpoint is POST /caption, described at /docs; there are /health and /metrics too.
     Nobody is asked for a password: whoever reaches the address can use it.
 
-    Settings: replicas, threads, gpus_per_replica, batch_size, precision, encoder, decoding.* over the captioner's
-    own, limits.* (sizes, rates, beams, time), storage.allow_http for web addresses in requests.
+    Settings: replicas, threads, own_cores, gpus_per_replica, batch_size, precision, encoder, decoding.* over the
+    captioner's own, limits.* (sizes, rates, beams, time), storage.allow_http for web addresses in requests.
 
     Example: python -m jobs serve --model flickr-lstm --model flickr-clip-gpt2
 
@@ -59,14 +60,19 @@ def serve(
 
 
 def _run(captioners: dict[str, str | None], settings: "ServeSettings", host: str, port: int) -> None:
+    from jobs.gpus import has_gpu
     from jobs.ray_session import ray_session
+    from jobs.serving.cores import kept_to, share_out, usable_cores
 
     print(f"Starting {' and '.join(captioners)} on Ray Serve …", flush=True)
-    with ray_session():
+    # On a cluster others may have given the cores away; and beside a GPU a captioner waits more than it works.
+    own = settings.own_cores and not os.environ.get("RAY_ADDRESS") and not has_gpu()
+    cores = share_out(usable_cores(), len(captioners) * settings.replicas, settings.threads, own=own)
+    with kept_to(cores.others), ray_session():
         from jobs.cli import terminate_as_interrupt
         from jobs.serving.app import serving
 
-        with serving(captioners, settings, host, port), terminate_as_interrupt():
+        with serving(captioners, settings, host, port, cores), terminate_as_interrupt():
             shown = f"[{host}]" if ":" in host else host
             if host in ("0.0.0.0", "::"):
                 shown = socket.gethostname()

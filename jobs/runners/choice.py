@@ -12,6 +12,7 @@ from typing import Any
 
 from captioning.errors import SettingsError
 from jobs.caption_settings import RuntimeSettings
+from jobs.gpus import has_gpu
 from jobs.ray_session import ray_session
 from jobs.runners.local import LocalRunner
 from jobs.runners.pipeline import caption_shards, cluster_nodes
@@ -91,17 +92,10 @@ def stays_here(runtime: RuntimeSettings, images: int | None) -> bool:
         return False
     if os.environ.get("RAY_ADDRESS") or _has_ray():
         return False
-    return runtime.device == "cpu" or not _has_gpu()
+    return runtime.device == "cpu" or not has_gpu()
 
 
 def _has_ray() -> bool:
     """Whether this process is connected to a Ray already; without importing it."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
-
-
-def _has_gpu() -> bool:
-    """Whether there is a GPU that a captioner would be put on; without importing PyTorch."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles"):
-        return False
-    return any(Path("/proc/driver/nvidia/gpus").glob("*")) or any(Path("/dev").glob("nvidia[0-9]*"))

@@ -6,7 +6,6 @@ replicas as are asked for. Knows how they are put on Ray, nothing of what they d
 
 import io
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any
@@ -16,6 +15,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from captioning.errors import UnfinishedError, UsageError
+from jobs.serving.cores import Cores
 from jobs.serving.replica import CaptionerReplica
 from jobs.serving.settings import ServeSettings
 from jobs.serving.web import Site, build_app
@@ -55,7 +55,9 @@ class Gateway:
 
 
 @contextmanager
-def serving(captioners: Mapping[str, str | None], settings: ServeSettings, host: str, port: int) -> Iterator[None]:
+def serving(
+    captioners: Mapping[str, str | None], settings: ServeSettings, host: str, port: int, cores: Cores
+) -> Iterator[None]:
     """Serve the captioners (short name → REF) while the body runs. A Ray is there; Serve is started and ended here.
 
     Raises `UsageError` where another Serve runs on that Ray, `UnfinishedError` where a captioner does not start.
@@ -70,7 +72,9 @@ def serving(captioners: Mapping[str, str | None], settings: ServeSettings, host:
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=logging_config)
         try:
-            serve.run(_application(captioners, settings), name=_APP, route_prefix="/", logging_config=logging_config)
+            serve.run(
+                _application(captioners, settings, cores), name=_APP, route_prefix="/", logging_config=logging_config
+            )
         except Exception as error:  # Serve raises RuntimeError, and keeps the reason in its status
             raise UnfinishedError(
                 f"The server did not start: {_reason(error)}. Ray's logs are below /tmp/ray, in logs/serve."
@@ -82,16 +86,14 @@ def serving(captioners: Mapping[str, str | None], settings: ServeSettings, host:
             serve.shutdown()
 
 
-def _application(captioners: Mapping[str, str | None], settings: ServeSettings) -> Any:
+def _application(captioners: Mapping[str, str | None], settings: ServeSettings, cores: Cores) -> Any:
     processes = len(captioners) * settings.replicas
     resources = ray.cluster_resources()
     cpus, gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
     share = settings.gpus_per_replica
     if share == "auto":
         share = min(1.0, gpus / processes)
-    threads = settings.threads
-    if threads == "auto":
-        threads = max(1, (os.cpu_count() or 1) // processes) if gpus == 0 else 1
+    threads = 1 if gpus and settings.threads == "auto" else cores.threads
     options = {
         "num_cpus": min(1.0, 0.5 * cpus / processes),
         "num_gpus": share,
@@ -109,7 +111,7 @@ def _application(captioners: Mapping[str, str | None], settings: ServeSettings) 
             graceful_shutdown_timeout_s=5,
             max_constructor_retry_count=2,
         )
-        .bind(ref, settings, threads)
+        .bind(ref, settings, threads, cores.captioners)
         for name, ref in captioners.items()
     ]
     gateway = serve.deployment(Gateway).options(

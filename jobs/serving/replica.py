@@ -1,7 +1,7 @@
 """One captioner that answers requests: decodes what they send, batches, captions. Knows nothing of HTTP, or of Ray.
 
 Images are decoded in small processes that may die (`jobs.workers.decode_process`), since anybody may have
-sent them; captioning has a thread of its own. The event loop only hands things on.
+sent them; the captioner has a process of its own (`caption_process`). The event loop only hands things on.
 """
 
 import asyncio
@@ -14,43 +14,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from captioning.config import to_dict
-from captioning.errors import CaptioningError
+from captioning.errors import CaptioningError, UnfinishedError
 from jobs.serving.batcher import Batcher
+from jobs.serving.caption_process import CaptionProcess
 from jobs.serving.failures import refusal
 from jobs.serving.settings import ServeSettings
 from jobs.workers.decode_process import decoder_of
 
 if TYPE_CHECKING:
-    from captioning.captioner import Caption
     from captioning.data.preprocess import Pixels
 
 #: What decides which requests may share a batch: whether attention is wanted, and the decoding settings that are given.
 Key = tuple[bool, tuple[tuple[str, Any], ...]]
-Said = tuple["Caption", tuple[str, ...], NDArray[np.float32] | None]
 
 
 class CaptionerReplica:
     """Loads a captioner and captions images for whoever asks."""
 
-    def __init__(self, ref: str | None, settings: ServeSettings, threads: int) -> None:
-        import torch
-
-        from captioning.captioner import load_captioner
-
-        torch.set_num_threads(threads)
-        self._captioner = load_captioner(
-            ref,
-            precision=settings.precision,
-            encoder=settings.encoder,
-            decoding=settings.decoding,
-            storage=settings.storage,
-        )
+    def __init__(self, ref: str | None, settings: ServeSettings, threads: int, cores: Sequence[int] = ()) -> None:
+        """`cores` are the numbers of those that its captioner is to keep to, if any."""
+        self._captioner = CaptionProcess(ref, settings, threads, cores)
         size = settings.batch_size
         if size == "auto":
-            size = 32 if self._captioner.model.device.type == "cpu" else 128
-        self._batcher: Batcher[Key, NDArray[np.uint8], Said] = Batcher(self._run, size=size)
-        preprocess = self._captioner.preprocess.settings
+            # On CPUs no more than half of what is waited for at once, or all would wait for all.
+            size = 32 if self._captioner.device == "cpu" else 128
+        self._batcher: Batcher[Key, NDArray[np.uint8], dict[str, Any]] = Batcher(self._run, size=size)
+        preprocess = self._captioner.preprocess
         pixels = min(preprocess.max_pixels, settings.limits.max_pixels)
         self._preprocess = replace(preprocess, max_pixels=pixels)
         self._limits = settings.decode
@@ -58,12 +47,16 @@ class CaptionerReplica:
 
     def about(self) -> dict[str, Any]:
         """What this captioner is: name, kind, whether it attends to a grid, how it decodes unless asked otherwise."""
-        return {
-            "name": self._captioner.name,
-            "kind": self._captioner.model.settings.kind,
-            "attention": self._captioner.model.has_attention,
-            "decoding": to_dict(self._captioner.decoding),
-        }
+        return self._captioner.about
+
+    def check_health(self) -> None:
+        """Asked by Ray Serve, which replaces a replica that raises time and again."""
+        if self._captioner.lost:
+            raise UnfinishedError("The captioner's process is lost.")
+
+    def close(self) -> None:
+        """End the captioner's process."""
+        self._captioner.close()
 
     async def caption(self, data: bytes, overrides: Mapping[str, Any], attention: bool) -> dict[str, Any]:
         """The answer about one image file, or `{"refused": RequestError}` where the fault is the request's.
@@ -78,16 +71,14 @@ class CaptionerReplica:
             batched = await self._batcher.submit(key, pixels.pixels)
         except CaptioningError as error:
             return {"refused": refusal(error)}
-        caption, words, weights = batched.result
+        said = dict(batched.result)
+        words, weights = said.pop("words"), said.pop("weights")
         return {
-            "caption": caption.text,
-            "score": round(caption.score, 5),
-            "num_tokens": caption.num_tokens,
-            "alternatives": [{"caption": text, "score": round(score, 5)} for text, score in caption.alternatives],
-            "model": self._captioner.name,
+            **said,
+            "model": self._captioner.about["name"],
             "width": pixels.width,
             "height": pixels.height,
-            "attention": self._attention(words, weights, pixels) if attention else None,
+            "attention": self._attention(words, weights, pixels) if weights is not None else None,
             "timing": {
                 "decode_ms": round(1000 * (decoded - begin), 1),
                 "queue_ms": round(1000 * batched.queue_seconds, 1),
@@ -99,27 +90,20 @@ class CaptionerReplica:
     def _decode(self, data: bytes) -> "Pixels":
         return decoder_of(self._preprocess, self._limits).decode(data)[0]
 
-    def _run(self, key: Key, pixels: Sequence[NDArray[np.uint8]]) -> list[Said]:
+    def _run(self, key: Key, pixels: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
         attention, overrides = key
-        batch, given = np.stack(pixels), dict(overrides)
-        if attention:
-            explained = self._captioner.explain_pixels(batch, **given)
-            return [(each.caption, each.words, each.weights) for each in explained]
-        captions = self._captioner.caption_pixels(batch, batch_size=len(batch), **given)
-        return [(caption, (), None) for caption in captions]
+        return self._captioner.caption(np.stack(pixels), dict(overrides), attention=attention)
 
     def _attention(
-        self, words: Sequence[str], weights: NDArray[np.float32] | None, pixels: "Pixels"
-    ) -> dict[str, Any] | None:
+        self, words: Sequence[str], weights: Sequence[Sequence[Sequence[float]]], pixels: "Pixels"
+    ) -> dict[str, Any]:
         """Words and weights (W × rows × columns), and the part of the image that the grid lies on."""
-        if weights is None:
-            return None
         width = height = 1.0
         if self._preprocess.mode == "crop":
             side = min(pixels.width, pixels.height)
             width, height = side / pixels.width, side / pixels.height
         return {
-            "words": list(words),
-            "weights": np.round(weights.astype(float), 5).tolist(),
+            "words": words,
+            "weights": weights,
             "box": [round(each, 5) for each in ((1 - width) / 2, (1 - height) / 2, (1 + width) / 2, (1 + height) / 2)],
         }

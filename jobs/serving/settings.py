@@ -65,13 +65,16 @@ class ServeSettings:
     """Processes that each captioner runs in."""
 
     threads: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
-    """Threads of each such process; `auto` shares this machine's cores out among them."""
+    """Threads of each such process; `auto` shares out three quarters of this machine's cores among them."""
+
+    own_cores: bool = True
+    """On CPUs, captioners have cores that nothing else of the server runs on (Linux, and a Ray that it starts)."""
 
     gpus_per_replica: Annotated[float, Ge(0)] | Literal["auto"] = "auto"
     """GPUs, or the share of one, that each such process takes; `auto` shares out those there are."""
 
     batch_size: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
-    """Images that go through the model together at most: 64 on CPUs and 128 on a GPU, unless given."""
+    """Images that go through the model together at most: 32 on CPUs and 128 on a GPU, unless given."""
 
     decode_processes: Annotated[int, Ge(1), Le(64)] = 2
     """Images that are decoded at once, for each process of a captioner."""

@@ -145,7 +145,7 @@ def test_a_bug_in_a_worker_is_no_users_error() -> None:
 
 
 def test_small_jobs_stay_here_unless_there_is_a_cluster_or_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "_has_gpu", lambda: False)
+    monkeypatch.setattr(choice, "has_gpu", lambda: False)
     monkeypatch.setattr(choice, "_has_ray", lambda: False)
     auto = RuntimeSettings()
     assert stays_here(auto, FEW_IMAGES)
@@ -158,7 +158,7 @@ def test_small_jobs_stay_here_unless_there_is_a_cluster_or_a_gpu(monkeypatch: py
     assert not stays_here(RuntimeSettings(decode_tasks=3), 1)
     with pytest.raises(SettingsError, match=r"runtime\.runner is local"):
         stays_here(RuntimeSettings(runner="local", device="cuda"), 1)
-    monkeypatch.setattr(choice, "_has_gpu", lambda: True)
+    monkeypatch.setattr(choice, "has_gpu", lambda: True)
     assert not stays_here(auto, 1)
     assert stays_here(RuntimeSettings(device="cpu"), 1)
     monkeypatch.setattr(choice, "_has_ray", lambda: True)

@@ -34,6 +34,7 @@ def client(tiny_captioner: Path) -> Iterator[TestClient]:
     replica = CaptionerReplica(str(tiny_captioner), SETTINGS, threads=1)
     with TestClient(build_app(Site({"tiny": Here(replica)}, SETTINGS))) as client:
         yield client
+    replica.close()
 
 
 class Here:

@@ -1,0 +1,112 @@
+"""The process that captions for a server: `python -m jobs.serving.caption_child`, started by `caption_process`.
+
+It does nothing else. Python runs one thread of a process at a time, so that a captioner beside an event loop
+waits for its turn between any two operations, thousands of times a batch.
+"""
+
+import json
+import pickle
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captioning.config import to_dict
+from captioning.errors import CaptioningError
+from jobs.serving.cores import keep_to
+from jobs.serving.failures import refusal
+from jobs.serving.settings import ServeSettings
+from jobs.workers.child_process import Requests
+
+if TYPE_CHECKING:
+    from captioning.captioner import Caption, Captioner
+
+
+def main() -> int:
+    """Answer batches until the parent is gone."""
+    requests = Requests()
+    start = requests.next()
+    if start is None:
+        return 0
+    try:
+        # From the parent's own memory; nothing of a request or a checkpoint is in it.
+        captioner = _load(*pickle.loads(start[0]))
+    except Exception as error:
+        reason = str(error) if isinstance(error, CaptioningError) else f"{type(error).__name__}: {error}"
+        requests.answer(json.dumps({"error": reason}).encode())
+        return 1
+    requests.answer(json.dumps(_about(captioner)).encode())
+    while (request := requests.next()) is not None:
+        requests.answer(json.dumps(_answer(captioner, json.loads(request[0]), request[1])).encode())
+    return 0
+
+
+def _load(ref: str | None, settings: ServeSettings, threads: int, cores: Sequence[int]) -> "Captioner":
+    # Before PyTorch starts threads of its own, which take over where this one may run.
+    keep_to(cores)
+    import torch
+
+    from captioning.captioner import load_captioner
+
+    torch.set_num_threads(threads)
+    return load_captioner(
+        ref,
+        precision=settings.precision,
+        encoder=settings.encoder,
+        decoding=settings.decoding,
+        storage=settings.storage,
+    )
+
+
+def _about(captioner: "Captioner") -> dict[str, Any]:
+    return {
+        "name": captioner.name,
+        "kind": captioner.model.settings.kind,
+        "attention": captioner.model.has_attention,
+        "decoding": to_dict(captioner.decoding),
+        "preprocess": to_dict(captioner.preprocess.settings),
+        "device": captioner.model.device.type,
+    }
+
+
+def _answer(captioner: "Captioner", asked: dict[str, Any], data: bytes) -> dict[str, Any]:
+    """`results`, one an image; or what is wrong with the request (`refused`), or here (`failed`)."""
+    pixels = np.frombuffer(data, np.uint8).reshape(asked["shape"])
+    try:
+        return {"results": _results(captioner, pixels, asked["overrides"], attention=asked["attention"])}
+    except CaptioningError as error:
+        why = refusal(error)
+        return {"refused": [why.status, why.error_class, why.message, why.retry_after]}
+    except Exception as error:
+        traceback.print_exc()
+        return {"failed": f"{type(error).__name__}: {error}"}
+
+
+def _results(
+    captioner: "Captioner", pixels: NDArray[np.uint8], overrides: dict[str, Any], *, attention: bool
+) -> list[dict[str, Any]]:
+    found: list[tuple[Caption, tuple[str, ...], NDArray[np.float32] | None]]
+    if attention:
+        explained = captioner.explain_pixels(pixels, **overrides)
+        found = [(each.caption, each.words, each.weights) for each in explained]
+    else:
+        captions = captioner.caption_pixels(pixels, batch_size=len(pixels), **overrides)
+        found = [(caption, (), None) for caption in captions]
+    return [
+        {
+            "caption": caption.text,
+            "score": round(caption.score, 5),
+            "num_tokens": caption.num_tokens,
+            "alternatives": [{"caption": text, "score": round(score, 5)} for text, score in caption.alternatives],
+            "words": list(words),
+            "weights": None if weights is None else np.round(weights.astype(float), 5).tolist(),
+        }
+        for caption, words, weights in found
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

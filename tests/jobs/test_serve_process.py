@@ -1,0 +1,126 @@
+"""The process that a server's captioner has of its own, and the cores that it has to itself."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from captioning.captioner import load_captioner
+from captioning.errors import UnfinishedError
+from jobs.serving.caption_process import CaptionProcess
+from jobs.serving.cores import Cores, keep_to, kept_to, share_out, usable_cores
+from jobs.serving.failures import RequestError
+from jobs.serving.settings import ServeSettings
+
+SETTINGS = ServeSettings()
+
+
+@pytest.fixture(scope="module")
+def process(tiny_captioner: Path) -> Iterator[CaptionProcess]:
+    made = CaptionProcess(str(tiny_captioner), SETTINGS, 1, (min(usable_cores()),))
+    yield made
+    made.close()
+
+
+def pictures(side: int, count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+def pid_of(process: CaptionProcess) -> int:
+    assert process._child is not None
+    return process._child.pid
+
+
+def test_it_says_what_the_captioner_says(process: CaptionProcess, tiny_captioner: Path) -> None:
+    here = load_captioner(str(tiny_captioner))
+    assert process.about["name"] == here.name
+    assert process.preprocess == here.preprocess.settings
+    pixels = pictures(here.preprocess.settings.size, 3)
+    found = process.caption(pixels, {"beam_size": 2, "num_captions": 2}, attention=False)
+    expected = here.caption_pixels(pixels, beam_size=2, num_captions=2)
+    assert [each["caption"] for each in found] == [each.text for each in expected]
+    assert [len(each["alternatives"]) for each in found] == [2, 2, 2]
+    assert all(each["weights"] is None for each in found)
+
+
+def test_what_is_wrong_with_a_request_is_the_requests_fault(process: CaptionProcess) -> None:
+    before = pid_of(process)
+    with pytest.raises(RequestError, match="beam_size") as refused:
+        process.caption(pictures(process.preprocess.size, 1), {"beam_size": 1, "num_captions": 3}, attention=False)
+    assert (refused.value.status, refused.value.error_class) == (422, "settings")
+    assert pid_of(process) == before
+
+
+def test_a_fault_of_the_captioners_own_is_raised(process: CaptionProcess) -> None:
+    with pytest.raises(RuntimeError, match="Error: "):
+        process.caption(np.zeros(3, np.uint8), {}, attention=False)
+
+
+def test_one_that_was_killed_is_replaced_and_answers(process: CaptionProcess) -> None:
+    pixels = pictures(process.preprocess.size, 2)
+    expected, before = process.caption(pixels, {}, attention=False), pid_of(process)
+    os.kill(before, signal.SIGKILL)
+    assert process.caption(pixels, {}, attention=False) == expected
+    assert pid_of(process) != before
+
+
+def test_images_that_end_it_twice_are_refused(process: CaptionProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = process._begin
+
+    def begin_and_die() -> dict[str, object]:
+        about = begin()
+        os.kill(pid_of(process), signal.SIGKILL)
+        return about
+
+    monkeypatch.setattr(process, "_begin", begin_and_die)
+    os.kill(pid_of(process), signal.SIGKILL)
+    with pytest.raises(RequestError, match="ended twice") as refused:
+        process.caption(pictures(process.preprocess.size, 1), {}, attention=False)
+    assert (refused.value.status, refused.value.retry_after) == (503, 10)
+    assert process.lost
+    monkeypatch.undo()
+    assert len(process.caption(pictures(process.preprocess.size, 1), {}, attention=False)) == 1
+    assert not process.lost
+
+
+def test_a_captioner_that_cannot_be_loaded_says_why(tmp_path: Path) -> None:
+    with pytest.raises(UnfinishedError, match="nowhere"):
+        CaptionProcess(str(tmp_path / "nowhere"), SETTINGS, 1)
+
+
+def test_it_keeps_to_its_cores(process: CaptionProcess) -> None:
+    assert psutil.Process(pid_of(process)).cpu_affinity() == [min(usable_cores())]
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "threads", "expected"),
+    [
+        ([0], 1, "auto", Cores(1)),
+        ([0, 1], 1, "auto", Cores(1, (1,), (0,))),
+        ([0, 1], 1, 2, Cores(2)),
+        ([0, 1], 2, "auto", Cores(1)),
+        ([4, 5, 6, 7], 1, "auto", Cores(3, (5, 6, 7), (4,))),
+        ([4, 5, 6, 7], 2, "auto", Cores(1, (6, 7), (4, 5))),
+        (range(16), 2, "auto", Cores(6, tuple(range(4, 16)), tuple(range(4)))),
+        (range(16), 1, 1, Cores(1, (15,), tuple(range(15)))),
+    ],
+)
+def test_everything_else_has_a_quarter_of_the_cores(cores, processes, threads, expected) -> None:
+    assert share_out(cores, processes, threads, own=True) == expected
+
+
+def test_where_cores_are_shared_captioners_have_threads_for_all_of_them() -> None:
+    assert share_out(range(8), 2, "auto", own=False) == Cores(4)
+
+
+def test_cores_are_given_back() -> None:
+    before = usable_cores()
+    with kept_to([min(before)]):
+        assert usable_cores() == {min(before)}
+    assert usable_cores() == before
+    keep_to(())
+    assert usable_cores() == before
