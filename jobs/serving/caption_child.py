@@ -5,7 +5,6 @@ waits for its turn between any two operations, thousands of times a batch.
 """
 
 import json
-import pickle
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from captioning.config import to_dict
+from captioning.config import build, to_dict
 from captioning.errors import CaptioningError
 from jobs.serving.cores import keep_to
 from jobs.serving.failures import refusal
@@ -32,8 +31,7 @@ def main() -> int:
     if start is None:
         return 0
     try:
-        # From the parent's own memory; nothing of a request or a checkpoint is in it.
-        captioner = _load(*pickle.loads(start[0]))
+        captioner = _load(**json.loads(start[0]))
     except Exception as error:
         reason = str(error) if isinstance(error, CaptioningError) else f"{type(error).__name__}: {error}"
         requests.answer(json.dumps({"error": reason}).encode())
@@ -44,7 +42,7 @@ def main() -> int:
     return 0
 
 
-def _load(ref: str | None, settings: ServeSettings, threads: int, cores: Sequence[int]) -> "Captioner":
+def _load(ref: str | None, settings: dict[str, Any], threads: int, cores: Sequence[int]) -> "Captioner":
     # Before PyTorch starts threads of its own, which take over where this one may run.
     keep_to(cores)
     import torch
@@ -52,12 +50,9 @@ def _load(ref: str | None, settings: ServeSettings, threads: int, cores: Sequenc
     from captioning.captioner import load_captioner
 
     torch.set_num_threads(threads)
+    given = build(ServeSettings, settings, where="the server's settings")
     return load_captioner(
-        ref,
-        precision=settings.precision,
-        encoder=settings.encoder,
-        decoding=settings.decoding,
-        storage=settings.storage,
+        ref, precision=given.precision, encoder=given.encoder, decoding=given.decoding, storage=given.storage
     )
 
 

@@ -1,14 +1,13 @@
 """A captioner in a process of its own, asked for batches, and started again when it dies."""
 
 import json
-import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from captioning.config import build
+from captioning.config import build, to_dict
 from captioning.data.preprocess import PreprocessSettings
 from captioning.errors import UnfinishedError
 from jobs.serving.failures import RequestError
@@ -25,7 +24,8 @@ class CaptionProcess:
     """Used by one thread at a time. Raises `UnfinishedError` where the captioner cannot be loaded."""
 
     def __init__(self, ref: str | None, settings: ServeSettings, threads: int, cores: Sequence[int] = ()) -> None:
-        self._start = [pickle.dumps((ref, settings, threads, cores))]
+        start = {"ref": ref, "settings": to_dict(settings), "threads": threads, "cores": list(cores)}
+        self._start = [json.dumps(start).encode()]
         self._child: ChildProcess | None = None
         about = self._begin()
         #: How the captioner takes its images.
