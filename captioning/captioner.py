@@ -196,6 +196,7 @@ def load_captioner(
     device: str = "auto",
     precision: Precision = "fp32",
     encoder: EncoderBackend = "auto",
+    cuda_graphs: bool = False,
     decoding: Mapping[str, Any] | None = None,
     storage: StorageSettings = StorageSettings(),
 ) -> Captioner:
@@ -203,13 +204,17 @@ def load_captioner(
 
     `ref` is a bundled name, a folder, a URI or a hub repository (`org/name@revision`); `decoding`
     overrides the checkpoint's default decoding; `device` `auto` takes a GPU when there is one; `encoder`
-    says what runs the image network (`captioning.backends`): `auto` measures what is fastest here.
-    Raises `CheckpointError` or `SettingsError`.
+    says what runs the image network (`captioning.backends`): `auto` measures what is fastest here;
+    `cuda_graphs` records GPT-2's steps on a GPU and plays them back. Raises `CheckpointError` or `SettingsError`.
     """
     info = inspect_captioner(ref, decoding=decoding, precision=precision, storage=storage)
     tokenizer = load_tokenizer(info.folder)
     model = load_model(info.folder, read_config(info.folder), tokenizer)
     model.to(_device(device)).eval().requires_grad_(False)
+    if cuda_graphs:
+        if model.device.type != "cuda":
+            raise SettingsError(f"cuda_graphs is for GPUs, and this captioner is on {model.device}: leave it out.")
+        model.record_steps()
     runs = choose(
         model.see,
         backend=encoder,

@@ -60,6 +60,9 @@ class RuntimeSettings:
     """What runs the image encoder on CPUs: `auto` measures, when a captioner is loaded, whether `onednn` (packed
     and fused layers) or `eager` (PyTorch as it is) is faster; `compile` is built for a minute by a C compiler."""
 
+    cuda_graphs: bool = False
+    """On a GPU, the steps of a CLIP-GPT2's decoder are recorded and played back instead of started kernel by kernel."""
+
     decode_tasks: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
     """Shards that are fetched and decoded at the same time, at most."""
 
@@ -133,6 +136,10 @@ def _check(given: CaptionSettings, where: str) -> None:
         raise SettingsError(
             f"In {where}: runtime.precision int8 is for CPUs and for runtime.encoder auto or onednn: "
             "leave one of the two out."
+        )
+    if runtime.cuda_graphs and (runtime.device == "cpu" or runtime.gpus_per_actor == 0 or runtime.runner == "local"):
+        raise SettingsError(
+            f"In {where}: runtime.cuda_graphs is for GPUs, and captioners are to run on CPUs: leave one of the two out."
         )
     if runtime.max_actors is not None and (runtime.runner == "local" or runtime.device == "cpu"):
         raise SettingsError(

@@ -61,6 +61,9 @@ class EvaluateSettings:
     encoder: EncoderBackend = "auto"
     """What runs the image encoder on CPUs: auto, eager, onednn or compile; changes the speed alone."""
 
+    cuda_graphs: bool = False
+    """On a GPU, the steps of a CLIP-GPT2's decoder are recorded and played back instead of started kernel by kernel."""
+
     storage: StorageSettings = field(default_factory=StorageSettings)
 
 
@@ -134,6 +137,7 @@ def evaluate(
         device=parsed.device,
         precision=parsed.precision,
         encoder=parsed.encoder,
+        cuda_graphs=parsed.cuda_graphs,
         decoding=parsed.decoding if search else None,
         storage=parsed.storage,
     )

@@ -147,6 +147,13 @@ class CaptionModel(nn.Module, ABC):
         """A state of this model as a checkpoint holds it: without what only training needs."""
         return state
 
+    def record_steps(self) -> None:
+        """From now on have decoding's steps recorded on a GPU, and played back (`captioning.decoding.recorded`).
+
+        Raises `SettingsError` for a model whose steps are few kernels as it is.
+        """
+        raise SettingsError(f"model.kind {self.settings.kind} has no steps to record: leave cuda_graphs out.")
+
     @abstractmethod
     def stepper(self, features: Any, prompt: list[int] | None = None) -> Stepper:
         """A `Stepper` over the images of `features`, for the decoding engine.

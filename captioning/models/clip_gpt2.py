@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from captioning.config import to_dict
 from captioning.data.preprocess import PreprocessSettings
+from captioning.decoding.stepper import Stepper
 from captioning.decoding.vocabulary import Vocabulary as Words
 from captioning.errors import CheckpointError, SettingsError
 from captioning.models.base import PAD_TARGET, CaptionModel, TeacherForced, Vocabulary
@@ -24,6 +25,7 @@ from captioning.models.clip_fit import check_fit, check_normalisation, resolved
 from captioning.models.clip_gpt2_settings import LEARNING, ClipGpt2Settings
 from captioning.models.cnn_tower import CnnImageTower
 from captioning.models.encoder_settings import EncoderSettings, EncoderShare
+from captioning.models.gpt2_recorded import RecordedGpt2Stepper, Rooms
 from captioning.models.gpt2_stepper import Gpt2Stepper
 from captioning.models.gpt2_weights import Gpt2Weights
 from captioning.models.lora import add_adapters, is_adapter, merged, scale_of
@@ -68,6 +70,7 @@ class ClipGpt2(CaptionModel):
         self._prefix_length = settings.mapper.prefix_length
         self._reads_patches = settings.mapper.source == "patches"
         self._learning = LEARNING[settings.train]
+        self._records_steps = False
         check_fit(clip, gpt2, self._prefix_length, vocabulary, preprocess)
 
         self.normalise = Normalise(preprocess.mean, preprocess.std)
@@ -162,16 +165,24 @@ class ClipGpt2(CaptionModel):
         start = self._embed(captions.new_full((len(captions), 1), self._eos_id))
         return self._score(start, range(len(captions)), captions, None, first_position=self._prefix_length - 1)
 
-    def stepper(self, features: Tensor | Mapped, prompt: list[int] | None = None) -> Gpt2Stepper:
+    def record_steps(self) -> None:
+        """See `CaptionModel`."""
+        self._records_steps = True
+
+    def stepper(self, features: Tensor | Mapped, prompt: list[int] | None = None) -> Stepper:
         """Decode the images of `features`, each caption going on from `prompt`."""
         block = self.gpt2.transformer.h[0]
         assert not (block.training and block.gradient_checkpointing), "decoding is in evaluation mode"
-        weights, vocabulary = prepared(self.gpt2, self._prepare)
-        return Gpt2Stepper(weights, vocabulary, self.prefix(features, prompt or []), check_length=self._check_length)
+        rooms, vocabulary = prepared(self.gpt2, self._prepare)
+        prefix = self.prefix(features, prompt or [])
+        if self._records_steps:
+            return RecordedGpt2Stepper(rooms, vocabulary, prefix, check_length=self._check_length)
+        return Gpt2Stepper(rooms.weights, vocabulary, prefix, check_length=self._check_length)
 
-    def _prepare(self, dtype: torch.dtype) -> tuple[Gpt2Weights, Words]:
+    def _prepare(self, dtype: torch.dtype) -> tuple[Rooms, Words]:
         # Some published vocabularies are padded beyond the tokenizer's.
-        return Gpt2Weights(self.gpt2, dtype), Words(self.gpt2.lm_head.weight[: self.vocab_size].to(dtype))
+        vocabulary = Words(self.gpt2.lm_head.weight[: self.vocab_size].to(dtype))
+        return Rooms(Gpt2Weights(self.gpt2, dtype)), vocabulary
 
     def max_positions(self) -> int | None:
         """Positions that the prefix leaves for prompt and caption."""

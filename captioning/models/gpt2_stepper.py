@@ -34,31 +34,21 @@ class Gpt2Stepper:
         self._weights = weights
         self._prefix = prefix
         self._check_length = check_length
-        self._caches = [_Cache() for _ in weights.blocks]
+        self._caches: list[_Cache] = []
         self._mask: Tensor | None = None
         self._length = 0
         self._lines = 0
 
     def start(self) -> Tensor:
         """States (B, E) that tell the first token."""
-        prefix = self._prefix
-        self._length = prefix.shape[1]
+        self._length = self._prefix.shape[1]
         self._check_length(self._length)
-        self._caches = [_Cache() for _ in self._weights.blocks]
+        states, pairs = self._weights.read(self._prefix)
+        self._caches = [_Cache(each) for each in pairs]
         self._mask = None
         # None of them has room yet for what is to come.
         self._lines = 0
-        places = torch.arange(self._length, device=prefix.device)
-        x = self._weights.embed(prefix, places)
-        for block, cache in zip(self._weights.blocks, self._caches, strict=True):
-            query, pairs = block.ask(x)
-            cache.keep(pairs)
-            # Of the last block only the last place is asked for.
-            if block is self._weights.blocks[-1]:
-                x = block.answer(x[:, -1:], block.look(query[:, -1:], pairs))
-            else:
-                x = block.answer(x, block.look(query, pairs, causal=True))
-        return self._weights.end(x[:, -1])
+        return states
 
     def advance(self, tokens: Tensor, rows: Tensor | Sequence[int]) -> Tensor:
         """Append `tokens` to the hypotheses `rows`, both (R,) or (N, K); states (R, E)."""
@@ -72,7 +62,7 @@ class Gpt2Stepper:
         count, beams = lines.shape
         places = self._follow(lines, ordered=ordered)
         words = self._weights.words(torch.as_tensor(tokens, device=device).reshape(count, beams))
-        x = self._weights.embed(words, torch.tensor(self._length - 1, device=device))
+        x = self._weights.embed(words, slice(self._length - 1, self._length))
         for block, cache in zip(self._weights.blocks, self._caches, strict=True):
             query, pairs = block.ask(x)
             x = block.answer(x, block.look(query, cache.add(pairs, places), mask=self._mask))
@@ -117,20 +107,14 @@ class Gpt2Stepper:
 class _Cache:
     """Pairs of keys and values (N, S, 2, H, D) of one block, in memory with room for more places."""
 
-    def __init__(self) -> None:
-        self._memory: Tensor | None = None
-        self._size = 0
+    def __init__(self, pairs: Tensor) -> None:
+        self._memory = pairs
+        self._size = pairs.shape[1]
 
     @property
     def room(self) -> int:
         """Places of a line that there is memory for."""
-        assert self._memory is not None
         return self._memory.shape[1]
-
-    def keep(self, pairs: Tensor) -> None:
-        """These pairs alone."""
-        self._memory = pairs
-        self._size = pairs.shape[1]
 
     def take(self, lines: Tensor, *, room: int) -> None:
         """Those of `lines` alone, in their order, with room for further steps of `room` places."""
@@ -138,7 +122,6 @@ class _Cache:
 
     def grow(self, places: int) -> None:
         """So many places more, which are still to be filled."""
-        assert self._memory is not None
         size = self._size + places
         if size > self.room:
             self._make_room(size)
@@ -148,7 +131,6 @@ class _Cache:
 
     def add(self, pairs: Tensor, places: Tensor | None) -> Tensor:
         """Put pairs (N, K, 2, H, D) to `places` (R,) of all lines, or to the last ones; all there is."""
-        assert self._memory is not None
         if places is None:
             self._memory[:, self._size - pairs.shape[1] : self._size] = pairs
         else:
@@ -156,7 +138,6 @@ class _Cache:
         return self._memory[:, : self._size]
 
     def _make_room(self, more: int, lines: Tensor | None = None) -> None:
-        assert self._memory is not None
         old = self._memory[:, : self._size]
         count, size, *shape = old.shape
         self._memory = old.new_empty(count if lines is None else len(lines), size + more, *shape)

@@ -28,10 +28,12 @@ class Gpt2Weights:
     def __init__(self, gpt2: Any, dtype: torch.dtype) -> None:
         transformer = gpt2.transformer
         self.dtype = dtype
-        self._wide = torch.promote_types(dtype, torch.float32)
+        #: The type of states between blocks, and their width.
+        self.wide = torch.promote_types(dtype, torch.float32)
+        self.width: int = gpt2.config.n_embd
         self._words = transformer.wte.weight
-        self._places = transformer.wpe.weight.to(self._wide)
-        self._last = _norm(transformer.ln_f, self._wide)
+        self._places = transformer.wpe.weight.to(self.wide)
+        self._last = _norm(transformer.ln_f, self.wide)
         self.blocks = [Gpt2Block(block, gpt2.config, number, dtype) for number, block in enumerate(transformer.h)]
 
     def words(self, tokens: Tensor) -> Tensor:
@@ -39,10 +41,24 @@ class Gpt2Weights:
         words: Tensor = functional.embedding(tokens, self._words)
         return words
 
-    def embed(self, inputs: Tensor, places: Tensor) -> Tensor:
-        """What the first block reads: inputs (N, T, E) at `places` (T,) or all at one."""
-        read: Tensor = inputs.to(self._wide) + self._places[places]
+    def embed(self, inputs: Tensor, places: Tensor | slice) -> Tensor:
+        """What the first block reads: inputs (N, T, E) at `places` (T,), or all at one (1,)."""
+        read: Tensor = inputs.to(self.wide) + self._places[places]
         return read
+
+    def read(self, prefix: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The state (N, E) after a prefix (N, T, E), and its keys and values (N, T, 2, H, D) in each block."""
+        x = self.embed(prefix, slice(prefix.shape[1]))
+        kept = []
+        for block in self.blocks:
+            query, pairs = block.ask(x)
+            kept.append(pairs)
+            # Of the last block only the last place is asked for.
+            if block is self.blocks[-1]:
+                x = block.answer(x[:, -1:], block.look(query[:, -1:], pairs))
+            else:
+                x = block.answer(x, block.look(query, pairs, causal=True))
+        return self.end(x[:, -1]), kept
 
     def end(self, x: Tensor) -> Tensor:
         """States (…, E) for the vocabulary."""

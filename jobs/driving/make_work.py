@@ -32,6 +32,7 @@ def make_work(
         storage=settings.storage,
         threads=pools.threads,
         encoder=runtime.encoder,
+        cuda_graphs=runtime.cuda_graphs,
         gpu_share=pools.gpus_per_actor,
     )
     return Work(

@@ -58,6 +58,8 @@ def plan_pools(runtime: RuntimeSettings, nodes: Sequence[Node], *, shards: int) 
     if cpus <= 0:
         raise SettingsError("The Ray cluster has no CPUs at all; at least one node with a CPU is needed.")
     share = _gpu_share(runtime, nodes)
+    if runtime.cuda_graphs and share == 0:
+        raise SettingsError("runtime.cuda_graphs is for GPUs, and captioners would run on CPUs here: leave it out.")
     cores = max(1, floor(cpus))
     room = sum(_places(node, share) for node in nodes) if share > 0 else cores
     if runtime.actors == "auto":

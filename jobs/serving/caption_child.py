@@ -52,7 +52,12 @@ def _load(ref: str | None, settings: dict[str, Any], threads: int, cores: Sequen
     torch.set_num_threads(threads)
     given = build(ServeSettings, settings, where="the server's settings")
     return load_captioner(
-        ref, precision=given.precision, encoder=given.encoder, decoding=given.decoding, storage=given.storage
+        ref,
+        precision=given.precision,
+        encoder=given.encoder,
+        cuda_graphs=given.cuda_graphs,
+        decoding=given.decoding,
+        storage=given.storage,
     )
 
 

@@ -85,6 +85,9 @@ class ServeSettings:
     encoder: EncoderBackend = "auto"
     """What runs the image encoder on CPUs: auto, eager, onednn or compile; changes the speed alone."""
 
+    cuda_graphs: bool = False
+    """On a GPU, the steps of a CLIP-GPT2's decoder are recorded and played back instead of started kernel by kernel."""
+
     limits: LimitSettings = field(default_factory=LimitSettings)
     decode: DecodeSettings = field(default_factory=lambda: DecodeSettings(timeout_s=15.0, memory_mb=2048))
     storage: StorageSettings = field(default_factory=StorageSettings)

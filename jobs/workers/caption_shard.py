@@ -57,6 +57,7 @@ class LoadCaptioner:
     storage: StorageSettings
     threads: int
     encoder: EncoderBackend = "auto"
+    cuda_graphs: bool = False
     gpu_share: float = 0.0
     """Of one GPU; below 1 others are on it too, and the process must keep to its share of the memory."""
 
@@ -75,6 +76,7 @@ class LoadCaptioner:
             device=self.device,
             precision=precision,
             encoder=self.encoder,
+            cuda_graphs=self.cuda_graphs,
             decoding=self.decoding,
             storage=self.storage,
         )

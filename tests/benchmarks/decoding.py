@@ -6,7 +6,7 @@ hand, for the rows that were open at each step: the layers, what attention looks
 On a CPU one thread's CPU time is counted, which other programs disturb least; on a GPU it is time by
 the clock.
 
-    python -m tests.benchmarks.decoding RESULT.json [--rounds R] [--device cuda] [--case NAME]…
+    python -m tests.benchmarks.decoding RESULT.json [--rounds R] [--device cuda [--cuda-graphs]] [--case NAME]…
 """
 
 import argparse
@@ -44,7 +44,7 @@ _FLOOR_PIECE = 4608
 class Decoding:
     """One case: the same images decoded in each way."""
 
-    def __init__(self, case: Case, device: torch.device, images: int) -> None:
+    def __init__(self, case: Case, device: torch.device, images: int, *, cuda_graphs: bool) -> None:
         torch.manual_seed(0)
         self.case, self.device = case, device
         self.settings = DecodingSettings(beam_size=case.beams, max_new_tokens=TOKENS)
@@ -61,6 +61,8 @@ class Decoding:
         else:
             self.model = make_gpt2(*case.sizes).to(device)
             self.features = torch.randn(images, 64, generator=torch.Generator().manual_seed(1)).to(device)
+        if cuda_graphs:
+            self.model.record_steps()
         self.rows: list[int] = []
 
     def ours(self) -> list[list[int]]:
@@ -218,10 +220,12 @@ def _beam_search_alone(gpt2: Any, prefix: Tensor, beams: int) -> list[int]:
     return [token for token in best_of_all[1] if token != EOS]
 
 
-def measure(name: str, *, rounds: int, device: torch.device, images: int = IMAGES) -> list[dict[str, Any]]:
+def measure(
+    name: str, *, rounds: int, device: torch.device, images: int = IMAGES, cuda_graphs: bool = False
+) -> list[dict[str, Any]]:
     """The raw timings of one case, a dict a round: seconds for all images, and images with the same tokens."""
     case = CASES[name]
-    decoding = Decoding(case, device, images)
+    decoding = Decoding(case, device, images, cuda_graphs=cuda_graphs)
     with torch.inference_mode():
         decoding.ours()
         ways: dict[str, Callable[[], Any]] = {"ours": decoding.ours, "floor": decoding.make_floor()}
@@ -262,6 +266,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--images", type=int, default=IMAGES)
+    parser.add_argument("--cuda-graphs", action="store_true", help="ours by recorded steps; not for the case lstm")
     parser.add_argument("--case", action="append", choices=list(CASES), help="only this one; can be repeated")
     args = parser.parse_args()
 
@@ -269,7 +274,8 @@ def main() -> None:
     torch.set_num_threads(1)
     turns = []
     for name in args.case or CASES:
-        turns += measure(name, rounds=args.rounds, device=torch.device(args.device), images=args.images)
+        device = torch.device(args.device)
+        turns += measure(name, rounds=args.rounds, device=device, images=args.images, cuda_graphs=args.cuda_graphs)
         args.result.write_text(json.dumps(turns) + "\n")
         last = turns[-1]
         print(name, {way: round(seconds, 4) for way, seconds in last["seconds"].items()}, flush=True)

@@ -195,6 +195,7 @@ def test_too_many_errors_end_with_1_and_all_rows(tmp_path: Path, caption) -> Non
         (("photos", "-o", "out", "--set", "runtime.gpus_per_actor=1", "--set", "runtime.device=cpu"), "leave one"),
         (("photos", "-o", "out", "--set", "runtime.max_actors=8", "--set", "runtime.actors=2"), "max_actors is 8"),
         (("photos", "-o", "out", "--set", "runtime.max_actors=8", "--set", "runtime.device=cpu"), "asks a Ray cluster"),
+        (("photos", "-o", "out", "--set", "runtime.cuda_graphs=true", "--set", "runtime.device=cpu"), "is for GPUs"),
         (("photos", "-o", "out", "--set", "decoding.num_captions=4"), "raise beam_size"),
         (("photos", "-o", "out", "--config", "gone.yaml"), "gone.yaml cannot be read"),
         (("photos", "-o", "out", "--model", "no-such-captioner"), "no-such-captioner"),
