@@ -60,9 +60,10 @@ def serve(
 
 
 def _run(captioners: dict[str, str | None], settings: "ServeSettings", host: str, port: int) -> None:
+    from jobs.cores import kept_to, usable_cores
     from jobs.gpus import has_gpu
     from jobs.ray_session import ray_session
-    from jobs.serving.cores import kept_to, share_out, usable_cores
+    from jobs.serving.cores import share_out
 
     print(f"Starting {' and '.join(captioners)} on Ray Serve …", flush=True)
     # On a cluster others may have given the cores away; and beside a GPU a captioner waits more than it works.

@@ -6,9 +6,17 @@ The engine knows tokens and scores. It does not know images, text or which model
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from captioning.decoding.vocabulary import Vocabulary
+
+
+def as_lines(rows: Tensor | Sequence[int], device: torch.device) -> tuple[Tensor, bool]:
+    """The rows that `Stepper.advance` is given as (N, K), K one where they are (R,); and whether they came as lines."""
+    lines = torch.as_tensor(rows, device=device)
+    ordered = lines.ndim == 2
+    return (lines if ordered else lines[:, None]), ordered
 
 
 class Stepper(Protocol):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from captioning.decoding.recorded import record
+from captioning.decoding.stepper import as_lines
 from captioning.decoding.vocabulary import Vocabulary
 from captioning.models.gpt2_weights import Gpt2Weights
 
@@ -122,9 +123,7 @@ class RecordedGpt2Stepper:
         self._length += 1
         self._check_length(self._length)
         device = self._prefix.device
-        lines = torch.as_tensor(rows, device=device)
-        ordered = lines.ndim == 2
-        lines = lines if ordered else lines[:, None]
+        lines, ordered = as_lines(rows, device)
         count, beams = lines.shape
         before, each = self._mask.shape[:2]
         owners = torch.div(lines[:, 0], each, rounding_mode="floor")

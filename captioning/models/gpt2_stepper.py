@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from captioning.decoding.stepper import as_lines
 from captioning.decoding.vocabulary import Vocabulary
 from captioning.models.gpt2_weights import Gpt2Weights
 
@@ -56,9 +57,7 @@ class Gpt2Stepper:
         self._length += 1
         self._check_length(self._length)
         device = self._prefix.device
-        lines = torch.as_tensor(rows, device=device)
-        ordered = lines.ndim == 2
-        lines = lines if ordered else lines[:, None]
+        lines, ordered = as_lines(rows, device)
         count, beams = lines.shape
         places = self._follow(lines, ordered=ordered)
         words = self._weights.words(torch.as_tensor(tokens, device=device).reshape(count, beams))

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from captioning.decoding.linear import Linear
+from captioning.decoding.stepper import as_lines
 from captioning.decoding.vocabulary import Vocabulary
 from captioning.models.prepared import prepared
 
@@ -70,11 +71,10 @@ class LstmStepper:
 
     def advance(self, tokens: Tensor, rows: Tensor | Sequence[int]) -> Tensor:
         """Append `tokens` to the hypotheses `rows`, both (R,) or (N, K); states (R, E)."""
-        rows = torch.as_tensor(rows, device=self._images.device)
-        lines = rows if rows.ndim == 2 else rows[:, None]
+        lines, ordered = as_lines(rows, self._images.device)
         follow = lines.flatten()
         self._images, self._hidden, self._cell = self._images[follow], self._hidden[follow], self._cell[follow]
-        if rows.ndim == 1 or len(lines) != len(self._lines):
+        if not ordered or len(lines) != len(self._lines):
             self._lines = self._images.view(lines.shape)[:, 0]
             self._keys, self._values = self._features.keys[self._lines], self._features.values[self._lines]
         self._step(torch.as_tensor(tokens, device=self._images.device).flatten())

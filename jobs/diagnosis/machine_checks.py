@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from captioning.storage import Location
+from jobs.cores import usable_cores
 from jobs.diagnosis.all_checks import Finding
 from jobs.gpus import GpuDriverError, read_gpus
-from jobs.runners.local import usable_cores
 
 _GIB = 2**30
 _OLDEST = (3, 11)
@@ -42,7 +42,7 @@ def python() -> Iterator[Finding]:
 
 def cores(cgroup: Path = _CGROUP) -> Iterator[Finding]:
     """The cores that processes may use, and how many threads each is told to start."""
-    usable, allowed = usable_cores(), cpu_quota(cgroup)
+    usable, allowed = len(usable_cores()), cpu_quota(cgroup)
     threads = os.environ.get("OMP_NUM_THREADS")
     text = f"{usable} of {os.cpu_count()} usable" + (f", OMP_NUM_THREADS={threads}" if threads else "")
     if allowed is not None and allowed < usable * 0.99:
@@ -78,12 +78,12 @@ def memory(cgroup: Path = _CGROUP) -> Iterator[Finding]:
     allowed = memory_limit(cgroup)
     size = there if allowed is None else min(there, allowed)
     text = f"{size / _GIB:.1f} GiB" + (f" allowed of {there / _GIB:.1f} GiB" if size < there else "")
-    if size < _MEMORY_A_CORE * usable_cores():
+    if size < _MEMORY_A_CORE * len(usable_cores()):
         fit = max(1, int(size / _MEMORY_A_CORE) - 1)
         yield Finding(
             "memory",
             "warn" if size > _GIB else "fail",
-            f"{text} for {usable_cores()} cores",
+            f"{text} for {len(usable_cores())} cores",
             f"A captioner takes about 1 GiB: start fewer with --set runtime.actors={fit}, or give the machine more.",
         )
     else:

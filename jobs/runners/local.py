@@ -5,7 +5,6 @@ them and the table are those of `pipeline`; so are the answers to workers that d
 """
 
 import json
-import os
 import pickle
 import queue
 import secrets
@@ -20,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from captioning.errors import UnfinishedError
+from jobs.cores import usable_cores
 from jobs.runners.pools import Node, Pools
 from jobs.runners.work import Observer, ShardResult, Work, error_of
 from jobs.workers.child_process import ChildDiedError, ChildHungError, ChildProcess
@@ -56,7 +56,7 @@ class LocalRunner:
 
     def nodes(self) -> list[Node]:
         """This machine. Its GPUs are left to Ray."""
-        return [Node(cpus=usable_cores())]
+        return [Node(cpus=len(usable_cores()))]
 
     def most_workers(self, shards: int, images: int) -> int:
         """A second worker costs the import of PyTorch once more."""
@@ -180,10 +180,3 @@ class _Crew:
                 f"Worker processes were lost {self._deaths} times over: {error}. Finished shards are kept; give the "
                 "same command again to go on. If memory ran out, a smaller runtime.actors or runtime.batch_size helps."
             )
-
-
-def usable_cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0)) or 1
-    return os.cpu_count() or 1

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from captioning.config import build, to_dict
 from captioning.errors import CaptioningError
-from jobs.serving.cores import keep_to
+from jobs.cores import keep_to
 from jobs.serving.failures import refusal
 from jobs.serving.settings import ServeSettings
 from jobs.workers.child_process import Requests

@@ -5,9 +5,7 @@ that is on it waits each time: on two cores it captions a fifth more with one of
 with both shared. Knows numbers of cores, nothing of captioners or Ray.
 """
 
-import os
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,25 +35,3 @@ def share_out(cores: Collection[int], processes: int, threads: int | Literal["au
     ordered = sorted(cores)
     # The first cores are those that other programs are found on.
     return Cores(each, tuple(ordered[-wanted:]), tuple(ordered[:-wanted]))
-
-
-def usable_cores() -> set[int]:
-    """Numbers of the cores that this process may use."""
-    return set(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-
-
-def keep_to(cores: Collection[int]) -> None:
-    """Have this thread, and all that it starts, use these cores alone. Does nothing for none, or but on Linux."""
-    if cores and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)
-
-
-@contextmanager
-def kept_to(cores: Collection[int]) -> Iterator[None]:
-    """The same while the body runs."""
-    before = usable_cores()
-    keep_to(cores)
-    try:
-        yield
-    finally:
-        keep_to(before)

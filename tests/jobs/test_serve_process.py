@@ -11,8 +11,9 @@ import pytest
 
 from captioning.captioner import load_captioner
 from captioning.errors import UnfinishedError
+from jobs.cores import keep_to, kept_to, usable_cores
 from jobs.serving.caption_process import CaptionProcess
-from jobs.serving.cores import Cores, keep_to, kept_to, share_out, usable_cores
+from jobs.serving.cores import Cores, share_out
 from jobs.serving.failures import RequestError
 from jobs.serving.settings import ServeSettings
 
