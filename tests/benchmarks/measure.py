@@ -11,8 +11,8 @@ from pathlib import Path
 
 from captioning.errors import UnfinishedError
 
-#: Seconds between two looks at the memory, and at least so many times what a look takes: the kernel walks through all
-#: pages of a process for it, 35 ms a GiB, in which the process gets none.
+#: Seconds between two looks at the memory. Where shared pages are counted it is at least so many times what a look
+#: takes: the kernel walks through all pages of a process for it, 35 ms a GiB, in which the process gets none.
 _SAMPLE_EVERY, _SAMPLE_REST = 0.5, 100
 #: A program that takes longer hangs.
 _TIMEOUT = 4 * 3600.0
@@ -85,22 +85,27 @@ class _Memory:
 
     def _watch(self) -> None:
         begin = time.perf_counter()
-        pause = _SAMPLE_EVERY
-        while not self._ended.wait(pause):
+        rested = begin
+        while not self._ended.wait(_SAMPLE_EVERY):
             looked = time.perf_counter()
-            commands = {process: _command_line(process) for process in family(self._root)}
-            held = {process: _memory_of(process) for process in commands}
-            self.peak = max(self.peak, sum(held.values()))
             if self._role_of is not None:
-                now: dict[str, int] = {}
-                for process in commands:
-                    # One that has just ended has no command line.
-                    role = "driver" if process == self._root else commands[process] and self._role_of(commands[process])
-                    if role:
-                        now[role] = max(_own_memory_of(process), now.get(role, 0))
-                self.by_role = {role: max(now.get(role, 0), self.by_role.get(role, 0)) for role in now | self.by_role}
-                self.history.append((time.perf_counter() - begin, now))
-            pause = max(_SAMPLE_EVERY, _SAMPLE_REST * (time.perf_counter() - looked))
+                self._look_by_role(looked - begin, self._role_of)
+            if looked >= rested:
+                looked = time.perf_counter()
+                self.peak = max(self.peak, sum(map(_memory_of, family(self._root))))
+                ended = time.perf_counter()
+                rested = ended + _SAMPLE_REST * (ended - looked)
+
+    def _look_by_role(self, second: float, role_of: Callable[[str], str]) -> None:
+        now: dict[str, int] = {}
+        for process in family(self._root):
+            command = _command_line(process)
+            # One that has just ended has no command line.
+            role = "driver" if process == self._root else command and role_of(command)
+            if role:
+                now[role] = max(_own_memory_of(process), now.get(role, 0))
+        self.by_role = {role: max(now.get(role, 0), self.by_role.get(role, 0)) for role in now | self.by_role}
+        self.history.append((second, now))
 
 
 def family(root: int) -> set[int]:
