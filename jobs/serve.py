@@ -4,6 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -69,11 +70,11 @@ def _run(captioners: dict[str, str | None], settings: "ServeSettings", host: str
     # On a cluster others may have given the cores away; and beside a GPU a captioner waits more than it works.
     own = settings.own_cores and not os.environ.get("RAY_ADDRESS") and not has_gpu()
     cores = share_out(usable_cores(), len(captioners) * settings.replicas, settings.threads, own=own)
-    with kept_to(cores.others), ray_session():
+    with ExitStack() as until_ray_ends, kept_to(cores.others), ray_session():
         from jobs.cli import terminate_as_interrupt
         from jobs.serving.app import serving
 
-        with serving(captioners, settings, host, port, cores), terminate_as_interrupt():
+        with serving(captioners, settings, host, port, cores, until_ray_ends), terminate_as_interrupt():
             shown = f"[{host}]" if ":" in host else host
             if host in ("0.0.0.0", "::"):
                 shown = socket.gethostname()

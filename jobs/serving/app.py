@@ -7,7 +7,7 @@ replicas as are asked for. Knows how they are put on Ray, nothing of what they d
 import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from typing import Any
 
 import ray
@@ -56,9 +56,16 @@ class Gateway:
 
 @contextmanager
 def serving(
-    captioners: Mapping[str, str | None], settings: ServeSettings, host: str, port: int, cores: Cores
+    captioners: Mapping[str, str | None],
+    settings: ServeSettings,
+    host: str,
+    port: int,
+    cores: Cores,
+    until_ray_ends: ExitStack,
 ) -> Iterator[None]:
     """Serve the captioners (short name → REF) while the body runs. A Ray is there; Serve is started and ended here.
+
+    From the end of the body on nothing is printed to stdout, until `until_ray_ends` is closed.
 
     Raises `UsageError` where another Serve runs on that Ray, `UnfinishedError` where a captioner does not start.
     """
@@ -81,8 +88,9 @@ def serving(
             ) from error
         yield
     finally:
-        # The controller ends itself, which Ray's own listener tells of as a failure.
-        with suppress(Exception), redirect_stderr(io.StringIO()):
+        # The controller ends itself, which Ray's own listener prints as a failure, at once or while Ray ends.
+        until_ray_ends.enter_context(redirect_stdout(io.StringIO()))
+        with suppress(Exception):
             serve.shutdown()
 
 

@@ -39,6 +39,7 @@ def served(models: Sequence[str], *more: str) -> Iterator[Server]:
     )
     assert process.stdout is not None
     printed: list[str] = []
+    rest = threading.Thread(target=lambda: printed.extend(process.stdout or ()))
     url = None
     try:
         for line in process.stdout:
@@ -49,7 +50,6 @@ def served(models: Sequence[str], *more: str) -> Iterator[Server]:
             if line.startswith("Ctrl-C"):
                 break
         assert url is not None, "".join(printed)
-        rest = threading.Thread(target=lambda: printed.extend(process.stdout or ()))
         rest.start()
         yield Server(url, process, printed)
     finally:
@@ -60,3 +60,5 @@ def served(models: Sequence[str], *more: str) -> Iterator[Server]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        if rest.is_alive():
+            rest.join(timeout=10)
