@@ -1,8 +1,11 @@
-"""The cores of this machine that a process may use. Knows nothing of what runs on them."""
+"""The cores of this machine: which a process may use, and who was first to claim them. Knows nothing of what runs."""
 
+import fcntl
 import os
+import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 def usable_cores() -> set[int]:
@@ -25,3 +28,15 @@ def kept_to(cores: Collection[int]) -> Iterator[None]:
         yield
     finally:
         keep_to(before)
+
+
+@contextmanager
+def first_claim(what: str) -> Iterator[bool]:
+    """Whether nobody else on this machine has a claim to `what`: then this process has it until the body ends."""
+    with (Path(tempfile.gettempdir()) / f"captioning-{what}-{os.getuid()}.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

@@ -3,8 +3,8 @@
 import os
 import socket
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +13,7 @@ from captioning.errors import UsageError
 from jobs.cli import ConfigOption, SetOption, read_config
 
 if TYPE_CHECKING:
+    from jobs.serving.cores import Cores
     from jobs.serving.settings import ServeSettings
 
 #: Addresses that only this machine reaches.
@@ -61,16 +62,11 @@ def serve(
 
 
 def _run(captioners: dict[str, str | None], settings: "ServeSettings", host: str, port: int) -> None:
-    from jobs.cores import kept_to, usable_cores
-    from jobs.gpus import has_gpu
     from jobs.ray_session import ray_session
-    from jobs.serving.cores import share_out
 
     print(f"Starting {' and '.join(captioners)} on Ray Serve …", flush=True)
-    # On a cluster others may have given the cores away; and beside a GPU a captioner waits more than it works.
-    own = settings.own_cores and not os.environ.get("RAY_ADDRESS") and not has_gpu()
-    cores = share_out(usable_cores(), len(captioners) * settings.replicas, settings.threads, own=own)
-    with ExitStack() as until_ray_ends, kept_to(cores.others), ray_session():
+    processes = len(captioners) * settings.replicas
+    with ExitStack() as until_ray_ends, _shared_out(settings, processes) as cores, ray_session():
         from jobs.cli import terminate_as_interrupt
         from jobs.serving.app import serving
 
@@ -90,6 +86,22 @@ def _run(captioners: dict[str, str | None], settings: "ServeSettings", host: str
             except KeyboardInterrupt:
                 print("Ending …", flush=True)
                 raise KeyboardInterrupt("The server has ended; the same command starts it again.") from None
+
+
+@contextmanager
+def _shared_out(settings: "ServeSettings", processes: int) -> Iterator["Cores"]:
+    """The cores of this machine shared out among captioners and the rest of the server, which keeps to its own."""
+    from jobs.cores import first_claim, kept_to, usable_cores
+    from jobs.gpus import has_gpu
+    from jobs.serving.cores import share_out
+
+    # On a cluster others may have given the cores away; and beside a GPU a captioner waits more than it works.
+    wanted = settings.own_cores and not os.environ.get("RAY_ADDRESS") and not has_gpu()
+    # A second server would choose the cores that a first one has.
+    with first_claim("own-cores") if wanted else nullcontext(False) as own:
+        cores = share_out(usable_cores(), processes, settings.threads, own=own)
+        with kept_to(cores.others):
+            yield cores
 
 
 def _names(refs: Sequence[str], settings: "ServeSettings") -> dict[str, str | None]:

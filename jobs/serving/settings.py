@@ -68,7 +68,8 @@ class ServeSettings:
     """Threads of each such process; `auto` shares out three quarters of this machine's cores among them."""
 
     own_cores: bool = True
-    """On CPUs, captioners have cores that nothing else of the server runs on (Linux, and a Ray that it starts)."""
+    """On CPUs, captioners have cores that nothing else of the server runs on (Linux, a Ray that it
+    starts, and the first server of a machine)."""
 
     gpus_per_replica: Annotated[float, Ge(0)] | Literal["auto"] = "auto"
     """GPUs, or the share of one, that each such process takes; `auto` shares out those there are."""

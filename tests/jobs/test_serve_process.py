@@ -11,7 +11,7 @@ import pytest
 
 from captioning.captioner import load_captioner
 from captioning.errors import UnfinishedError
-from jobs.cores import keep_to, kept_to, usable_cores
+from jobs.cores import first_claim, keep_to, kept_to, usable_cores
 from jobs.serving.caption_process import CaptionProcess
 from jobs.serving.cores import Cores, share_out
 from jobs.serving.failures import RequestError
@@ -125,3 +125,10 @@ def test_cores_are_given_back() -> None:
     assert usable_cores() == before
     keep_to(())
     assert usable_cores() == before
+
+
+def test_a_claim_is_one_process_s_until_it_ends() -> None:
+    with first_claim("test") as first, first_claim("test") as second, first_claim("other-test") as other:
+        assert (first, second, other) == (True, False, True)
+    with first_claim("test") as again:
+        assert again
