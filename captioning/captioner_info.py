@@ -19,8 +19,8 @@ from captioning.models.checkpoint_config import hash_files, read_config
 from captioning.refs import resolve
 from captioning.storage import StorageSettings
 
-#: Raised by one whenever the same weights and settings would give other captions.
-NUMERICS_VERSION = 2
+#: By precision; raised by one whenever the same weights and settings would give other captions.
+NUMERICS_VERSION: Mapping[Precision, int] = {"fp32": 2, "bf16": 2, "int8": 3}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def inspect_captioner(
         **config.written,
         "decoding": to_dict(settings),
         "precision": precision,
-        "numerics_version": NUMERICS_VERSION,
+        "numerics_version": NUMERICS_VERSION[precision],
     }
     short = hashlib.sha256(json.dumps([hashes, config.written], sort_keys=True).encode()).hexdigest()[:8]
     return CaptionerInfo(f"{stem}-{short}", folder, config.preprocess, settings, identity, config.provenance)

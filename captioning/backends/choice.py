@@ -7,6 +7,7 @@ back end changes the speed and never what comes out, beyond the last digits. Kno
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,7 +27,9 @@ SLICE = 4
 #: bfloat16 what rounding does to PyTorch's own, and somewhat more.
 _EXACT, _ROUNDED = 1e-4, 1.5
 #: The same of whole numbers: what is farther off is broken.
-_COARSE = 0.5
+_COARSE = 0.3
+#: So many times what float32 takes bfloat16 takes only where a processor does not know it.
+_SLOW = 3.0
 #: The least of so many runs, and of as many more as fit into so many seconds, is what a back end takes: processes
 #: of one machine should choose alike.
 _ROUNDS, _SECONDS = 2, 0.05
@@ -76,9 +79,16 @@ def choose(
         exact, taken = _timed(network, pixels)
         allowed = _EXACT
         if precision == "bf16":
+            in_fp32 = taken
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 rounded, taken = _timed(network, pixels)
             allowed = _ROUNDED * _off(rounded, exact)
+            if taken > _SLOW * in_fp32:
+                warnings.warn(
+                    f"bf16 takes {taken / in_fp32:.0f} times as long as fp32 in the image encoder: this processor has, "
+                    "it seems, no instructions for it. Set precision to fp32, or to int8.",
+                    stacklevel=3,
+                )
         seconds = {"eager": taken}
         ready: dict[str, Network] = {}
         passed_over: dict[str, str] = {}

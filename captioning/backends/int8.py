@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from captioning.backends.layers import Activation, Convolution, convolution_at, value, with_activation
 from captioning.backends.network import Network, aten, constant, finish, trace
@@ -127,7 +128,7 @@ class _Convolution(nn.Module):
         after: tuple[float, int] | None,
     ) -> None:
         super().__init__()
-        scales = (found.weight.abs().amax((1, 2, 3)) / 127).clamp(min=1e-12)
+        scales = (_highest(found.weight) / 127).clamp(min=1e-12)
         whole = (found.weight / scales[:, None, None, None]).round().to(torch.int8)
         scales = scales.float()
         packed = torch.ops.onednn.qconv_prepack(whole, scales, *before, *found.geometry, size)
@@ -148,6 +149,22 @@ class _Convolution(nn.Module):
             x, *self._before, self.weight, self.scales, self.zeros, self.bias, *self._how
         )
         return result
+
+
+def _highest(weight: Tensor) -> Tensor:
+    """What 127 is to stand for in each output channel (O,) of a convolution's weight (O, I, H, W).
+
+    The highest of its weights; or, of two input channels side by side, the highest that two of one sign add up to.
+    Without VNNI a processor adds up products of the two in 16 bits and cuts off what is more than 128 · 255. So it
+    is everywhere, for captions are not to depend on the processor. Depthwise convolutions have no such sums.
+    """
+    highest = weight.abs().amax((1, 2, 3))
+    if weight.shape[1] == 1:
+        return highest
+    padded = functional.pad(weight, (0, 0, 0, 0, 0, weight.shape[1] % 2))
+    pairs = padded.view(len(weight), -1, 2, *weight.shape[2:])
+    of_one_sign = torch.stack((pairs.clamp(min=0), -pairs.clamp(max=0))).sum(3)
+    return torch.maximum(highest, of_one_sign.amax((0, 2, 3, 4)))
 
 
 def _use_whole_numbers(module: fx.GraphModule) -> bool:

@@ -101,7 +101,9 @@ class Scores:
     def set(self, words: Tensor, logits: Tensor) -> None:
         """Change the logits (R, M) of `words` (R, M). A word that comes twice must be given the same twice."""
         self._changed.append((words, self.of(words)))
-        self.kept.memory[self._places(words)] = torch.exp2((logits * LOG2E - self.kept.shift).clamp_(max=_MOST))
+        powers = (logits * LOG2E - self.kept.shift).clamp_(max=_MOST)
+        # In float64: in float32 the last few of a tensor, which fill no vector, get other last digits than the rest.
+        self.kept.memory[self._places(words)] = powers.double().exp2_().float()
         self._look_again(words)
 
     def forbid(self, words: Tensor, where: Tensor) -> None:

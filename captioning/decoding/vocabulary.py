@@ -77,8 +77,9 @@ class Vocabulary:
             kept.shift.copy_(self._shift(logits))
             sums, ruled_out = self._fill(kept, states, never)
         normaliser = (sums.log2() + kept.shift[:, 0]) * LN2
-        for logit in ruled_out.unbind(1):
-            normaliser = normaliser.logaddexp(logit)
+        if never:
+            # In float64: in float32 the last few rows, which fill no vector, get other last digits than the rest.
+            normaliser = torch.cat((normaliser[:, None], ruled_out), dim=1).double().logsumexp(1).float()
         return Scores(kept, normaliser, self.size)
 
     def release(self, scores: Scores) -> None:

@@ -56,6 +56,14 @@ def test_one_that_is_no_faster_is_passed_over(monkeypatch: pytest.MonkeyPatch) -
     assert "no faster" in str(found)
 
 
+def test_a_processor_without_bf16_is_told_of() -> None:
+    def emulated(images: Tensor) -> tuple[Tensor, ...]:
+        return slow(images) if torch.is_autocast_enabled("cpu") else quick(images)
+
+    with pytest.warns(UserWarning, match="bf16 takes .* times as long as fp32"):
+        choose(emulated, backend="auto", device=CPU, precision="bf16", image_size=SIZE)
+
+
 @pytest.mark.parametrize("wrong", [1.01, float("nan"), float("inf")])
 def test_one_that_gives_other_numbers_is_passed_over(monkeypatch: pytest.MonkeyPatch, wrong: float) -> None:
     _prepare(monkeypatch, lambda images: (quick(images)[0] * wrong,))

@@ -159,3 +159,14 @@ def test_an_image_does_not_depend_on_those_beside_it() -> None:
         alone = [run(image[None]) for image in pixels(6)]
         for each, parts in zip(together, zip(*alone, strict=True), strict=True):
             assert torch.equal(each, torch.cat(parts))
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(8, 1), (7, 1), (8, 4), (8, 8)])
+def test_two_products_fit_into_sixteen_bits_where_they_are_added_up_there(channels: int, groups: int) -> None:
+    weight = torch.randn(64, channels // groups, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    whole = (weight / (int8._highest(weight) / 127)[:, None, None, None]).round()
+    assert whole.abs().max() == 127 if groups == channels else whole.abs().max() <= 127
+    for sign in (1, -1):
+        some = (sign * whole).clamp(min=0)
+        for first in range(0, some.shape[1] - 1, 2):
+            assert (255 * (some[:, first] + some[:, first + 1])).max() <= 2**15 - 1
