@@ -53,8 +53,8 @@ class RuntimeSettings:
     """`auto` takes GPUs where the cluster has them."""
 
     precision: Precision = "fp32"
-    """bf16 is faster where the hardware has it; int8 (the image encoder of CNNs, on CPUs) where it has VNNI. Both can
-    change captions: part of the fingerprint."""
+    """bf16 is faster where the hardware has it; int8, for the image encoder of CNNs, on any CPU. Both can change
+    captions: part of the fingerprint."""
 
     encoder: EncoderBackend = "auto"
     """What runs the image encoder on CPUs: `auto` measures, when a captioner is loaded, whether `onednn` (packed

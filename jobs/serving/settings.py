@@ -81,7 +81,7 @@ class ServeSettings:
     """Images that are decoded at once, for each process of a captioner."""
 
     precision: Precision = "fp32"
-    """bf16 is faster where the hardware has it; int8 (the image encoder of CNNs, on CPUs) where it has VNNI."""
+    """bf16 is faster where the hardware has it; int8, for the image encoder of CNNs, on any CPU."""
 
     encoder: EncoderBackend = "auto"
     """What runs the image encoder on CPUs: auto, eager, onednn or compile; changes the speed alone."""
