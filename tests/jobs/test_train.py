@@ -140,6 +140,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(recipe: Path, tmp_p
             if states.is_dir() and any(found.name >= state for found in states.iterdir()):
                 _kill_all(process.pid)
                 killed = True
+            time.sleep(0.02)
         process.wait()
         assert killed, "the run ended before it could be killed"
     subprocess.run(command(output), check=True, timeout=300)
