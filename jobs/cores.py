@@ -32,7 +32,7 @@ def kept_to(cores: Collection[int]) -> Iterator[None]:
 
 @contextmanager
 def first_claim(what: str) -> Iterator[bool]:
-    """Whether nobody else on this machine has a claim to `what`: then this process has it until the body ends."""
+    """Whether no other process of this user here has a claim to `what`: then this one has it until the body ends."""
     with (Path(tempfile.gettempdir()) / f"captioning-{what}-{os.getuid()}.lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
