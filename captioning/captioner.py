@@ -4,8 +4,9 @@ Above it nobody knows which model runs; below it nobody knows what for. A captio
 a tokenizer, a preprocessing and a decoding, loaded together from a checkpoint.
 """
 
+import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,18 @@ from captioning.backends.names import EncoderBackend, Precision
 from captioning.captioner_info import inspect_captioner, override_decoding
 from captioning.data.images import to_rgb
 from captioning.data.preprocess import Preprocess, PreprocessSettings
-from captioning.data.tokenizers import Tokenizer, load_tokenizer
+from captioning.data.tokenizers import Tokenizer, encode_prompt, load_tokenizer
 from captioning.decoding.search import Hypothesis, decode
 from captioning.decoding.settings import DecodingSettings
-from captioning.errors import SettingsError
+from captioning.errors import ImageError, SettingsError
 from captioning.explain import attention, word_maps
 from captioning.models.base import CaptionModel
 from captioning.models.checkpoint import load_model
 from captioning.models.checkpoint_config import read_config
 from captioning.storage import StorageSettings
 
-Image = PIL.Image.Image | np.ndarray[Any, Any] | str | Path
+#: A picture, its pixels (H, W, 3) uint8 RGB, the path of its file, or the bytes of it.
+Image = PIL.Image.Image | np.ndarray[Any, Any] | str | Path | bytes
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,31 @@ class Captioner:
         self.decoding = decoding
         self.name = name
         self.precision = precision
-        self._check_length(decoding)
+        self._check(decoding)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what runs the image network, which is made for a processor and cannot leave its process."""
+        return {**self.__dict__, "encoder": self.encoder.name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.encoder = _choose(self.model, self.preprocess.settings, self.precision, state["encoder"])
 
     def caption(self, images: Sequence[Image], *, batch_size: int = 32, **overrides: Any) -> list[Caption]:
-        """Caption PIL images, paths or uint8 RGB arrays (H, W, 3); `overrides` are decoding settings.
+        """Caption PIL images, uint8 RGB arrays (H, W, 3), paths or bytes of files; `overrides` are decoding settings.
 
-        Raises `ImageError` for an image that cannot be decoded, `SettingsError` for a wrong override.
+        Raises `ImageError` for an image that cannot be decoded, `OSError` for a file that cannot be read,
+        `SettingsError` for a wrong override, and `TypeError` for what is no list of images.
         """
-        pixels = [self._pixels(image) for image in images]
+        if isinstance(images, PIL.Image.Image | str | Path | bytes) or getattr(images, "ndim", 4) < 4:
+            raise TypeError("caption() takes a list of images: caption([image]).")
+        pixels = []
+        for number, image in enumerate(images, start=1):
+            try:
+                pixels.append(self._pixels(image))
+            except ImageError as error:
+                which = f"{number} of {len(images)}" + (f" ({image})" if isinstance(image, str | Path) else "")
+                raise ImageError(error.error_class, f"Image {which}: {error.message}") from error
         if not pixels:
             return []
         return self.caption_pixels(np.stack(pixels), batch_size=batch_size, **overrides)
@@ -99,9 +118,11 @@ class Captioner:
     @torch.inference_mode()
     def caption_pixels(self, pixels: np.ndarray[Any, Any], *, batch_size: int = 32, **overrides: Any) -> list[Caption]:
         """Caption preprocessed pixels (B, S, S, 3) uint8, `batch_size` at a time."""
+        if batch_size < 1:
+            raise SettingsError(f"batch_size is {batch_size}: it must be at least 1.")
         settings = override_decoding(self.decoding, overrides) if overrides else self.decoding
         if overrides:
-            self._check_length(settings)
+            self._check(settings)
         captions: list[Caption] = []
         for start in range(0, len(pixels), batch_size):
             captions += self.caption_features(self.encode(pixels[start : start + batch_size]), settings)
@@ -110,8 +131,10 @@ class Captioner:
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray[Any, Any]) -> Any:
         """The model's features of preprocessed pixels (B, S, S, 3) uint8, all at once."""
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+            raise TypeError(f"Preprocessed pixels must be uint8 (B, S, S, 3), not {pixels.dtype} {pixels.shape}.")
         batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.model.device)
-        with self._autocast():
+        with _autocast(self.model.device, self.precision):
             return self.model.features(self.encoder.run(batch))
 
     @torch.inference_mode()
@@ -134,11 +157,14 @@ class Captioner:
         The weights are found by showing the model the caption that it chose (teacher forcing), in float32.
         """
         settings = override_decoding(self.decoding, overrides)
-        self._check_length(settings)
+        self._check(settings)
+        if not len(pixels):
+            return []
         features = self.encode(pixels)
         found, prompt = self._search(features, settings)
         said = [[*prompt, *hypotheses[0].tokens] for hypotheses in found]
-        weights = attention(self.model, features, said)
+        with _autocast(self.model.device, "fp32"):
+            weights = attention(self.model, features, said)
         maps = [word_maps(self.tokenizer, *each) for each in zip(said, weights, strict=True)]
         return [
             Explanation(self._caption(hypotheses, prompt), words, map_)
@@ -147,19 +173,23 @@ class Captioner:
 
     def _search(self, features: Any, settings: DecodingSettings) -> tuple[list[list[Hypothesis]], list[int]]:
         """The hypotheses of each image, best first, and the prompt's tokens that they go on from."""
-        prompt = self.tokenizer.encode(settings.prompt) if settings.prompt else []
-        with self._autocast():
+        prompt = encode_prompt(self.tokenizer, settings.prompt)
+        with _autocast(self.model.device, self.precision):
             stepper = self.model.stepper(features, prompt)
             found = decode(stepper, settings, eos_id=self.tokenizer.eos_id, banned=self.tokenizer.banned_ids)
         return found, prompt
 
     def _pixels(self, image: Image) -> np.ndarray[Any, Any]:
+        if isinstance(image, str) and "://" in image:
+            raise TypeError(f"{image} is an address: fetch it, and give its bytes or a file's path.")
         if isinstance(image, str | Path):
             return self.preprocess.from_bytes(Path(image).read_bytes()).pixels
+        if isinstance(image, bytes):
+            return self.preprocess.from_bytes(image).pixels
         if isinstance(image, PIL.Image.Image):
-            return self.preprocess(to_rgb(image))
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise SettingsError(f"An image array must be uint8 (H, W, 3), not {image.dtype} {image.shape}.")
+            image = to_rgb(image)
+        if not isinstance(image, np.ndarray):
+            raise TypeError(f"An image is a PIL image, a uint8 array, a path or bytes, not {type(image).__name__}.")
         return self.preprocess(image)
 
     def _caption(self, hypotheses: list[Hypothesis], prompt: list[int]) -> Caption:
@@ -175,23 +205,18 @@ class Captioner:
             unknown=not set(self.tokenizer.banned_ids).isdisjoint(best.tokens),
         )
 
-    def _check_length(self, settings: DecodingSettings) -> None:
+    def _check(self, settings: DecodingSettings) -> None:
         longest = self.model.max_positions()
-        prompt = len(self.tokenizer.encode(settings.prompt)) if settings.prompt else 0
+        prompt = len(encode_prompt(self.tokenizer, settings.prompt))
         if longest is not None and settings.max_new_tokens + prompt > longest:
             raise SettingsError(
                 f"decoding.max_new_tokens is {settings.max_new_tokens} and the prompt has {prompt} tokens, "
                 f"but this captioner has room for {longest} in all."
             )
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.precision != "bf16":
-            return nullcontext()
-        return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
-
 
 def load_captioner(
-    ref: str | None = None,
+    ref: str | os.PathLike[str] | None = None,
     *,
     device: str = "auto",
     precision: Precision = "fp32",
@@ -215,16 +240,22 @@ def load_captioner(
         if model.device.type != "cuda":
             raise SettingsError(f"cuda_graphs is for GPUs, and this captioner is on {model.device}: leave it out.")
         model.record_steps()
-    runs = choose(
-        model.see,
-        backend=encoder,
-        device=model.device,
-        precision=precision,
-        image_size=info.preprocess.size,
-    )
+    runs = _choose(model, info.preprocess, precision, encoder)
     return Captioner(
         model, tokenizer, info.preprocess, info.decoding, name=info.name, precision=precision, encoder=runs
     )
+
+
+def _choose(
+    model: CaptionModel, preprocess: PreprocessSettings, precision: Precision, backend: EncoderBackend
+) -> Choice:
+    with _autocast(model.device, "fp32"):
+        return choose(model.see, backend=backend, device=model.device, precision=precision, image_size=preprocess.size)
+
+
+def _autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """The number format of `precision`, whatever autocast the caller has on."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def _device(name: str) -> torch.device:
@@ -232,8 +263,10 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise SettingsError(f"There is no device {name!r}: use auto, cpu, cuda or cuda:N.") from None
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise SettingsError(f"There is no device {name!r} for captioners: use auto, cpu, cuda or cuda:N.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SettingsError(f"Device {name!r} was asked for, but this machine has no GPU that PyTorch can use.")
     return device

@@ -6,21 +6,23 @@ hundreds of megabytes. What captions is `captioner`.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from captioning.backends.names import Precision
 from captioning.config import build, to_dict
 from captioning.data.preprocess import PreprocessSettings
 from captioning.decoding.settings import DecodingSettings
+from captioning.errors import SettingsError
 from captioning.models.checkpoint_config import hash_files, read_config
 from captioning.refs import resolve
 from captioning.storage import StorageSettings
 
 #: By precision; raised by one whenever the same weights and settings would give other captions.
-NUMERICS_VERSION: Mapping[Precision, int] = {"fp32": 2, "bf16": 2, "int8": 3}
+NUMERICS_VERSION: Mapping[Precision, int] = {"fp32": 3, "bf16": 3, "int8": 4}
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,26 @@ class CaptionerInfo:
 
 
 def inspect_captioner(
-    ref: str | None = None,
+    ref: str | os.PathLike[str] | None = None,
     *,
     decoding: Mapping[str, Any] | None = None,
     precision: Precision = "fp32",
     storage: StorageSettings = StorageSettings(),
 ) -> CaptionerInfo:
-    """What the captioner `ref` is and how it would decode, without loading its weights into memory."""
+    """What the captioner `ref` is and how it would decode, without loading its weights into memory.
+
+    Raises `CheckpointError` or `SettingsError`.
+    """
+    if precision not in get_args(Precision):
+        raise SettingsError(f"There is no precision {precision!r}: use {', '.join(get_args(Precision))}.")
     stem, folder = resolve(ref, storage)
     config = read_config(folder)
     hashes = hash_files(folder)
     settings = override_decoding(config.decoding, decoding or {})
+    if settings.prompt:
+        from captioning.data.tokenizers import encode_prompt, load_tokenizer
+
+        encode_prompt(load_tokenizer(folder), settings.prompt)
     identity = {
         "files": hashes,
         **config.written,

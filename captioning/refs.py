@@ -26,12 +26,12 @@ def bundled_names() -> list[str]:
     return sorted(path.name for path in assets.iterdir() if path.is_dir()) if assets.is_dir() else []
 
 
-def resolve(ref: str | None, storage: StorageSettings = StorageSettings()) -> tuple[str, Path]:
+def resolve(ref: str | os.PathLike[str] | None, storage: StorageSettings = StorageSettings()) -> tuple[str, Path]:
     """The captioner's short name and its folder on this machine; fetched once if it is elsewhere.
 
     Raises `CheckpointError` when there is no such captioner.
     """
-    ref = ref or DEFAULT
+    ref = os.fspath(ref or DEFAULT)
     if ref in bundled_names():
         return ref, _assets() / ref
     if "://" in ref:
@@ -42,14 +42,14 @@ def resolve(ref: str | None, storage: StorageSettings = StorageSettings()) -> tu
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", ref) and not folder.parent.is_dir():
         return _stem(ref.partition("@")[0]), _fetch_from_hub(ref)
     raise CheckpointError(
-        f"There is no captioner {ref!r}: it is no folder here, no URI, no hub repository (org/name) and none of the "
-        f"bundled ones ({', '.join(bundled_names()) or 'none'})."
+        f"There is no captioner {ref!r}: it is no folder here, no URI, no hub repository (org/name, where no folder "
+        f"org is here) and none of the bundled ones ({', '.join(bundled_names()) or 'none'})."
     )
 
 
 def _stem(ref: str) -> str:
     """A name for a checkpoint; `best`, which every training run has, takes its run's name along."""
-    parts = [part for part in re.split(r"[/\\]+", ref) if part]
+    parts = [part for part in re.split(r"[/\\]+", ref) if part] or ["captioner"]
     return "-".join(parts[-2:]) if parts[-1] in ("best", "last") and len(parts) > 1 else parts[-1]
 
 

@@ -11,12 +11,9 @@ from pathlib import Path
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
+from captioning.data.tokenizer_files import MERGES_FILE, TOKENIZER_FILE, VOCAB_FILE
 from captioning.data.words import tidy
 from captioning.errors import CheckpointError
-
-#: The files of a byte-level BPE: all in one, or GPT-2's original pair.
-TOKENIZER_FILE = "tokenizer.json"
-VOCAB_FILE, MERGES_FILE = "vocab.json", "merges.txt"
 
 _END = "<|endoftext|>"
 _LAST_STOP = Regex(r"[\s.]+$")

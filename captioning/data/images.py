@@ -16,6 +16,7 @@ than none. The error classes are
 import io
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,8 +67,29 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-#: From here on orientations exchange width and height.
-_FIRST_ON_ITS_SIDE = 5
+#: What these do: exchange width and height, and after that left and right, top and bottom.
+_MOVES = {
+    2: (False, True, False),
+    3: (False, True, True),
+    4: (False, False, True),
+    5: (True, False, False),
+    6: (True, True, False),
+    7: (True, True, True),
+    8: (True, False, True),
+}
+
+#: left, top, right, bottom of a part of a picture, in pixels.
+Box = tuple[float, float, float, float]
+
+
+class Opened(NamedTuple):
+    """An image as it was decoded, perhaps at a scale."""
+
+    image: Image.Image
+    #: The part of it that shows the photo. JPEGs whose sides are no multiples of a scale end in half a pixel or less.
+    shown: Box
+    #: (width, height) of the whole.
+    size: tuple[int, int]
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -90,13 +112,11 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 def open_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """As `decode_image`, but the result is a loaded PIL image of mode RGB, which saves a copy."""
-    return open_scaled(data, max_pixels=max_pixels)[0]
+    return open_scaled(data, max_pixels=max_pixels).image
 
 
-def open_scaled(
-    data: bytes, *, max_pixels: int = MAX_PIXELS, least: int | None = None
-) -> tuple[Image.Image, tuple[int, int]]:
-    """As `open_rgb`, but perhaps at a half, a quarter or an eighth; and the (width, height) of the whole.
+def open_scaled(data: bytes, *, max_pixels: int = MAX_PIXELS, least: int | None = None) -> Opened:
+    """As `open_rgb`, but perhaps at a half, a quarter or an eighth.
 
     With `least` a JPEG is decoded at the smallest scale that leaves it at least so many pixels a side,
     in a fraction of the time. Other formats know no such scales.
@@ -109,12 +129,18 @@ def open_scaled(
     image = _open(data)
     with image:
         _check_size(image.size, max_pixels)
-        width, height = image.size
-        if least is not None:
-            image.draft(None, (least, least))
+        whole = image.size
+        drawn = image.draft(None, (least, least)) if least is not None else None
+        right, bottom = drawn[1][2:] if drawn else whole
         rgb = _as_rgb(image, data)
-        on_its_side = _orientation(image) >= _FIRST_ON_ITS_SIDE
-        return rgb, (height, width) if on_its_side else (width, height)
+        turned = _MOVES.get(_orientation(image))
+        if turned is None:
+            return Opened(rgb, (0, 0, right, bottom), whole)
+        exchanged, mirrored, upside_down = turned
+        if exchanged:
+            right, bottom, whole = bottom, right, (whole[1], whole[0])
+        left, top = rgb.width - right if mirrored else 0, rgb.height - bottom if upside_down else 0
+        return Opened(rgb, (left, top, left + right, top + bottom), whole)
 
 
 def as_rgb_image(image: Image.Image) -> Image.Image:
@@ -183,7 +209,7 @@ def _scaled(values: NDArray[np.float64], tops: Sequence[float]) -> NDArray[np.fl
     for top in tops:
         if low >= 0 and high <= top:
             return values * (255.0 / top)
-    return (values - low) * (255.0 / (high - low))
+    return (values - low) * (255.0 / ((high - low) or 1.0))
 
 
 def _grey(values: NDArray[np.floating]) -> Image.Image:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from captioning.config import settings
 from captioning.data.augment import PLAIN, View
-from captioning.data.images import MAX_PIXELS, MOST_PIXELS, open_scaled
+from captioning.data.images import MAX_PIXELS, MOST_PIXELS, Box, open_scaled
 
 #: What scaled decoding leaves for the filter to shrink. With less of it, what the two do to a picture would show.
 _SCALED_SIDES = 2
@@ -76,7 +76,8 @@ class Preprocess:
             raise ValueError(f"An image must be (H, W, 3) uint8 RGB, not {rgb.shape} {rgb.dtype}.")
         if 0 in rgb.shape:
             raise ValueError(f"An image must have pixels; this one is {rgb.shape[1]} × {rgb.shape[0]}.")
-        return self._square(Image.fromarray(rgb))
+        image = Image.fromarray(rgb)
+        return self._square(image, (0, 0, *image.size), PLAIN)
 
     def from_bytes(self, data: bytes, view: View | None = None) -> Pixels:
         """Decode and preprocess an image file's bytes, or what a `view` shows of it. Raises `ImageError`.
@@ -87,12 +88,14 @@ class Preprocess:
         # A crop needs the pixels that it enlarges.
         scaled = self.settings.scaled_decoding and view.box == PLAIN.box
         least = _SCALED_SIDES * self.settings.size if scaled else None
-        image, (width, height) = open_scaled(data, max_pixels=self.settings.max_pixels, least=least)
-        return Pixels(pixels=self._square(image, view), width=width, height=height)
+        opened = open_scaled(data, max_pixels=self.settings.max_pixels, least=least)
+        width, height = opened.size
+        return Pixels(pixels=self._square(opened.image, opened.shown, view), width=width, height=height)
 
-    def _square(self, image: Image.Image, view: View = PLAIN) -> NDArray[np.uint8]:
-        left, right = view.box[0] * image.width, view.box[2] * image.width
-        top, bottom = view.box[1] * image.height, view.box[3] * image.height
+    def _square(self, image: Image.Image, shown: Box, view: View) -> NDArray[np.uint8]:
+        width, height = shown[2] - shown[0], shown[3] - shown[1]
+        left, right = shown[0] + view.box[0] * width, shown[0] + view.box[2] * width
+        top, bottom = shown[1] + view.box[1] * height, shown[1] + view.box[3] * height
         if self.settings.mode == "crop":
             side = min(right - left, bottom - top)
             left += (right - left - side) / 2

@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from captioning.data.bpe_tokenizer import MERGES_FILE, TOKENIZER_FILE, VOCAB_FILE, BpeTokenizer
-from captioning.data.word_tokenizer import VOCABULARY_FILE, WordTokenizer
-from captioning.errors import CheckpointError
+from captioning.data.bpe_tokenizer import BpeTokenizer
+from captioning.data.tokenizer_files import MERGES_FILE, TOKENIZER_FILE, VOCAB_FILE, VOCABULARY_FILE
+from captioning.data.word_tokenizer import WordTokenizer
+from captioning.errors import CheckpointError, SettingsError
 
-__all__ = ["BpeTokenizer", "Tokenizer", "WordTokenizer", "load_tokenizer"]
+__all__ = ["BpeTokenizer", "Tokenizer", "WordTokenizer", "encode_prompt", "load_tokenizer"]
 
 
 class Tokenizer(Protocol):
@@ -66,3 +67,16 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         f"No tokenizer in {folder}: expected {VOCABULARY_FILE} (words), {TOKENIZER_FILE}, or {VOCAB_FILE} with "
         f"{MERGES_FILE} (byte-level BPE). Is the folder a checkpoint, and was it copied whole?"
     )
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str | None) -> list[int]:
+    """Ids of a prompt; none for None. Raises `SettingsError` for words that no caption could say."""
+    ids = tokenizer.encode(prompt) if prompt else []
+    if prompt and not set(tokenizer.banned_ids).isdisjoint(ids):
+        unknown = tokenizer.unknown_words([prompt]) if isinstance(tokenizer, WordTokenizer) else ()
+        named = ", ".join(map(repr, unknown)) or "special tokens"
+        raise SettingsError(
+            f"decoding.prompt is {prompt!r}, but this captioner has no word for {named}: captions would go on without. "
+            "Use words of its training captions, or a captioner that can spell any (CLIP-GPT2)."
+        )
+    return ids

@@ -5,11 +5,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from captioning.data.tokenizer_files import VOCABULARY_FILE
 from captioning.data.words import join_words, split_words
 from captioning.errors import CheckpointError
-
-#: The file in a checkpoint that holds the vocabulary, and by which it is recognised.
-VOCABULARY_FILE = "vocabulary.json"
 
 #: Tokens that stand for no word, in the order of their ids.
 _SPECIALS = ("<bos>", "<eos>", "<unk>")

@@ -20,7 +20,7 @@ class DecodingSettings:
     min_new_tokens: Annotated[int, Ge(0)] = 0
     """The fewest tokens before the end token may come."""
 
-    length_penalty: float = 1.0
+    length_penalty: Annotated[float, Ge(-2), Le(10)] = 1.0
     """Beam search ranks by the sum of log-probabilities over the length to this power."""
 
     repetition_penalty: Annotated[float, Gt(0)] = 1.0

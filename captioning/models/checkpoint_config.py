@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from captioning.config import build
 from captioning.data.preprocess import PreprocessSettings
+from captioning.data.tokenizer_files import TOKENIZER_FILES
 from captioning.decoding.settings import DecodingSettings
 from captioning.errors import CheckpointError, SettingsError
 from captioning.models.registry import ModelSettings
@@ -77,8 +78,8 @@ def read_config(folder: Path) -> CheckpointConfig:
 def hash_files(folder: Path) -> dict[str, str]:
     """SHA-256 of the weights and of each tokenizer file: what a checkpoint's identity rests on."""
     hashes = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name not in (CONFIG, CARD) and not path.name.startswith("."):
-            with path.open("rb") as file:
-                hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    for name in sorted((WEIGHTS, *TOKENIZER_FILES)):
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes

@@ -29,8 +29,11 @@ def clip_sizes(reference: str) -> ClipTower:
     config = read_config(folder)
     kind = config.get("model_type")
     if kind == "clip":
-        # What a published configuration leaves out is the default of its own class.
+        # What a published configuration leaves out is the default of its own class; but the projection is of the
+        # whole, and some name its size only there (LAION's).
+        whole = config.get("projection_dim")
         config = CLIPVisionConfig.from_pretrained(folder).to_dict()
+        config["projection_dim"] = whole or config["projection_dim"]
     elif kind == "clip_vision_model":
         config = CLIPVisionConfig(**config).to_dict()
     else:

@@ -248,7 +248,9 @@ def part_batches(layout: RunLayout, part: PartRange, columns: Sequence[str] | No
         try:
             parquet = pq.ParquetFile(file, buffer_size=_READ_AHEAD, pre_buffer=False, page_checksum_verification=True)
             _check_columns(location, parquet.schema_arrow)
-            yield from parquet.iter_batches(_BATCH_ROWS, columns=list(columns or parquet.schema_arrow.names))
+            # One column after another: a thread for each is no sooner done, and each keeps memory of its own.
+            names = list(columns or parquet.schema_arrow.names)
+            yield from parquet.iter_batches(_BATCH_ROWS, columns=names, use_threads=False)
         except (pa.ArrowInvalid, OSError) as error:
             raise StorageError("storage", f"{location} is damaged: {error}") from error
 

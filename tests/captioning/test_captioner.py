@@ -1,11 +1,14 @@
 """The captioner: images in whatever form, settings overridden, identity without weights."""
 
+import copy
 import io
+import pickle
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from captioning import Captioner, load_captioner
 from captioning.captioner_info import inspect_captioner
@@ -28,7 +31,7 @@ def test_paths_arrays_and_images_give_one_caption(captioner: Captioner, tmp_path
     path = tmp_path / "photo.jpg"
     path.write_bytes(square("red", "top", 1))
     image = PIL.Image.open(io.BytesIO(path.read_bytes()))
-    captions = captioner.caption([path, str(path), image, np.asarray(image.convert("RGB"))])
+    captions = captioner.caption([path, str(path), path.read_bytes(), image, np.asarray(image.convert("RGB"))])
     assert len({caption.text for caption in captions}) == 1
     assert captions[0].text
     assert captions[0].score < 0
@@ -61,9 +64,60 @@ def test_what_is_no_image_is_refused(captioner: Captioner, tmp_path: Path) -> No
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(ImageError):
         captioner.caption([tmp_path / "text.jpg"])
-    with pytest.raises(SettingsError, match="uint8"):
+    with pytest.raises(ValueError, match="uint8"):
         captioner.caption([np.zeros((3, 4), np.float32)])
+    with pytest.raises(TypeError, match="uint8"):
+        captioner.caption_pixels(np.zeros((1, 32, 32, 3), np.float32))
+    with pytest.raises(TypeError, match="not BytesIO"):
+        captioner.caption([io.BytesIO(b"")])
+    with pytest.raises(TypeError, match="is an address"):
+        captioner.caption(["https://example.com/photo.jpg"])
+    with pytest.raises(SettingsError, match="at least 1"):
+        captioner.caption([np.zeros((3, 4, 3), np.uint8)], batch_size=0)
     assert captioner.caption([]) == []
+    assert captioner.explain_pixels(np.zeros((0, 32, 32, 3), np.uint8)) == []
+
+
+@pytest.mark.parametrize(
+    "one", ["photo.jpg", Path("photo.jpg"), b"", np.zeros((3, 4, 3), np.uint8), PIL.Image.new("L", (1, 1))]
+)
+def test_one_image_is_no_list_of_images(captioner: Captioner, one: object) -> None:
+    with pytest.raises(TypeError, match="list of images"):
+        captioner.caption(one)
+
+
+def test_an_image_that_cannot_be_decoded_is_named(captioner: Captioner, tmp_path: Path) -> None:
+    good, bad = square("red", "top", 1), tmp_path / "bad.jpg"
+    bad.write_bytes(good[:200])
+    with pytest.raises(ImageError, match=r"Image 2 of 3 \(.*bad\.jpg\): ") as refused:
+        captioner.caption([good, bad, good])
+    assert refused.value.error_class == "truncated"
+
+
+@pytest.mark.parametrize("encoder", ["auto", "onednn", "eager"])
+def test_a_copy_captions_alike(folder: Path, encoder: str) -> None:
+    """What oneDNN has packed for a processor cannot be copied: it is packed anew."""
+    captioner = load_captioner(str(folder), device="cpu", encoder=encoder)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    expected = captioner.caption_pixels(pixels)
+    for other in (pickle.loads(pickle.dumps(captioner)), copy.deepcopy(captioner)):
+        assert other.encoder.name == captioner.encoder.name
+        assert other.caption_pixels(pixels) == expected
+
+
+def test_the_callers_number_format_is_not_the_captioners(folder: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    captioner = load_captioner(str(folder), device="cpu", encoder="onednn")
+    expected = captioner.caption_pixels(pixels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert captioner.caption_pixels(pixels) == expected
+        assert load_captioner(str(folder), device="cpu", encoder="onednn").caption_pixels(pixels) == expected
+
+
+def test_words_of_a_prompt_that_no_caption_could_say_are_refused() -> None:
+    with pytest.raises(SettingsError, match="no word for 'watercolor', 'zebu'"):
+        inspect_captioner("flickr-lstm", decoding={"prompt": "a watercolor of a Zebu"})
+    assert inspect_captioner("flickr-clip-gpt2", decoding={"prompt": "a watercolor of a castle"}).decoding.prompt
 
 
 def test_identity_tells_weights_and_settings_apart(folder: Path, tmp_path: Path) -> None:
@@ -77,6 +131,13 @@ def test_identity_tells_weights_and_settings_apart(folder: Path, tmp_path: Path)
     same = inspect_captioner(str(save_tiny_captioner(tmp_path / "again" / "tiny")))
     assert (same.name, same.identity) == (info.name, info.identity)
     assert info.decoding == DecodingSettings(beam_size=2, max_new_tokens=6)
+
+
+def test_files_that_are_no_part_of_a_captioner_do_not_change_it(folder: Path, tmp_path: Path) -> None:
+    copy_of_it = save_tiny_captioner(tmp_path / "tiny")
+    (copy_of_it / "LICENSE").write_text("Anybody may use it.")
+    found, info = inspect_captioner(copy_of_it), inspect_captioner(folder)
+    assert (found.name, found.identity) == (info.name, info.identity)
 
 
 @pytest.mark.parametrize("ref", ["no-such-name", "./no/such/folder", "/no/such/folder"])
@@ -105,3 +166,10 @@ def test_a_captioner_at_a_uri_is_fetched_once(folder: Path, tmp_path: Path, monk
 def test_an_absent_gpu_is_said(folder: Path) -> None:
     with pytest.raises(SettingsError, match="no device"):
         load_captioner(str(folder), device="quantum")
+    with pytest.raises(SettingsError, match="no device 'meta' for captioners"):
+        load_captioner(folder, device="meta")
+
+
+def test_an_unknown_precision_is_said(folder: Path) -> None:
+    with pytest.raises(SettingsError, match="fp32, bf16, int8"):
+        load_captioner(folder, precision="fp16")

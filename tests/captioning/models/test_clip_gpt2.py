@@ -314,6 +314,18 @@ def from_folders(folder: Path, clip: str = "clip", gpt2: str = "gpt2") -> ClipGp
 
 
 class TestPublishedWeights:
+    @torch.no_grad()
+    def test_a_clip_may_name_its_projection_on_top_only(self, published: Path) -> None:
+        """As LAION's do."""
+        path = published / "clip" / "config.json"
+        config = json.loads(path.read_text())
+        assert config["vision_config"].pop("projection_dim") == config["projection_dim"] == 12
+        path.write_text(json.dumps(config))
+        model = make(from_folders(published))
+        own = CLIPModel.from_pretrained(published / "clip").float().eval()
+        embeddings = own.visual_projection(own.vision_model(model.normalise(photos(2))).pooler_output)
+        torch.testing.assert_close(model.encode(photos(2)), embeddings)
+
     @pytest.mark.parametrize("clip", ["clip", "vision"])
     @pytest.mark.parametrize("gpt2", ["gpt2", "bare-gpt2"])
     @torch.no_grad()
