@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeVar, dataclass_transform, get_args, get_type_hints
 
 import pydantic
@@ -27,7 +27,7 @@ def settings(cls: type[T]) -> type[T]:
     Ranges are written with `annotated_types` (`Annotated[int, Ge(1)]`); rules across fields in
     `__post_init__`, as a `ValueError`.
     """
-    config = pydantic.ConfigDict(extra="forbid", strict=True)
+    config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     setattr(cls, "__pydantic_config__", config)  # noqa: B010 - mypy knows no such attribute
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
@@ -103,7 +103,12 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                text = f"a mapping has the key {key!r}, which is no plain text: quotes around it make it text"
+                raise yaml.constructor.ConstructorError(None, None, text, key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
             seen.add(key)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from captioning.errors import StorageError, UsageError
 from captioning.run.events import AGAIN, ENDS, FIRST_TIME, read_events
+from captioning.run.hold import Holder, holder
 from captioning.run.layout import RunLayout
 from captioning.run.standing import Standing, standing
 from captioning.storage import Location
@@ -34,7 +35,7 @@ class Status:
     state: str
     """`done`, `running` or `stopped`."""
     holder: str | None
-    """Who is at work, where that is known."""
+    """Who is at work; None where nobody is."""
     errors: dict[str, int]
     errors_read: bool
     images_per_second: float | None
@@ -48,26 +49,21 @@ def status_of(layout: RunLayout, *, read_errors: bool = False, now: datetime | N
         raise UsageError(f"There is no run in {layout.root} (it has no _run/run.json). Give the OUTPUT of `caption`.")
     stands = standing(layout)
     events = read_events(layout)
-    holder, held = holder_of(layout)
-    at_work = held if held is not None else _is_at_work(events, now or datetime.now(UTC))
+    holds, alive = _holder(layout)
+    at_work = alive if alive is not None else _is_at_work(events, now or datetime.now(UTC))
     state = "done" if stands.finished else "running" if at_work else "stopped"
     rate = rate_of_late(events)
     left = stands.pending / rate if rate and state == "running" else None
     return Status(
         standing=stands,
         state=state,
-        holder=holder if held else None,
+        holder=str(holds) if at_work and holds is not None else None,
         errors=errors_in_table(layout) if read_errors else errors_in_diary(events),
         errors_read=read_errors,
         images_per_second=rate,
         seconds_left=left,
         last=tuple(events[-_LAST_EVENTS:]),
     )
-
-
-def holder_of(layout: RunLayout) -> tuple[str | None, bool | None]:  # noqa: ARG001
-    """Who holds the OUTPUT, and whether it lives; (None, None) where that is not known."""
-    return None, None
 
 
 def rate_of_late(events: Sequence[Mapping[str, Any]]) -> float | None:
@@ -139,6 +135,15 @@ def _error_classes(file: Location) -> list[dict[str, Any]]:
         raise StorageError("storage", f"{file} is damaged: {error}") from error
     counted: list[dict[str, Any]] = column.value_counts().to_pylist()
     return counted
+
+
+def _holder(layout: RunLayout) -> tuple[Holder | None, bool | None]:
+    """Who holds the OUTPUT, and whether it lives; None where that cannot be seen: then only the diary tells."""
+    try:
+        found = holder(layout)
+    except StorageError:
+        return None, None
+    return found, found.alive() if found is not None else False
 
 
 def _is_at_work(events: Sequence[Mapping[str, Any]], now: datetime) -> bool:

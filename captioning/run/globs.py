@@ -7,9 +7,10 @@ letters. Knows nothing of images.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from captioning.errors import InputError
+from captioning.run.layout import is_of_run
 from captioning.storage import FileInfo, Location
 
 _SPECIAL = re.compile(r"[*?\[{]")
@@ -28,6 +29,8 @@ class Glob:
 
     root: Location
     pattern: str
+    output: str | None = None
+    """The folder of an OUTPUT below `root`, with a slash at its end, nothing for `root` itself: its run is left out."""
 
     @classmethod
     def parse(cls, location: Location) -> "Glob":
@@ -48,6 +51,13 @@ class Glob:
             )
         return cls(Location(folder or "/", location.settings), location.path[len(folder) :].removeprefix("/"))
 
+    def without(self, output: Location | None) -> "Glob":
+        """The same without the files of the run in `output`."""
+        root = self.root.path.rstrip("/") + "/"
+        if output is None or not f"{output.path}/".startswith(root):
+            return self
+        return replace(self, output=f"{output.path}/".removeprefix(root))
+
     def files(self) -> Iterator[FileInfo]:
         """The files that match, sorted, with paths relative to `root`; nothing when there is no `root`."""
         if not self.root.is_dir():
@@ -55,8 +65,11 @@ class Glob:
         wanted = _Pattern(self.pattern)
         depth = None if "**" in self.pattern else self.pattern.count("/") + 1
         for file in self.root.walk(depth, _folders(self.pattern)):
-            if wanted.matches(file.path):
+            if wanted.matches(file.path) and not self._is_of_run(file.path):
                 yield file
+
+    def _is_of_run(self, path: str) -> bool:
+        return self.output is not None and path.startswith(self.output) and is_of_run(path.removeprefix(self.output))
 
 
 class _Folders:
@@ -83,7 +96,10 @@ class _Pattern:
 
     def __init__(self, pattern: str) -> None:
         self._ranges: list[tuple[range, int]] = []
-        self._regex = re.compile(self._translate(pattern), re.DOTALL)
+        try:
+            self._regex = re.compile(self._translate(pattern), re.DOTALL)
+        except re.error as error:
+            raise InputError(f"The pattern {pattern} cannot be read: {error}.") from None
 
     def matches(self, path: str) -> bool:
         """Whether the whole of `path` matches."""

@@ -5,7 +5,7 @@ collects the changed ones to caption them again. Called only when every shard of
 Knows nothing of captions.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,8 +23,10 @@ from captioning.run.sources import Source
 OnChanged = Callable[[NDArray[np.int64], pa.Table], None]
 
 _EXAMPLES = 5
-#: Columns of the index that say whether an image is still the one it was.
+#: Columns of the index that say whether an image is still the one it was; of images of which the listing tells no size,
+#: the place does.
 _VERSION = ("size_bytes", "version", "offset")
+_PLACE = "uri"
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class _Known:
     def of(cls, index: Index, *, keep_rows: bool) -> "_Known":
         ids, versions = np.empty(index.rows_total, DIGEST), np.empty(index.rows_total, np.uint64)
         at = 0
-        for table in index.tables(["image_id", *_VERSION]):
+        for table in index.tables(["image_id", *_VERSION, _PLACE]):
             ids[at : at + table.num_rows] = text_digests(table["image_id"])
             versions[at : at + table.num_rows] = _versions(table)
             at += table.num_rows
@@ -102,17 +104,22 @@ def grow(
     shard_size: int,
     selection: Selection = EVERYTHING,
     on_changed: OnChanged | None = None,
+    added: Collection[str] = (),
 ) -> Growth:
     """List the archive again and write what is new as a further segment, not committed yet.
 
     Of new images those count that the run's `selection` takes: none where it is of a fixed number.
     `on_changed` is given the images that changed, some at a time: their rows in the index, and a
-    table of `INDEX_SCHEMA` with what they are now.
+    table of `INDEX_SCHEMA` with what they are now. Of the INPUTs those that are `added` must have an image.
     Raises `InputError` and `StorageError` as the first listing does, and leaves nothing behind.
     """
     assert index.segments, "a run without an index begins with write_segment"
     known = _Known.of(index, keep_rows=on_changed is not None)
-    listing = Listing(sources, may_be_empty=True)
+    if any(source.ids_by_order for source in sources):
+        before = _tars(index)
+        for source in sources:
+            source.listed_before = before
+    listing = Listing(sources, may_be_empty=[source.given for source in sources if source.given not in added])
     if selection.grows:
         new = known.new(selection.of(listing.tables()), on_changed)
     else:
@@ -129,6 +136,11 @@ def grow(
     )
 
 
+def _tars(index: Index) -> tuple[str, ...]:
+    """The tars of the index, in its order."""
+    return tuple(dict.fromkeys(tar for table in index.tables(["tar"]) for tar in pc.unique(table["tar"]).to_pylist()))
+
+
 def _vanished(index: Index, known: _Known) -> list[str]:
     names: list[str] = []
     for table in index.tables(["image_id"]):
@@ -142,5 +154,6 @@ def _vanished(index: Index, known: _Known) -> list[str]:
 def _versions(table: pa.Table) -> Words:
     """A number for each row that is another when the image is."""
     texts = [pc.cast(table[name], pa.string()) for name in _VERSION]
+    texts.append(pc.if_else(pc.is_null(table["size_bytes"]), table[_PLACE], ""))
     joined = pc.binary_join_element_wise(*texts, " ", null_handling="replace", null_replacement="-")
     return np.ascontiguousarray(text_digests(joined)["high"])

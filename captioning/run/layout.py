@@ -22,6 +22,11 @@ _PART = re.compile(r"^part-(\d{8,})-(\d{8,})\.parquet$")
 _STAGED = re.compile(r"^shard-(\d{8,})\.parquet$")
 
 
+def is_of_run(path: str) -> bool:
+    """Whether a file at this path below an OUTPUT is the run's own, and no image or table of an archive around it."""
+    return path.startswith("_run/") or _PART.match(path) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
     """A run of index rows: the unit of scheduling, of commit and of resume.

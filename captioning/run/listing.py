@@ -7,7 +7,7 @@
 That an id came twice is found at the end, before anything of the listing counts. Knows nothing of segments.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 
 import pyarrow as pa
@@ -22,9 +22,9 @@ _BATCH = 8192
 
 
 class Listing:
-    """One pass over `sources`, in their order."""
+    """One pass over `sources`, in their order. Those of the INPUTs `may_be_empty` need not have an image."""
 
-    def __init__(self, sources: Sequence[Source], *, may_be_empty: bool = False) -> None:
+    def __init__(self, sources: Sequence[Source], *, may_be_empty: Collection[str] = ()) -> None:
         self._sources = sources
         self._may_be_empty = may_be_empty
         self._repeats = Repeats()
@@ -38,7 +38,7 @@ class Listing:
                 found = True
                 self._repeats.add(table["image_id"])
                 yield table
-            if not found and not self._may_be_empty:
+            if not found and source.given not in self._may_be_empty:
                 raise require_image(source)
 
     def check_ids(self) -> None:

@@ -51,9 +51,9 @@ def _now() -> str:
 class RunRecord:
     """What `run.json` says, in which no credentials are: INPUTs and settings are redacted.
 
-    `inputs` are the INPUTs as `Source.given` has them, `archive` what their image ids are relative
-    to; `settings` are resolved; `fingerprint_parts` are what the fingerprint hashes; `selection` is
-    what `Selection.to_dict` says, nothing for all images.
+    `inputs` are the INPUTs as `Source.given` has them, `kinds` what each was taken for (`Source.kind`), `archive` what
+    their image ids are relative to; `settings` are resolved; `fingerprint_parts` are what the fingerprint hashes;
+    `selection` is what `Selection.to_dict` says, nothing for all images.
     """
 
     inputs: tuple[str, ...]
@@ -62,6 +62,7 @@ class RunRecord:
     settings: Mapping[str, Any]
     fingerprint_parts: Mapping[str, Any]
     selection: Mapping[str, Any] = field(default_factory=dict)
+    kinds: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=versions)
     created: str = field(default_factory=_now)
     format_version: int = FORMAT_VERSION
@@ -97,6 +98,7 @@ class RunRecord:
                 settings=dict(values["settings"]),
                 fingerprint_parts=dict(values["fingerprint_parts"]),
                 selection=dict(values.get("selection", {})),
+                kinds=tuple(values.get("kinds", ())),
                 versions=dict(values["versions"]),
                 created=str(values["created"]),
                 format_version=version,
@@ -159,9 +161,11 @@ class RunRecord:
                 "Give the captioner of that run with --model REF."
             )
 
-    def widen(self, layout: RunLayout, *, inputs: Sequence[str], archive: Sequence[str]) -> "RunRecord":
+    def widen(
+        self, layout: RunLayout, *, inputs: Sequence[str], archive: Sequence[str], kinds: Sequence[str]
+    ) -> "RunRecord":
         """The record with the INPUTs of a grown archive, written in place of this one if they differ."""
-        wider = replace(self, inputs=tuple(inputs), archive=tuple(archive))
+        wider = replace(self, inputs=tuple(inputs), archive=tuple(archive), kinds=tuple(kinds))
         if wider != self:
             layout.run_json.write_bytes(wider._to_json(), temp=layout.tmp_dir)
         return wider
@@ -171,6 +175,7 @@ class RunRecord:
             "format_version": self.format_version,
             "created": self.created,
             "inputs": list(self.inputs),
+            "kinds": list(self.kinds),
             "archive": list(self.archive),
             "shard_size": self.shard_size,
             "fingerprint": self.fingerprint,

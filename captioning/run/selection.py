@@ -102,7 +102,7 @@ def _fulfilling(tables: Iterable[pa.Table], where: str) -> Iterator[pa.Table]:
 
 def _first(tables: Iterable[pa.Table], count: int) -> Iterator[pa.Table]:
     for table in tables:
-        yield table.slice(0, count)
+        yield table.slice(0, min(count, table.num_rows))
         count -= table.num_rows
         if count <= 0:
             return

@@ -185,7 +185,7 @@ class _Parser:
             digits = self._advance().text.replace("_", "")
             try:
                 return pc.scalar(int(digits))
-            except ValueError:
+            except (ValueError, OverflowError):
                 return pc.scalar(float(digits))
         if token.word in ("true", "false"):
             return pc.scalar(self._advance().word == "true")

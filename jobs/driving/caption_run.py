@@ -29,7 +29,7 @@ from captioning.run.sources import Source, kept_schema, open_sources, require_im
 from captioning.run.table import fold, pending_shards, schema_description
 from captioning.storage import Location, unescape_name
 from jobs.caption_settings import CaptionSettings
-from jobs.driving.driver import RunDriver
+from jobs.driving.driver import START, RunDriver
 from jobs.driving.outcome import Outcome, listing_lines
 from jobs.driving.redo import settle, work_off_plan
 from jobs.progress import counted
@@ -88,9 +88,10 @@ class _CaptionRun(RunDriver):
         super().__init__(layout, request.settings, request.model, request.decoding, progress_stream)
         self.request = request
         with patience(HURRIED):
-            self.sources: list[Source] = self._open_sources(request.inputs)
             self._check_output()
-            self._add_recorded_inputs()
+            before = RunRecord.read(self.layout)
+            self.sources: list[Source] = self._open_sources(request.inputs, before)
+            self._add_recorded_inputs(before)
             self.kept = kept_schema(self.sources)
             # A name that the table has taken is refused now, before a new run is begun.
             schema_description(self.kept)
@@ -122,9 +123,12 @@ class _CaptionRun(RunDriver):
 
     # Checks, in order of cost. Nothing is written and no weights are loaded.
 
-    def _open_sources(self, inputs: Sequence[str]) -> list[Source]:
+    def _open_sources(self, inputs: Sequence[str], before: RunRecord | None) -> list[Source]:
+        kinds = dict(zip(before.inputs, before.kinds, strict=False)) if before is not None else {}
         try:
-            return open_sources(inputs, self.settings.storage, self.settings.input)
+            return open_sources(
+                inputs, self.settings.storage, self.settings.input, output=self.layout.root, kinds=kinds
+            )
         except StorageError as error:
             raise InputError(f"INPUT cannot be read: {error.message}") from error
 
@@ -139,16 +143,16 @@ class _CaptionRun(RunDriver):
                 f"OUTPUT {root} cannot be written to: {error.message} Give another one with -o."
             ) from error
 
-    def _add_recorded_inputs(self) -> None:
+    def _add_recorded_inputs(self, record: RunRecord | None) -> None:
         """With `--add`, the INPUTs of the run need not be given again."""
-        record = RunRecord.read(self.layout) if self.request.add else None
-        if record is not None and not self.request.selection.grows:
+        if not self.request.add or record is None:
+            return
+        if not self.request.selection.grows:
             raise UsageError("--add has no place with --limit or --sample: their images were chosen once and for all.")
-        if record is not None:
-            given = self._given()
-            before = [unescape_name(name) for name in record.inputs if name not in given]
-            if before:
-                self.sources = [*self._open_sources(before), *self.sources]
+        given = self._given()
+        others = [unescape_name(name) for name in record.inputs if name not in given]
+        if others:
+            self.sources = [*self._open_sources(others, record), *self.sources]
 
     def _check_record(self) -> RunRecord | None:
         record = RunRecord.read(self.layout)
@@ -178,6 +182,9 @@ class _CaptionRun(RunDriver):
 
     def _given(self) -> tuple[str, ...]:
         return tuple(source.given for source in self.sources)
+
+    def _kinds(self) -> tuple[str, ...]:
+        return tuple(source.kind for source in self.sources)
 
     def _archive(self) -> tuple[str, ...]:
         return tuple(source.location.uri for source in self.sources)
@@ -221,6 +228,7 @@ class _CaptionRun(RunDriver):
         }
         record = RunRecord(
             inputs=self._given(),
+            kinds=self._kinds(),
             archive=self._archive(),
             shard_size=pending.shard_size,
             settings=settings,
@@ -247,20 +255,28 @@ class _CaptionRun(RunDriver):
         if not (self.request.selection.grows or self.request.refresh):
             return index
         changed: list[tuple[NDArray[np.int64], pa.Table]] = []
+        fresh = self.tally.shards(START)
+
+        def on_changed(rows: NDArray[np.int64], table: pa.Table) -> None:
+            # What was captioned a moment ago was captioned as it is.
+            old = np.array([index.shard_of_row(row).number not in fresh for row in rows.tolist()])
+            changed.append((rows[old], table.filter(pa.array(old))))
+
         growth = grow(
             index,
             self.sources,
             shard_size=self.record.shard_size,
             selection=self.request.selection,
-            on_changed=(lambda rows, table: changed.append((rows, table))) if self.request.refresh else None,
+            on_changed=on_changed if self.request.refresh else None,
+            added=[given for given in self._given() if given not in self.record.inputs],
         )
-        for line in growth.lines(refreshing=self.request.refresh):
+        for line in [*listing_lines(self.sources, index.segments), *growth.lines(refreshing=self.request.refresh)]:
             self.say(line)
         if changed:
             make_plan(self.layout, "refresh", changed_images(index, changed))
         if growth.pending is None:
             return index
-        self.record = self.record.widen(self.layout, inputs=self._given(), archive=self._archive())
+        self.record = self.record.widen(self.layout, inputs=self._given(), archive=self._archive(), kinds=self._kinds())
         index = growth.pending.commit()
         self.note("grown", new=growth.new, changed=growth.changed, vanished=growth.vanished)
         return index

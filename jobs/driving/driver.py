@@ -32,6 +32,8 @@ from jobs.runners.work import Runner, ShardResult, Tally, Work
 if TYPE_CHECKING:
     from captioning.captioner_info import CaptionerInfo
 
+#: The event with which images are captioned for the first time.
+START = "start"
 #: Seconds between two events of progress.
 _EVENT_EVERY = 5.0
 
@@ -143,9 +145,12 @@ class RunDriver:
         images: int,
         total: int,
         finished: Callable[[int], None],
-        event: str = "start",
+        event: str = START,
+        plan_token: str = "",
     ) -> None:
         """Have these shards captioned by the runner, `images` of `total` images; `finished` is told each one's number.
+
+        What is captioned again has another `event`, and the token of the plan that says so.
 
         Raises the `CaptioningError` of a worker, `UnfinishedError` when workers die, `UsageError` when OUTPUT
         is a folder that not all of them see, and `HeldError` when another driver has taken over.
@@ -175,7 +180,7 @@ class RunDriver:
                         closing(self.runner.caption_shards(self._work(book, pools), pools, list(left))) as results,
                     ):
                         for result in results:
-                            self.tally.add(event, result)
+                            self.tally.add(event + plan_token, result)
                             progress.add(result.images, result.errors, result.stages)
                             self.steady = progress.steady_rate() or self.steady
                             diary.add(result)

@@ -8,6 +8,7 @@ from typing import Any
 
 from captioning.errors import StorageError, UnfinishedError
 from captioning.run.layout import RunLayout
+from captioning.run.segment import Segment
 from captioning.run.sources import Source
 from captioning.run.verify import Verdict
 from jobs.progress import counted, duration
@@ -115,16 +116,20 @@ def error_lines(verdict: Verdict) -> list[str]:
     return [f"{failed:,} of {verdict.inputs:,} images failed and have an error row: {classes}."]
 
 
-def listing_lines(sources: Sequence[Source]) -> list[str]:
-    """What was passed over while listing, and what is odd about the archive."""
+def listing_lines(sources: Sequence[Source], before: Sequence[Segment] = ()) -> list[str]:
+    """What was passed over while listing, and what is odd about the archive; only what is new since `before`."""
     skipped: Counter[str] = Counter()
     lines = []
+    known = {note for segment in before for note in segment.notes}
+    last = before[-1] if before else None
     for source in sources:
         skipped.update(source.skipped)
-        if source.repeated:
-            lines.append(f"{source.given}: {source.repeated:,} lines repeat earlier ones and were passed over.")
-        lines += source.notes
-    if skipped:
+        lines += [note for note in source.notes if note not in known]
+    if last is None or sum(source.repeated for source in sources) != last.repeated:
+        for source in sources:
+            if source.repeated:
+                lines.append(f"{source.given}: {source.repeated:,} lines repeat earlier ones and were passed over.")
+    if skipped and (last is None or skipped != Counter(last.skipped)):
         kinds = ", ".join(
             f"{count:,} {extension or 'without extension'}" for extension, count in skipped.most_common(8)
         )

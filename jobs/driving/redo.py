@@ -51,6 +51,7 @@ def work_off_plan(driver: RunDriver, plan: RedoPlan, index: Index) -> None:
             total=plan.images,
             finished=finished,
             event=plan.kind,
+            plan_token=plan.token,
         )
     if settle(driver, plan, index):
         raise UnfinishedError(

@@ -103,7 +103,7 @@ class Resources:
     gpus: float
     nodes: int
     actors: int
-    decode_tasks: int
+    decode_tasks: int | None
     batch_size: int
 
 
@@ -112,7 +112,7 @@ class Advice:
     """Settings that suit this archive and these machines, and what would make it faster."""
 
     actors: int
-    decode_tasks: int
+    decode_tasks: int | None
     batch_size: int
     lines: tuple[str, ...]
 
@@ -143,7 +143,7 @@ def advise(
             )
             needed = max(needed, int(on.cores))
         decode_tasks = max(1, min(needed, int(on.cores)))
-    elif stages.get("fetch", 0.0) > stages.get("model", 0.0):
+    elif on.decode_tasks is not None and stages.get("fetch", 0.0) > stages.get("model", 0.0):
         decode_tasks = 2 * on.decode_tasks
         lines.append(f"fetching is the longest stage: runtime.decode_tasks={decode_tasks} fetches more at a time")
     return Advice(on.actors, decode_tasks, batch, tuple(lines))

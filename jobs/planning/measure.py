@@ -114,7 +114,8 @@ def _trial(work: Work, sizes: Sequence[int]) -> Trial:
     batches = MicroBatches(captioner, sizes[0], work.hang_s)
     rows = caption_rows(batches.caption, decoded, model=captioner.name)
     rates: dict[int, float] = {}
-    for size in sizes:
+    # Of more images than there are, batches would be the same.
+    for size in [sizes[0], *(size for size in sizes[1:] if size <= len(pixels))]:
         if not len(pixels) or (rates and time.monotonic() - began > _TRIAL_SECONDS):
             break
         start = time.perf_counter()

@@ -37,7 +37,7 @@ from jobs.planning.forecast import (
 from jobs.planning.measure import SampleRun, Trial, run_sample, try_batch_sizes
 from jobs.planning.sample import SampleIndex, Survey, survey
 from jobs.progress import counted
-from jobs.runners.choice import open_runner
+from jobs.runners.choice import open_runner, stays_here
 from jobs.runners.pools import Pools, plan_pools
 from jobs.runners.work import Work
 
@@ -150,7 +150,8 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
         gpus=sum(node.gpus for node in nodes) if pools.device == "cuda" else 0.0,
         nodes=len(nodes),
         actors=pools.actors,
-        decode_tasks=pools.decode_tasks,
+        # Without Ray every captioner has what decodes for it.
+        decode_tasks=None if stays_here(settings.runtime, todo) else pools.decode_tasks,
         batch_size=pools.batch_size,
     )
     rate = steady(run.marks, min(pools.actors, len(run.marks)), drained=run.drained)

@@ -66,8 +66,8 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "gpus": plan.resources.gpus,
         "settings": {
             "runtime.actors": plan.advice.actors,
-            "runtime.decode_tasks": plan.advice.decode_tasks,
             "runtime.batch_size": plan.advice.batch_size,
+            **({} if plan.advice.decode_tasks is None else {"runtime.decode_tasks": plan.advice.decode_tasks}),
         },
         "advice": list(plan.advice.lines),
         "cost": None
@@ -105,10 +105,8 @@ def _sample(plan: Plan) -> str:
 
 def _settings(plan: Plan) -> str:
     advice = plan.advice
-    return (
-        f"runtime.actors={advice.actors} runtime.decode_tasks={advice.decode_tasks} "
-        f"runtime.batch_size={advice.batch_size}"
-    )
+    tasks = "" if advice.decode_tasks is None else f" runtime.decode_tasks={advice.decode_tasks}"
+    return f"runtime.actors={advice.actors}{tasks} runtime.batch_size={advice.batch_size}"
 
 
 def _money(amount: float) -> str:

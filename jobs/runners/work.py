@@ -5,7 +5,7 @@ Knows nothing of who does it: `runners.pipeline` on Ray, `runners.local` in proc
 
 import json
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +80,10 @@ class Tally:
     def __bool__(self) -> bool:
         """Whether any shard was finished."""
         return bool(self._seen)
+
+    def shards(self, what: str) -> Collection[int]:
+        """The shards of which `what` was done."""
+        return self._seen.get(what, frozenset())
 
     def add(self, what: str, result: ShardResult) -> None:
         """Count a shard of which `what` was done."""

@@ -31,6 +31,8 @@ class Outer:
 def test_yaml_then_overrides() -> None:
     found = read_settings(Outer, "count: 5\ninner: {rate: 3e-4}", ["inner.names=[a, b]", "flag=true", "word=x"])
     assert found == Outer(count=5, inner=Inner(rate=3e-4, names=("a", "b")), flag=True, word="x")
+    merged = read_settings(Outer, "inner:\n  <<: {rate: 0.5, kind: two}\n  kind: one")
+    assert merged.inner == Inner(rate=0.5)
 
 
 def test_printed_settings_read_back() -> None:
@@ -52,6 +54,10 @@ def test_printed_settings_read_back() -> None:
         ("count: 1\ncount: 2", [], "given twice"),
         ("- a list", [], "must be a mapping"),
         ("count: [", [], "not valid YAML"),
+        ("count: {{ COUNT }}", [], "not valid YAML.*no plain text"),
+        (None, ["word={{x}}"], "not valid YAML.*no plain text"),
+        (None, ["inner.rate=.inf"], "'inner.rate'.*finite"),
+        ("inner: {rate: .nan}", [], "'inner.rate'.*finite"),
         (None, ["count"], "key=value"),
         (None, ["count=2", "count.x=1"], "no keys below it"),
     ],

@@ -296,6 +296,51 @@ def test_another_input_is_taken_only_with_add(tmp_path: Path, caption) -> None:
 
 
 @pytest.mark.usefixtures("without_ray")
+def test_what_is_odd_about_an_archive_that_grew_is_said_once(tmp_path: Path, caption) -> None:
+    photos, output = write_photos(tmp_path / "photos", 5), tmp_path / "out"
+    (photos / "notes.pdf").write_bytes(b"")
+    assert "Passed over 1 files" in caption(photos, "-o", output).stderr
+    assert "Passed over" not in caption(photos, "-o", output).stderr
+    (photos / "more.pdf").write_bytes(b"")
+    assert "Passed over 2 files" in caption(photos, "-o", output).stderr
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refused = caption(empty, "-o", output, "--add")
+    assert refused.exit_code == 2
+    assert "holds no image" in refused.stderr
+    assert caption(photos, "-o", output).stdout.startswith("Nothing to do: of 5 images")
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_run_within_its_archive_never_captions_itself(tmp_path: Path, caption) -> None:
+    photos = write_photos(tmp_path / "photos", 5)
+    for _ in range(2):
+        done = caption(photos, "-o", photos / "captions")
+        assert done.exit_code == 0
+        assert "Passed over" not in done.stderr
+    kinds = json.loads((photos / "captions" / "_run" / "run.json").read_text())["kinds"]
+    assert kinds == ["images"]
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_an_image_is_counted_once_a_run(tmp_path: Path, caption, monkeypatch) -> None:
+    """Changed while the run was stopped: it is captioned as it is, and not refreshed on top of that."""
+    photos, output = write_photos(tmp_path / "photos", 6), tmp_path / "out"
+
+    def interrupted(*_: object) -> Iterator[ShardResult]:
+        raise KeyboardInterrupt
+        yield
+
+    with monkeypatch.context() as patch:
+        run_with(patch, interrupted)
+        assert caption(photos, "-o", output).exit_code == 130
+    for photo in photos.rglob("*.*"):
+        photo.write_bytes(encode(picture(77, (50, 20)), "JPEG"))
+    assert caption(photos, "-o", output, "--refresh", "changed").exit_code == 0
+    assert summary(output).items() >= {"inputs": 6, "captioned": 6, "already_done": 0}.items()
+
+
+@pytest.mark.usefixtures("without_ray")
 def test_refresh_captions_what_changed_and_nothing_else(tmp_path: Path, caption) -> None:
     photos, output = write_photos(tmp_path / "photos", 12), tmp_path / "out"
     assert caption(photos, "-o", output, "--set", "output.shard_size=4").exit_code == 0

@@ -9,11 +9,13 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
 from captioning.run.export.target import Target
+from captioning.run.index import Index
 from captioning.storage import Location
 from jobs.__main__ import app
 from tests.jobs.report_run import EVIL_NAME, SmallRun, make_run, unfold
@@ -133,9 +135,18 @@ def test_txt_beside_the_images_leaves_a_persons_own_files(run: SmallRun) -> None
     assert (run.archive / "00.txt").read_text() == run.captions["00.jpg"] + "\n"
 
 
-def test_txt_beside_images_in_a_tar_is_refused(tmp_path: Path) -> None:
-    run = make_run(tmp_path, ["1.jpg"], tar=True)
+@pytest.mark.parametrize("column", ["tar", "table"])
+def test_txt_beside_images_that_are_no_files_is_refused_before_any_is_written(tmp_path: Path, column: str) -> None:
+    run = make_run(tmp_path, [f"{number}.jpg" for number in range(4)])
+    [name] = Index.load(run.layout).segments[0].files
+    file = run.layout.index_dir.local_path / name
+    rows = pq.read_table(file)
+    inside = pa.array([None, None, None, "/data/some.file"], pa.string())
+    rows = rows.set_column(rows.schema.get_field_index(column), column, inside)
+    pq.write_table(rows, file)
+    before = tree(run.archive)
     assert "--beside" in export(run, "txt", "--beside", code=2).stderr
+    assert tree(run.archive) == before
 
 
 def test_error_rows_on_request(run: SmallRun, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The arithmetic of `plan`, on made times."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -101,3 +102,6 @@ def test_slow_storage_is_told() -> None:
     rate = steady([Mark(10, 100), Mark(20, 200), Mark(30, 300)], 1, drained=False)
     slow = advise(CPU, {"fetch": 100.0, "decode": 1.0, "model": 50.0}, 100, rate, {})
     assert slow.decode_tasks == 4
+    # Without Ray there is no such setting.
+    here = advise(replace(CPU, decode_tasks=None), {"fetch": 100.0, "decode": 1.0, "model": 50.0}, 100, rate, {})
+    assert (here.decode_tasks, here.lines) == (None, ())

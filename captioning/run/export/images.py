@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
-from captioning.errors import ImageError, StorageError
+from captioning.errors import CaptioningError
 from captioning.run.export.table import ExportRow
 from captioning.run.fetch import fetch
 from captioning.storage import StorageSettings
@@ -33,5 +33,5 @@ def with_bytes(rows: Iterable[ExportRow], storage: StorageSettings) -> Iterator[
 def _fetch(row: ExportRow, storage: StorageSettings) -> bytes | str:
     try:
         return fetch(row.entry, storage)
-    except (StorageError, ImageError) as error:
-        return error.message
+    except CaptioningError as error:
+        return str(error)

@@ -1,7 +1,7 @@
 """What an image is called in an export: from its id to a relative path.
 
 Ids come from file names, tars and lists, and may hold anything. A name made here has no `..`, no
-leading slash and no control character, keeps the id where it can, and is never that of another
+leading slash, backslash or control character, keeps the id where it can, and is never that of another
 image: where two images would share one (`a.jpg` and `a.png` as `a.txt`), both keep their
 extension. Knows ids only, nothing of files.
 """
@@ -31,7 +31,8 @@ _BUCKETS = 64
 
 #: What a percent sign is escaped before, since it begins an escape of ours.
 _OURS = re.compile(r"%(?=[0-9A-Fa-f]{2}|~)")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+#: Control characters, and the backslash that some readers take for a slash.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
 def split_extension(name: str) -> tuple[str, str]:

@@ -29,9 +29,18 @@ class TxtFormat(Format):
         return Target(place)
 
     def check(self) -> None:
-        """Refuse to put error rows into text files."""
+        """Refuse to put error rows into text files, and text files beside what is no local file of its own."""
         if self.options.errors == "include":
             raise UsageError("--errors include has no meaning for txt: a failed image has no caption to write.")
+        if not self.options.beside:
+            return
+        for table in self.table.index.tables(["uri", "tar", "table"]):
+            for uri, tar, rows in zip(*(column.to_pylist() for column in table.columns), strict=True):
+                if tar is not None or rows is not None or not Location.from_uri(uri).is_local:
+                    raise UsageError(
+                        f"--beside puts text files beside images that are local files; {uri} is none. "
+                        "Leave --beside out, and give a folder with -o."
+                    )
 
     def write_piece(self, piece: Piece, rows: Iterable[ExportRow]) -> Counts:  # noqa: ARG002
         """Write the sidecars of these rows."""
@@ -56,11 +65,6 @@ class TxtFormat(Format):
         if not self.options.beside:
             return self.target.root / f"{self.names.key(row.image_id)}.txt"
         image = Location.from_uri(row.entry.uri)
-        if row.entry.tar is not None or not image.is_local:
-            raise UsageError(
-                f"--beside puts text files beside images that are local files; {row.entry.uri} is none. "
-                "Leave --beside out, and give a folder with -o."
-            )
         stem = image.name if self.names.keeps_extension(row.image_id) else split_extension(image.name)[0]
         return image.parent / f"{stem}.txt"
 

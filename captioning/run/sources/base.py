@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -20,10 +20,15 @@ from captioning.storage import FileInfo, Location, escape_name
 class Source(ABC):
     """One INPUT. `skipped`, `repeated` and `notes` are what the last pass over `entries` found."""
 
+    kind: ClassVar[str]
+    """What `run.json` calls an archive of this kind."""
     suffixes: ClassVar[tuple[str, ...]] = ()
     """How the names of the files end, in lower case, that are an archive of this kind."""
     whole: ClassVar[str] = "image"
     """What it is that an archive of this kind holds none of when it is empty."""
+
+    ids_by_order: ClassVar[bool] = False
+    """Whether an image's id depends on which images came before it."""
 
     given: str
     """The INPUT as an absolute path or URI, with `NAME=` before it if it has one."""
@@ -36,6 +41,8 @@ class Source(ABC):
     settings: InputSettings = field(default_factory=InputSettings, kw_only=True)
     kept: pa.Schema = field(default_factory=lambda: pa.schema([]), kw_only=True)
     """The columns that the table takes over, of all sources that were opened together."""
+    listed_before: Sequence[str] = field(default=(), kw_only=True)
+    """Archives of this source that were listed before, by URI, in the order in which they were: they come first."""
     skipped: Counter[str] = field(default_factory=Counter, kw_only=True)
     """Files passed over for their extension, by extension (`""` for none)."""
     repeated: int = field(default=0, kw_only=True)

@@ -11,6 +11,7 @@ from captioning.storage import escape_name
 class ImageSource(Source):
     """Image files, known by their extension; for a single file the id is its name."""
 
+    kind = "images"
     suffixes = tuple(sorted(IMAGE_EXTENSIONS))
 
     def _entries(self) -> Iterator[Entry]:

@@ -22,6 +22,7 @@ class ListSource(Source):
     that came before are counted. The file is read as a stream.
     """
 
+    kind = "lists"
     suffixes = (".txt",)
 
     def _entries(self) -> Iterator[Entry]:

@@ -5,7 +5,7 @@ A new kind of archive is a module beside this one and a line in `KINDS`.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from captioning.errors import InputError
 from captioning.run.globs import Glob, is_glob
@@ -32,13 +32,22 @@ _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def open_sources(
-    inputs: Sequence[str], storage: StorageSettings | None = None, settings: InputSettings | None = None
+    inputs: Sequence[str],
+    storage: StorageSettings | None = None,
+    settings: InputSettings | None = None,
+    *,
+    output: Location | None = None,
+    kinds: Mapping[str, str] | None = None,
 ) -> list[Source]:
-    """The sources that `inputs` name, in their order. Raises `InputError` for one that is not there."""
+    """The sources that `inputs` name, in their order. Raises `InputError` for one that is not there.
+
+    Files of the run in `output` do not count where it lies in one of them. `kinds` says of folders and globs what they
+    were taken for before (`Source.kind` by `Source.given`): what else lies in them by now changes nothing.
+    """
     if not inputs:
         raise InputError("No INPUT was given: name a directory, a glob, a tar, a table or a list of images.")
     settings = settings or InputSettings()
-    sources = [_open(text, storage or StorageSettings(), settings) for text in inputs]
+    sources = [_open(text, storage or StorageSettings(), settings, output, kinds or {}) for text in inputs]
     if settings.keep_columns:
         kept = find_kept(sources, settings.keep_columns)
         for source in sources:
@@ -46,21 +55,29 @@ def open_sources(
     return sources
 
 
-def _open(text: str, storage: StorageSettings, settings: InputSettings) -> Source:
+def _open(
+    text: str,
+    storage: StorageSettings,
+    settings: InputSettings,
+    output: Location | None,
+    kinds: Mapping[str, str],
+) -> Source:
     name, text = _split_name(text, storage)
     prefix = name.replace("=", "/")
     location = Location.parse(text, storage)
     check_input(location)
     given = name + location.uri
+    before = next((kind for kind in KINDS if kind.kind == kinds.get(given)), None)
     if is_glob(location.path) and not location.exists():
-        glob = Glob.parse(location)
-        return _kind_of_glob(glob)(given, glob.root, prefix, glob=glob, settings=settings)
+        glob = Glob.parse(location).without(output)
+        kind = before or _kind_of_glob(glob)
+        return kind(given, glob.root, prefix, glob=glob, settings=settings)
     if location.info() is not None:
         return _kind_of_file(location)(given, location, prefix, settings=settings)
     if not location.is_dir():
         raise InputError(f"There is nothing at INPUT {location}. Check the spelling, and that the storage is mounted.")
-    everything = Glob(location, "**")
-    kind = _kind_of_files(everything.files(), location)
+    everything = Glob(location, "**").without(output)
+    kind = before or _kind_of_files(everything.files(), location)
     return kind(given, location, prefix, glob=everything, settings=settings)
 
 

@@ -27,6 +27,7 @@ class TableSource(Source):
     that can be read, and a note. In a folder, what begins with `_` or `.` is no part of a table.
     """
 
+    kind = "tables"
     suffixes = COLUMNAR_SUFFIXES
     whole = "row"
 

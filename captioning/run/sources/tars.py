@@ -13,14 +13,21 @@ class TarSource(Source):
     """WebDataset tars, one, a folder or a glob of them; the id is a sample's key.
 
     Where a key came before, in this tar or in one before it, the id is `TAR/KEY`, and where even
-    that did (two images in one sample) `TAR/MEMBER`.
+    that did (two images in one sample) `TAR/MEMBER`. A tar that is new to an archive therefore comes after those
+    that were there, whatever its name: their ids stay.
     """
 
+    kind = "tars"
     suffixes = (".tar",)
+    ids_by_order = True
 
     def _entries(self) -> Iterator[Entry]:
         seen = DigestSet()
-        for file, tar in self._containers():
+        containers = self._containers()
+        if self.listed_before:
+            order = {tar: place for place, tar in enumerate(self.listed_before)}
+            containers = iter(sorted(containers, key=lambda each: order.get(each[1].uri, len(order))))
+        for file, tar in containers:
             for member in list_tar(tar, self.notes.append):
                 if member.key is None:
                     self.skipped[extension_of(member.name)] += 1

@@ -3,6 +3,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -116,6 +117,51 @@ def test_a_tar_that_is_added_to_changes_no_image_that_was_in_it(tmp_path: Path) 
     os.utime(tar, (10**9, 10**9))
     growth = grow(index, open_sources([str(tar)]), shard_size=2)
     assert (growth.new, growth.changed, growth.vanished) == (1, 0, 0)
+
+
+def test_a_new_tar_takes_no_key_from_those_that_were_there(tmp_path: Path) -> None:
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    make_tar(tars / "b.tar", [("1.jpg", b"b one"), ("2.jpg", b"b two")])
+    layout = layout_of(tmp_path / "out")
+    drive(layout, [str(tars)])
+    make_tar(tars / "a.tar", [("1.jpg", b"a one")])
+    make_tar(tars / "c.tar", [("1.jpg", b"c one"), ("3.jpg", b"c three")])
+    growth = grow(Index.load(layout), open_sources([str(tars)]), shard_size=2)
+    assert (growth.new, growth.changed, growth.vanished) == (3, 0, 0)
+    drive(layout, [str(tars)])
+    uris = {row["image_id"]: row["uri"].rpartition("/")[2] for row in table(layout)}
+    assert uris == {
+        "1": "b.tar#1.jpg",
+        "2": "b.tar#2.jpg",
+        "a/1": "a.tar#1.jpg",
+        "c/1": "c.tar#1.jpg",
+        "3": "c.tar#3.jpg",
+    }
+
+
+def test_a_row_that_names_another_image_than_before_has_changed(tmp_path: Path) -> None:
+    archive = make_archive(tmp_path / "a", photos(4))
+    listed = tmp_path / "list.parquet"
+    names = [str(archive / name) for name in photos(4)]
+    pq.write_table(pa.table({"url": names}), listed)
+    layout = layout_of(tmp_path / "out")
+    index = drive(layout, [str(listed)])
+    assert grow(index, open_sources([str(listed)]), shard_size=2).changed == 0
+    pq.write_table(pa.table({"url": [names[1], names[0], *names[2:]]}), listed)
+    growth = grow(index, open_sources([str(listed)]), shard_size=2)
+    assert (growth.new, growth.changed, growth.vanished) == (0, 2, 0)
+    assert growth.changed_examples == ("list.parquet#0", "list.parquet#1")
+
+
+def test_an_added_input_must_have_images(tmp_path: Path) -> None:
+    archive, empty = make_archive(tmp_path / "a", photos(4)), tmp_path / "empty"
+    empty.mkdir()
+    index = drive(layout_of(tmp_path / "out"), [str(archive)])
+    sources = open_sources([str(archive), str(empty)])
+    assert grow(index, sources, shard_size=2).new == 0
+    with pytest.raises(InputError, match="holds no image"):
+        grow(index, sources, shard_size=2, added=[str(empty)])
 
 
 def test_an_unfinished_run_keeps_its_index(tmp_path: Path) -> None:

@@ -107,6 +107,8 @@ def taken(selection: Selection, count: int, size: int = 7) -> list[int]:
 def test_the_first_images_are_taken_and_nothing_further_is_listed() -> None:
     assert taken(Selection(limit=10), 100) == list(range(10))
     assert taken(Selection(limit=10), 4) == list(range(4))
+    assert taken(Selection(limit=10**20), 4) == list(range(4))
+    assert taken(Selection(where=f"size_bytes < {10**20}"), 4) == list(range(4))
     listing = iter(tables(100))
     assert sum(table.num_rows for table in Selection(limit=7).of(listing)) == 7
     assert next(listing)["size_bytes"][0].as_py() == 7

@@ -7,7 +7,7 @@ from captioning.errors import ImageError, InputError
 from captioning.run.fetch import FetchSettings, fetch
 from captioning.run.index import Index, write_segment
 from captioning.run.sources import Entry, open_sources
-from captioning.storage import StorageSettings
+from captioning.storage import Location, StorageSettings
 from tests.captioning.run.runs import layout_of, make_archive, make_tar, photos
 
 
@@ -50,6 +50,28 @@ def test_names_that_are_not_utf8_are_escaped_and_fetched(tmp_path: Path) -> None
     assert other.image_id == r"caf\x5cxe9.jpg"
     index = write_segment(layout_of(tmp_path / "out"), open_sources([str(tmp_path)])).commit()
     assert entry in index.rows(index.shards()[0])
+
+
+@pytest.mark.parametrize("at", ["out", "deep/out", "."])
+def test_a_run_within_its_archive_is_no_part_of_it(tmp_path: Path, at: str) -> None:
+    make_archive(tmp_path, ["a.parquet", "out/b.parquet", "deep/c.parquet", "out.jpg.parquet"])
+    output = Location.parse(str(tmp_path)) / at if at != "." else Location.parse(str(tmp_path))
+    for name in ("part-00000000-00000255.parquet", "_run/index/segment-0000.parquet", "_run/run.json"):
+        (output / name).write_bytes(b"")
+    for given in (str(tmp_path), f"{tmp_path}/**", f"{tmp_path}/**/*.parquet"):
+        [source] = open_sources([given], output=output)
+        found = [file.path for file, _ in source._containers()]
+        assert found == ["a.parquet", "deep/c.parquet", "out.jpg.parquet", "out/b.parquet"]
+        assert not source.skipped
+
+
+def test_a_folder_stays_what_it_was(tmp_path: Path) -> None:
+    make_tar(tmp_path / "a.tar", [("1.jpg", b"one")])
+    [source] = open_sources([str(tmp_path)])
+    make_archive(tmp_path, ["preview.jpg", "more.parquet"])
+    assert open_sources([str(tmp_path)])[0].kind == "images"
+    [again] = open_sources([str(tmp_path)], kinds={source.given: source.kind})
+    assert [entry.image_id for entry in again.entries()] == ["1"]
 
 
 def test_one_image_and_its_name(tmp_path: Path) -> None:

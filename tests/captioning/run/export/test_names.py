@@ -44,6 +44,7 @@ ids = st.lists(st.sampled_from(ODD), min_size=1, max_size=6).map("".join)
         ("https://host/cat.jpg", "https:/%2F/host/cat.jpg"),
         ("a\nb.jpg", "a%0Ab.jpg"),
         ("a%0Ab.jpg", "a%250Ab.jpg"),
+        ("\\xff.jpg", "%5Cxff.jpg"),
         (f"{STATE_FOLDER}/done", "%2Ecaptioning-export/done"),
     ],
 )
