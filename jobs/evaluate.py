@@ -113,7 +113,7 @@ def evaluate(
     """
     from captioning.captioner_info import inspect_captioner
     from captioning.data.shards import ShardSet
-    from captioning.metrics.meteor import is_available
+    from captioning.metrics.meteor import is_available, require
     from jobs.evaluating.search import evaluate_search, folder_to_save
 
     text, where = read_config(config)
@@ -123,6 +123,8 @@ def evaluate(
     shards = ShardSet.open(Location.parse(data, parsed.storage))
     shards.split(split)
     meteor = is_available() if parsed.meteor == "auto" else parsed.meteor
+    if meteor:
+        require()
     # What is wrong with the captioner or the settings is said before its weights are loaded.
     folder = folder_to_save(model) if save else None
     decodings = (
@@ -244,7 +246,8 @@ def _summary(about: Mapping[str, str], evaluations: Sequence[Evaluation], people
 def _lines(evaluations: Sequence[Evaluation]) -> str:
     lines = [
         {
-            "image_id": described.key,
+            "key": described.key,
+            "image_id": described.image_id,
             "beam_size": evaluation.decoding.beam_size,
             "caption": described.caption.text,
             "references": list(described.references),

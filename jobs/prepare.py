@@ -5,6 +5,7 @@ and spread over Ray. The counts file is written last: without it a folder is not
 """
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import field
 from typing import Annotated, Any
@@ -133,9 +134,14 @@ def prepare_dataset(
     if by_hash and done.counts.get("val", 0) < _FEW:
         print(
             f"Note: {done.counts.get('val', 0)} images are in val, by which `train` judges what it makes. For more, "
-            "prepare into another folder with --set val_fraction=0.2."
+            f"prepare into another folder with --set val_fraction={enough_to_validate(sum(done.counts.values()))}."
         )
     return done.counts
+
+
+def enough_to_validate(images: int) -> float:
+    """A share of so many images that leaves enough of them to judge by, as chance has it; half at most."""
+    return min(0.5, math.ceil(100 * 1.5 * _FEW / max(images, 1)) / 100)
 
 
 def _write_shards(

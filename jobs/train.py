@@ -57,21 +57,24 @@ def train(
 def _check_splits(shards: Any, validation: str) -> None:
     """See that there is something to learn from and something to judge by; says so where it is little."""
     from captioning.errors import InputError
+    from jobs.prepare import enough_to_validate
 
     shards.split("train")
+    images = sum(shards.counts.values())
     # Words that all images' references share count nothing in CIDEr-D: of one image, all of them.
     if shards.counts.get(validation, 0) < 2:
         having = ", ".join(f"{split} {count:,}" for split, count in shards.counts.items())
         raise InputError(
             f"Training is judged by the captions of the split {validation!r}, and {shards.location} has fewer than two "
-            f"images there ({having}). Prepare the dataset again, into another folder, with --set val_fraction=0.2 or "
-            "with a column `split` in its table; or name another split: --set validation.split=NAME."
+            f"images there ({having}). Prepare the dataset again, into another folder, with --set "
+            f"val_fraction={enough_to_validate(images)} or with a column `split` in its table; or name another split: "
+            "--set validation.split=NAME."
         )
     count = shards.counts[validation]
     if count < _FEW:
         print(
             f"Note: {validation!r} has only {count} images. They decide which weights are kept, and their scores jump "
-            "with every word. More of them: prepare with --set val_fraction=0.2."
+            f"with every word. More of them: prepare with --set val_fraction={enough_to_validate(images)}."
         )
 
 

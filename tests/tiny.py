@@ -104,7 +104,7 @@ def write_tiny_shards(folder: Path, counts: dict[str, int], *, shard_size: int =
                     colour, place = list(COLOURS)[number % 4], PLACES[number // 4 % 2]
                     said = [f"a {colour} square at the {place}"] * (1 + number % 3)
                     key = f"{split}{number:04d}"
-                    about = {"image_id": key, "captions": said, "split": split}
+                    about = {"image_id": f"id of {key}", "captions": said, "split": split}
                     _add(tar, f"{key}.jpg", square(colour, place, number))
                     _add(tar, f"{key}.json", json.dumps(about).encode())
                     captions += len(said)

@@ -36,6 +36,11 @@ class Collector:
     def add_caption(self, image: str, text: str, where: str) -> None:
         """Add a caption to `image`, found at `where`; spaces are tidied, an empty one is left out."""
         self.add_image(image)
+        # Half a character, as texts end in that were cut inside of an emoji.
+        valid = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if valid != text:
+            self._problems.add("captions with half a character, replaced", where)
+            text = valid
         tidy = " ".join(text.split())
         if not tidy:
             self._problems.add("empty captions, left out", where)

@@ -5,6 +5,8 @@ divided by `|` or commas. What is wrong in the file is counted, not fatal, unles
 used. This module looks at no image and writes nothing.
 """
 
+import re
+
 from captioning.data.annotation_json import read_coco, read_karpathy
 from captioning.data.annotation_record import Annotation
 from captioning.data.annotation_table import read_table
@@ -78,9 +80,9 @@ def find_layout(data: bytes, where: str) -> str:
     if start[:1] not in (b"{", b"["):
         return "table"
     # Whole files are parsed by their readers; the key alone tells the two JSON layouts apart.
-    if b'"annotations"' in data:
+    if re.search(rb'"annotations"\s*:', data):
         return "coco"
-    if b'"sentences"' in data or b'"split"' in data:
+    if re.search(rb'"(?:sentences|split)"\s*:', data):
         return "karpathy"
     raise InputError(
         f"{where} is JSON, but neither {_LAYOUTS['karpathy']} nor {_LAYOUTS['coco']}. Give one of these, or a table."

@@ -23,12 +23,13 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with all its captions. `image` holds JPEG bytes, not decoded."""
+    """One image with all its captions. `image` holds JPEG bytes, not decoded; `image_id` is the dataset's own."""
 
     key: str
     image: bytes
     captions: tuple[str, ...]
     split: str
+    image_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,4 +146,4 @@ class _Chosen:
 
 def _sample(fields: dict[str, Any]) -> Sample:
     about = json.loads(fields["json"])
-    return Sample(fields["__key__"], fields["jpg"], tuple(about["captions"]), about["split"])
+    return Sample(fields["__key__"], fields["jpg"], tuple(about["captions"]), about["split"], str(about["image_id"]))

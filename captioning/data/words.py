@@ -10,13 +10,9 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-# Vowel signs and accents that are characters of their own, as in Hindi and Arabic, and joiners. Not those of emoji.
-_MARKS = "".join(
-    mark
-    for mark in map(chr, range(0x300, 0x1F000))
-    if unicodedata.category(mark) in ("Mn", "Mc") and not 0xFE00 <= ord(mark) <= 0xFE0F
-)
-_LETTERS = rf"[^\W_](?:[^\W_]|[{_MARKS}\u200c\u200d])*"
+from captioning.marks import MARKS
+
+_LETTERS = rf"[^\W_](?:[^\W_]|[{MARKS}])*"
 _APOSTROPHES = str.maketrans({"‘": "'", "’": "'", "`": "'", "´": "'", "ʼ": "'"})
 _TOKEN = re.compile(
     r"(?:[^\W\d_]\.){2,}"  # initials: u.s.

@@ -48,6 +48,11 @@ def is_available() -> bool:
     return package is not None and shutil.which("java") is not None
 
 
+def require() -> None:
+    """Raise `InputError` where the extra or Java is missing."""
+    _command()
+
+
 def _command() -> list[str]:
     package = importlib.util.find_spec("pycocoevalcap")
     if package is None or not package.submodule_search_locations:

@@ -8,6 +8,8 @@ Of 178,675 Flickr30k captions 18 come out otherwise (`ft.`, `4:06pm`, `dunkin'`)
 
 import re
 
+from captioning.marks import MARKS
+
 _PUNCTUATION = frozenset(['"', "''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
@@ -31,6 +33,7 @@ _SPLIT_WORDS = {
     "'twas": ("'t", "was"),
 }
 
+_LETTERS = rf"\w[\w{MARKS}]*"
 _TOKEN = re.compile(
     rf"""
       (?: https?://\S+ | [\w.+-]+@[\w-]+(?:\.[\w-]+)+ )      # addresses
@@ -40,7 +43,7 @@ _TOKEN = re.compile(
     | (?: [^\W\d_]\. ){{2,}} | \b(?-i: [A-Z]\. )(?! \w | $ )      # u.s., and initials
     | (?: {_ABBREVIATIONS} )\.(?! \w )                       # mr.
     | (?: {_BEFORE_NUMBERS} )\.(?= \s*\d )                   # no. 7
-    | \w+ (?: (?: [-/.&'] | (?<= \d )[:,] (?= \d ) ) \w+ )*  # words, numbers, and what joins them
+    | {_LETTERS} (?: (?: [-/.&'] | (?<= \d )[:,] (?= \d ) ) {_LETTERS} )*  # words, numbers, and what joins them
     | \S
     """,
     re.VERBOSE | re.IGNORECASE,

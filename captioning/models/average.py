@@ -121,7 +121,7 @@ def _check_alike(
     if words[0] != words[1]:
         raise CheckpointError(
             f"{where}: their tokenizers differ, so that a token is one word here and another there. "
-            "Train the one from the other (init=REF), which keeps the words."
+            "Train the one from the other (init=REF) with tokenizer.extend=false, which keeps the words."
         )
 
 

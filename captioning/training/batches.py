@@ -107,7 +107,8 @@ class BatchMaker:
         return torch.from_numpy(padded)
 
     def _tokens(self, caption: str) -> list[int]:
-        return [*self._tokenizer.encode(caption)[: self._max_tokens - 1], self._tokenizer.eos_id]
+        # One that is too long does not end where it is cut.
+        return [*self._tokenizer.encode(caption), self._tokenizer.eos_id][: self._max_tokens]
 
     def _pixels(self, sample: Sample, epoch: int) -> np.ndarray[Any, Any]:
         view = self._augment.epoch_view(sample.key, sample.captions, epoch)

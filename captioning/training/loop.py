@@ -198,8 +198,8 @@ class TrainingRun:
         with swapped(stage.model, stage.judged_weights()):
             figures, samples = self._judge(stage)
             mark = figures["cider_d"] if stage.objective.judged_by_captions else figures["score"]
-            better = progress.stage_best_score is None or mark > progress.stage_best_score
-            best = self._counts(stage) and (progress.best_score is None or mark > progress.best_score)
+            better = _is_better(mark, progress.stage_best_score)
+            best = self._counts(stage) and _is_better(mark, progress.best_score)
             if better:
                 progress.stage_best_score, progress.stage_best_step = mark, progress.step
                 progress.validations_since_best = 0
@@ -216,9 +216,23 @@ class TrainingRun:
         stage.model.train()
         progress.validated_step = progress.step
         patience = settings.patience
-        if patience is not None and progress.validations_since_best >= patience:
+        ended = patience is not None and progress.validations_since_best >= patience
+        if ended:
             progress.stage_ended = progress.stopped_early = True
-        self._record(stage, "validation", **figures, best=better, samples=[list(sample) for sample in samples])
+        self._record(
+            stage,
+            "validation",
+            **figures,
+            best=best,
+            best_of_stage=better,
+            samples=[list(sample) for sample in samples],
+        )
+        if ended and progress.stage_step < stage.total_steps:
+            self._tell(
+                f"{stage.settings.name}: stopped early, {stage.total_steps - progress.stage_step:,} steps before its "
+                f"end. Validation got no better {patience} times in a row (validation.patience); its best was at step "
+                f"{progress.stage_best_step:,}."
+            )
         self._window.rest()
         return mark
 
@@ -294,6 +308,11 @@ class TrainingRun:
         record = {"kind": "note", "step": progress.step, "total_steps": self.total_steps, "message": message}
         if self.workers.rank == 0:
             self._history.add(record)
+
+
+def _is_better(mark: float, best: float | None) -> bool:
+    """Whether a score is a new best. While nothing right is said at all, what has learned longer is."""
+    return best is None or mark > best or mark == best == 0.0
 
 
 def _best_name(stage: int) -> str:

@@ -11,13 +11,14 @@ from captioning.data.preprocess import PreprocessSettings
 from captioning.data.shards import ShardSet
 from captioning.data.tokenizers import BpeTokenizer, Tokenizer, WordTokenizer, load_tokenizer
 from captioning.decoding.settings import DecodingSettings
+from captioning.errors import SettingsError
 from captioning.models.base import CaptionModel, Vocabulary
 from captioning.models.checkpoint import load_model
 from captioning.models.checkpoint_config import read_config
 from captioning.models.hub import local_folder
 from captioning.models.registry import build_model
 from captioning.refs import resolve
-from captioning.training.init_decoding import fit_decoding
+from captioning.training.init_decoding import cut_lines, fit_decoding
 from captioning.training.new_words import take_in
 from captioning.training.settings import TrainSettings
 from captioning.training.sources import captions_of, train_captions
@@ -46,7 +47,7 @@ def make_tokenizer(
     """
     words = settings.tokenizer
     if settings.init is not None:
-        known = load_tokenizer(resolve(settings.init)[1])
+        known = load_tokenizer(resolve(settings.init, settings.storage)[1])
         if not isinstance(known, WordTokenizer):
             return known
         captions = train_captions(shards, settings.text)
@@ -57,9 +58,16 @@ def make_tokenizer(
     if words.source is not None and words.kind == "bpe":
         return BpeTokenizer.from_pretrained_folder(local_folder(words.source, key="tokenizer.source"))
     captions = train_captions(shards, settings.text)
-    if words.kind == "word":
-        return WordTokenizer.train(captions, min_count=words.min_count)
-    return BpeTokenizer.train(captions, vocab_size=words.vocab_size, lowercase=words.lowercase)
+    try:
+        if words.kind == "word":
+            return WordTokenizer.train(captions, min_count=words.min_count)
+        return BpeTokenizer.train(captions, vocab_size=words.vocab_size, lowercase=words.lowercase)
+    except ValueError as error:
+        raise SettingsError(f"tokenizer: {error}") from error
+
+
+def _sample(tokenizer: Tokenizer, shards: ShardSet) -> list[list[int]]:
+    return [tokenizer.encode(caption) for caption in islice(captions_of(shards), _SAMPLE)]
 
 
 def make_parts(
@@ -74,19 +82,22 @@ def make_parts(
     settings ask for them); `tell` hears of it.
     """
     if settings.init is not None:
-        folder = resolve(settings.init)[1]
+        folder = resolve(settings.init, settings.storage)[1]
         config = read_config(folder)
         decoding = override_decoding(config.decoding, settings.decoding)
         model = load_model(folder, config, load_tokenizer(folder))
         if tokenizer.vocab_size > model.vocab_size:
             model.grow_vocabulary(tokenizer.vocab_size)
         if shards is not None:
-            captions = [tokenizer.encode(caption) for caption in islice(captions_of(shards), _SAMPLE)]
+            captions = _sample(tokenizer, shards)
             longest = min(settings.max_tokens, model.max_positions() or settings.max_tokens)
             decoding, lines = fit_decoding(decoding, captions, longest=longest, keep=settings.decoding)
-            for line in lines:
+            for line in [*lines, *cut_lines(captions, settings.max_tokens)]:
                 tell(line)
         return Parts(model, tokenizer, config.preprocess, decoding)
+    if shards is not None:
+        for line in cut_lines(_sample(tokenizer, shards), settings.max_tokens):
+            tell(line)
     vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
     torch.manual_seed(settings.seed)
     model = build_model(settings.model, vocabulary, settings.preprocess)

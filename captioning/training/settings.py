@@ -31,7 +31,7 @@ class TokenizerSettings:
     min_count: _Positive = 5
     """Words seen fewer times are unknown, and never written."""
 
-    vocab_size: _Positive = 8000
+    vocab_size: Annotated[int, Ge(257)] = 8000
     """Tokens of a `bpe` tokenizer that is trained on the captions."""
 
     lowercase: bool = False

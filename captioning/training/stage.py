@@ -131,7 +131,7 @@ class Stage:
         if not abs(means["loss"]) < float("inf"):
             raise DivergedError(
                 f"The loss is {means['loss']} at step {step} of stage {self.settings.name!r}. Lower optim.lr or "
-                "optim.clip_norm, or use precision=fp32, and start again; the run can go on from its last saved state."
+                "optim.clip_norm, or use precision=fp32, and train into another OUTPUT."
             )
         return StepFacts(means, int(units), int(tokens), int(images))
 

@@ -16,9 +16,10 @@ from captioning.training.workers import Workers
 
 @dataclass(frozen=True)
 class Described:
-    """An image's key, its references, and what the captioner said."""
+    """An image's key and the dataset's own id of it, its references, and what the captioner said."""
 
     key: str
+    image_id: str
     references: tuple[str, ...]
     caption: Caption
 
@@ -66,7 +67,10 @@ def describe_each(
         features = captioner.encode(pixels)
         for described, settings in zip(own, decodings, strict=True):
             captions = captioner.caption_features(features, settings)
-            described += [Described(s.key, s.captions, caption) for s, caption in zip(samples, captions, strict=True)]
+            described += [
+                Described(sample.key, sample.image_id, sample.captions, caption)
+                for sample, caption in zip(samples, captions, strict=True)
+            ]
             done += len(samples)
             if tell:
                 tell(done)

@@ -131,7 +131,8 @@ def describe_record(record: Mapping[str, Any]) -> str:
         told = {name: value for name, value in record.items() if name not in _NO_SCORES}
         scores = "  ".join(f"{name} {value:.2f}" for name, value in told.items())
     said = "".join(f"\n    {key}: {caption}" for key, caption in record["samples"])
-    return f"{place}  validation: {scores}{'  (best so far)' if record['best'] else ''}{said}"
+    mark = "  (best so far)" if record["best"] else "  (best of this stage)" if record.get("best_of_stage") else ""
+    return f"{place}  validation: {scores}{mark}{said}"
 
 
 def _seconds_left(record: Mapping[str, Any]) -> float:

@@ -78,7 +78,8 @@ def test_lines_hold_every_image_with_its_caption(folder: Path) -> None:
     result = run(folder, "-o", str(output), "--split", "val", "--set", "decoding.max_new_tokens=4")
     assert result.exit_code == 0, result.output
     lines = [json.loads(line) for line in output.read_text().splitlines()]
-    assert sorted(line["image_id"] for line in lines) == ["val0000", "val0001", "val0002"]
+    assert sorted(line["key"] for line in lines) == ["val0000", "val0001", "val0002"]
+    assert all(line["image_id"] == f"id of {line['key']}" for line in lines)
     for line in lines:
         assert line["beam_size"] == 2
         assert 0 < line["num_tokens"] <= 4

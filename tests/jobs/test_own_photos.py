@@ -130,7 +130,7 @@ def test_too_little_to_judge_by(ray_local: None, photos: Path, tiny_captioner: P
     train: list[Any] = ["train", "--data", shards.location, "--set", f"init={tiny_captioner}", "-o", tmp_path / "run"]
     code, said = run(*train)
     assert code == 2
-    assert "--set val_fraction=0.2" in said
+    assert "--set val_fraction=0.3" in said
     assert not (tmp_path / "run").exists()
 
     # The train split to judge by is a choice, and many images.

@@ -67,6 +67,20 @@ def test_a_byte_order_mark_is_no_part_of_the_header():
     assert read(b"\xef\xbb\xbf" + json.dumps(KARPATHY).encode())[0] == read(KARPATHY)[0]
 
 
+def test_a_word_that_another_layout_has_for_a_key_decides_nothing():
+    words = ["handwritten", "annotations", "split", "sentences"]
+    image = {"filename": "1.jpg", "split": "train", "sentences": [{"raw": "A page", "tokens": words}]}
+    assert read({"images": [image]}, "coco")[0][0].captions == ("A page",)
+    coco = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "caption": "sentences"}]}
+    assert read(coco, "coco")[0][0].captions == ("sentences",)
+
+
+def test_half_a_character_is_replaced():
+    annotations, problems = read({"images": [{"filename": "1.jpg", "sentences": [{"raw": "a dog \ud83d runs"}]}]})
+    assert annotations[0].captions == ("a dog \ufffd runs",)
+    assert "half a character" in problems.lines()[0]
+
+
 def test_problems_in_a_table_are_reported_with_their_lines():
     annotations, problems = read(
         "image_name| comment_number| comment\n"

@@ -51,8 +51,8 @@ def evaluated() -> list[Texts]:
     corpora: dict[int, Texts] = {}
     for line in lines:
         captions, references = corpora.setdefault(line["beam_size"], ({}, {}))
-        captions[line["image_id"]] = line["caption"]
-        references[line["image_id"]] = line["references"]
+        captions[line["key"]] = line["caption"]
+        references[line["key"]] = line["references"]
     return list(corpora.values())
 
 

@@ -32,6 +32,9 @@ RECORDED = [
     ("wearing an orange U. Miami t-shirt", "wearing an orange u. miami t-shirt"),
     ("Two men.   One dog\tin a café.", "two men one dog in a café"),
     ("the end, or is it...", "the end or is it"),
+    ("एक लड़की लाल कपड़े में", "एक लड़की लाल कपड़े में"),
+    ("கருப்பு நாய்", "கருப்பு நாய்"),
+    ("a cafe\u0301", "a cafe\u0301"),
 ]
 
 

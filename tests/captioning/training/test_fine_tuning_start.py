@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 
 from captioning.captioner import load_captioner
 from captioning.config import read_settings
+from captioning.data.augment import Augment
+from captioning.data.preprocess import Preprocess
 from captioning.data.shards import ShardSet
 from captioning.data.word_tokenizer import WordTokenizer
 from captioning.decoding.settings import DecodingSettings
@@ -16,7 +18,8 @@ from captioning.errors import SettingsError
 from captioning.models.base import CaptionModel
 from captioning.models.checkpoint import save_checkpoint
 from captioning.storage import Location
-from captioning.training.init_decoding import fit_decoding
+from captioning.training.batches import BatchMaker
+from captioning.training.init_decoding import cut_lines, fit_decoding
 from captioning.training.loop import TrainingRun
 from captioning.training.new_words import take_in
 from captioning.training.parts import Parts, make_parts, make_tokenizer
@@ -171,6 +174,16 @@ class TestDecoding:
         assert fit_decoding(own, long, longest=40)[0].max_new_tokens == 12
         assert fit_decoding(own, long, longest=10)[0].max_new_tokens == 10
         assert fit_decoding(own, long, longest=40, keep=["max_new_tokens"]) == (own, [])
+
+    def test_captions_that_are_cut_are_told_and_have_no_end(self) -> None:
+        assert cut_lines([[1] * 11, [1] * 3], 12) == []
+        [line] = cut_lines([[1] * 12, [1] * 3, [1] * 20, [1] * 3], 12)
+        assert line.startswith("50.0% of the captions are longer than max_tokens=12")
+        assert "has 21 tokens" in line
+        maker = BatchMaker(Preprocess(PREPROCESS), KNOWN, Augment(flip=False, crop=1.0, seed=0), max_tokens=4)
+        rows = maker.make_of_text(["a red square at the top", "a red top"]).captions.tolist()
+        assert rows[0] == KNOWN.encode("a red square at")
+        assert rows[1] == [*KNOWN.encode("a red top"), KNOWN.eos_id]
 
 
 class TestEncoder:

@@ -15,6 +15,7 @@ from captioning.models.checkpoint import load_model
 from captioning.models.checkpoint_config import read_config
 from captioning.training.loop import TrainingRun
 from captioning.training.optim import schedule_factor
+from jobs.training.progress import describe_record
 from tests.captioning.training.runs import (
     CLIP_STAGES,
     LSTM_STAGES,
@@ -99,6 +100,24 @@ def test_patience_ends_a_stage_and_not_the_run(shards: ShardSet, tmp_path: Path)
     run = judge(recipe("epochs=4", text=TWO_CAPTIONING), shards, tmp_path, {5: 3, 10: 2, 15: 1, 20: 1, 25: 2})
     assert sorted(run.judged) == [5, 10, 15, 20, 25]
     assert run.progress.stopped_early
+
+
+def test_early_stopping_is_told_and_which_validation_was_the_best(shards: ShardSet, tmp_path: Path) -> None:
+    run = judge(recipe("epochs=4", text=TWO_CAPTIONING), shards, tmp_path, {5: 3, 10: 2, 15: 1, 20: 1, 25: 2})
+    [told] = [r["message"] for r in run.progress.history if r["kind"] == "note"]
+    assert told.startswith("one: stopped early, 5 steps before its end. ")
+    assert "2 times in a row (validation.patience); its best was at step 5." in told
+    told_of = {r["step"]: describe_record(r) for r in run.progress.history if r["kind"] == "validation"}
+    marks = {step: line.rpartition("  (")[2] for step, line in told_of.items() if "  (best" in line}
+    assert marks == {5: "best so far)", 20: "best of this stage)", 25: "best of this stage)"}
+
+
+def test_patience_begins_when_something_right_is_said(shards: ShardSet, tmp_path: Path) -> None:
+    """Words that are new to a captioner take a while to be said; until then weights that learned longer are kept."""
+    run = judge(recipe("epochs=4", text=TWO_CAPTIONING), shards, tmp_path, {5: 0, 10: 0, 15: 0, 20: 0, 25: 0, 30: 0})
+    assert sorted(run.judged) == [5, 10, 15, 20, 25, 30]
+    assert not run.progress.stopped_early
+    assert run.progress.best_step == 30
 
 
 @pytest.mark.parametrize("tune", [{}, {"encoder": {"tune_from": "all"}, "dropout": 0.4}])

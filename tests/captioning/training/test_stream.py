@@ -87,7 +87,7 @@ def test_shuffling_mixes_samples_of_different_shards(shards):
 
 def test_samples_come_whole(shards):
     samples = list(epoch_samples(shards, "train", epoch=0, seed=0, rank=0, world=1, shuffle=True))
-    assert {sample.key: sample for sample in samples}["004"] == Sample("004", b"jpeg 4", ("image 4",), "train")
+    assert {sample.key: sample for sample in samples}["004"] == Sample("004", b"jpeg 4", ("image 4",), "train", "4")
 
 
 def test_only_the_shards_that_are_needed_are_opened(shards, monkeypatch):
