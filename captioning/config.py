@@ -156,7 +156,8 @@ def _explain(cls: Any, error: pydantic.ValidationError, where: str) -> str:
             message = problem["msg"].removeprefix("Value error, ")
             given = problem.get("input")
             shown = f", not {given!r}" if not isinstance(given, dict) else ""
-            lines.append(f"{key!r}: {message[:1].lower()}{message[1:]}{shown}.")
+            named = f"{key!r}: " if path else ""
+            lines.append(f"{named}{message[:1].lower()}{message[1:]}{shown}.")
     return f"In {where}: " + "\n  ".join(dict.fromkeys(lines))
 
 

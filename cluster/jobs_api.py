@@ -54,10 +54,7 @@ class JobsApi:
         answer = self._ask("GET", "/api/version")
         ray = _mapping(answer).get("ray_version")
         if not isinstance(ray, str):
-            raise UsageError(
-                f"What answers at {self.shown} is no Ray cluster's Jobs API. Give the address of the head's dashboard, "
-                "such as http://HOST:8265."
-            )
+            raise self._no_cluster()
         return ray, self._python_version()
 
     def _python_version(self) -> str | None:
@@ -108,22 +105,24 @@ class JobsApi:
 
     def job(self, job_id: str) -> Job:
         """One job. Raises `NoJobError`."""
-        return Job.of(_mapping(self._of_job("GET", job_id)))
+        return Job.of(self._told(self._of_job("GET", job_id)))
 
     def jobs(self) -> list[Job]:
         """All submitted jobs that the cluster remembers, newest first."""
         answer = self._ask("GET", "/api/jobs/")
-        listed = answer.json()
+        listed = _json(answer)
+        if not isinstance(listed, list):
+            raise self._no_cluster()
         found = [Job.of(each) for each in listed if each.get("type") == "SUBMISSION"]
         return sorted(found, key=lambda job: job.started or 0.0, reverse=True)
 
     def logs(self, job_id: str) -> str:
         """All that a job has written so far. Raises `NoJobError`."""
-        return str(_mapping(self._of_job("GET", job_id, "/logs")).get("logs") or "")
+        return str(self._told(self._of_job("GET", job_id, "/logs")).get("logs") or "")
 
     def stop(self, job_id: str) -> bool:
         """Ask a job to stop; whether there was something to stop. Raises `NoJobError`."""
-        return bool(_mapping(self._of_job("POST", job_id, "/stop")).get("stopped"))
+        return bool(self._told(self._of_job("POST", job_id, "/stop")).get("stopped"))
 
     def tail_address(self, job_id: str) -> str:
         """Where a WebSocket follows a job's log, from its beginning."""
@@ -153,6 +152,19 @@ class JobsApi:
                 text = text.replace(secret, "***")
         return without_secrets(text)
 
+    def _no_cluster(self) -> UsageError:
+        return UsageError(
+            f"What answers at {self.shown} is no Ray cluster's Jobs API. Give the address of the head's dashboard, "
+            "such as http://HOST:8265."
+        )
+
+    def _told(self, answer: requests.Response) -> dict[str, Any]:
+        """The JSON object of an answer. Raises `UsageError` where it is none: a page to log in, say."""
+        value = _json(answer)
+        if not isinstance(value, dict):
+            raise self._no_cluster()
+        return value
+
     def _of_job(self, method: str, job_id: str, rest: str = "") -> requests.Response:
         answer = self._request(method, f"/api/jobs/{quote(job_id, safe='')}{rest}")
         if answer.status_code == 404:
@@ -172,6 +184,10 @@ class JobsApi:
         try:
             answer = self._session.request(method, self.address + path, timeout=(_CONNECT, _READ), **what)
         except requests.exceptions.SSLError as error:
+            if "WRONG_VERSION_NUMBER" in str(error):
+                raise UsageError(
+                    f"What answers at {self.shown} does not speak https. Give its address with http://."
+                ) from None
             raise UsageError(
                 f"The certificate of {self.shown} cannot be trusted: {self._reason(error)}. Set REQUESTS_CA_BUNDLE to "
                 "the file of the authority that signed it."
@@ -192,6 +208,8 @@ class JobsApi:
     def _check(self, answer: requests.Response) -> None:
         if answer.ok:
             return
+        if answer.status_code == 404 and "html" in answer.headers.get("content-type", ""):
+            raise self._no_cluster()
         if answer.status_code in (502, 503, 504):
             kind: type[CaptioningError] = UnreachableError  # a proxy, whose cluster does not answer
         else:
@@ -238,8 +256,13 @@ class _Headers(requests.auth.AuthBase):
 
 def _mapping(answer: requests.Response) -> dict[str, Any]:
     """The JSON object of an answer; an empty one where it is none."""
-    try:
-        value = answer.json()
-    except ValueError:
-        return {}
+    value = _json(answer)
     return value if isinstance(value, dict) else {}
+
+
+def _json(answer: requests.Response) -> Any:
+    """What an answer holds as JSON; None where it is none."""
+    try:
+        return answer.json()
+    except ValueError:
+        return None

@@ -34,6 +34,8 @@ _SETTINGS = {
     "train": ("captioning.training.settings", "TrainSettings"),
     "evaluate": ("jobs.evaluate", "EvaluateSettings"),
     "average": ("jobs.average", "AverageSettings"),
+    "serve": ("jobs.serving.settings", "ServeSettings"),
+    "doctor": ("jobs.diagnosis.settings", "DoctorSettings"),
 }
 _AS_CAPTION = ("caption", "plan", "retry")
 #: What arguments that are places are called in `--help`.
@@ -120,6 +122,8 @@ def _check_places(verb: str, given: Sequence[tuple[Any, Any]], settings: Any) ->
             yield from _check_place("the setting data", settings.data)
         if settings.init and _is_path(settings.init):
             yield from _check_place("the setting init", settings.init)
+        if settings.text:
+            yield from _check_place("the setting text", settings.text)
 
 
 def _check_place(called: str, text: str) -> Iterator[str]:

@@ -61,11 +61,15 @@ def ray_session(*, num_cpus: int | None = None) -> Iterator[None]:
 
 def join_cluster(address: str) -> None:
     """Connect to the cluster of RAY_ADDRESS. Raises `UnfinishedError`."""
+    quiet_environment()
+
     import ray
 
     try:
         with _silent_start():
             ray.init(address=address, **_logging())
+    except SystemExit:
+        raise _terminated() from None
     except Exception as error:  # Ray raises bare exceptions too
         ray.shutdown()
         raise UnfinishedError(
@@ -95,6 +99,9 @@ def start_local(*, num_cpus: int | None = None, object_store_memory: int | None 
                     **_logging(),
                     object_store_memory=object_store_memory or object_store_bytes(),
                 )
+        except SystemExit as error:
+            _stop_half_started(error)
+            raise _terminated() from None
         except Exception as error:  # Ray raises bare exceptions too
             _stop_half_started(error)
             ray.shutdown()
@@ -106,6 +113,14 @@ def start_local(*, num_cpus: int | None = None, object_store_memory: int | None 
             ) from error
         else:
             return
+
+
+def _terminated() -> KeyboardInterrupt:
+    """SIGTERM while Ray starts: its own handler ends the process with an exit code that says nothing."""
+    import ray
+
+    ray.shutdown()
+    return KeyboardInterrupt()
 
 
 @contextmanager
@@ -142,6 +157,16 @@ def quiet_environment() -> None:
     """Set the variables that Ray reads when it is imported and started, where they are not set."""
     for name, value in (_ENVIRONMENT if is_verbose() else _ENVIRONMENT | _QUIET).items():
         os.environ.setdefault(name, value)
+    # `ray start` asks for tokens where there is one, but whoever connects does not show it unless told to. A cluster
+    # that asks for none does not mind.
+    if os.environ.get("RAY_ADDRESS") and _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _has_token() -> bool:
+    """Whether there is a token where Ray looks for it."""
+    named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    return bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
 
 
 def _logging() -> dict[str, Any]:

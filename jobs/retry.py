@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import ConfigOption, ModelOption, SetOption
+from jobs.cli import ConfigOption, SetOption
+from jobs.completion import complete_model
 
 
 def retry(
@@ -17,7 +18,15 @@ def retry(
             help="Only rows of this error class, such as network; can be repeated. Without it: all that failed.",
         ),
     ] = None,
-    model: ModelOption = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="REF",
+            help="Where the run's captioner is now, if its checkpoint has moved. Without it: where it was.",
+            autocompletion=complete_model,
+        ),
+    ] = None,
     config: ConfigOption = None,
     settings: SetOption = None,
 ) -> None:

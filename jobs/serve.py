@@ -5,12 +5,14 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from captioning.errors import UsageError
+from captioning.errors import UnfinishedError, UsageError
 from jobs.cli import ConfigOption, SetOption, read_config
+from jobs.completion import complete_model
 
 if TYPE_CHECKING:
     from jobs.serving.cores import Cores
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Addresses that only this machine reaches.
 _OWN = ("127.0.0.1", "localhost", "::1")
+#: Seconds between two looks at the server, and of silence after which it is gone.
+_LOOK, _SILENCE = 5.0, 45.0
 
 
 def serve(
@@ -28,6 +32,7 @@ def serve(
             metavar="REF",
             help="A checkpoint's folder or URI, a Hugging Face repository id, or a bundled name; given twice, both are "
             "served side by side. Without it: the bundled captioner.",
+            autocompletion=complete_model,
         ),
     ] = None,
     host: Annotated[
@@ -81,11 +86,34 @@ def _run(captioners: dict[str, str | None], settings: "ServeSettings", host: str
                 print("Anybody who reaches this address can use it: there is no password.")
             print("Ctrl-C ends it.", flush=True)
             try:
-                while True:
-                    time.sleep(3600)
+                _watch(host, port)
             except KeyboardInterrupt:
                 print("Ending …", flush=True)
                 raise KeyboardInterrupt("The server has ended; the same command starts it again.") from None
+
+
+def _watch(host: str, port: int) -> None:
+    """Look from time to time whether the server answers. Raises `UnfinishedError` when it does not any more."""
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    silent = 0.0
+    while silent < _SILENCE:
+        time.sleep(_LOOK)
+        silent = 0.0 if _answers(here, port) else silent + _LOOK
+    raise UnfinishedError(
+        f"The server has given no answer for {_SILENCE:.0f} s: its Ray has ended, for want of memory perhaps. "
+        "The same command starts it again."
+    )
+
+
+def _answers(host: str, port: int) -> bool:
+    connection = HTTPConnection(host, port, timeout=_LOOK)
+    try:
+        connection.request("GET", "/-/healthz")  # of Serve itself: nobody else is troubled
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 @contextmanager
@@ -109,17 +137,17 @@ def _names(refs: Sequence[str], settings: "ServeSettings") -> dict[str, str | No
     from captioning.captioner_info import inspect_captioner
 
     captioners: dict[str, str | None] = {}
+    whole: set[str] = set()
     wanted: list[str | None] = [*refs] or [None]
     for ref in wanted:
         info = inspect_captioner(
             ref, decoding=settings.decoding, precision=settings.precision, storage=settings.storage
         )
+        if info.name in whole:
+            raise UsageError(f"--model {ref} is given twice: it is {info.name}.")
+        whole.add(info.name)
         name = info.name.rpartition("-")[0]
-        if name in captioners:
-            name = info.name
-        if name in captioners:
-            raise UsageError(f"--model {ref} is given twice.")
-        captioners[name] = ref
+        captioners[info.name if name in captioners else name] = ref
     return captioners
 
 

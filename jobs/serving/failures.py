@@ -41,7 +41,8 @@ def refusal(error: CaptioningError) -> RequestError:
         return RequestError(status, error.error_class, error.message)
     if isinstance(error, UnfinishedError):  # no process for decoding can be started: the machine is full
         return RequestError(503, "busy", "The server has no room for this request. Send it again.", retry_after=10)
-    return RequestError(422, "settings", str(error))
+    # What a request may set goes by its own name.
+    return RequestError(422, "settings", str(error).replace("num_captions", "num_alternatives"))
 
 
 def said(error: RequestError) -> dict[str, Any]:

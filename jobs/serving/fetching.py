@@ -29,7 +29,12 @@ def fetch(url: str, storage: StorageSettings, limits: LimitSettings) -> bytes:
             "This server fetches no web addresses: send the image itself, or start the server with "
             "--set storage.allow_http=true",
         )
-    data = Location.from_uri(url, storage).read_range(0, limits.max_bytes + 1, patience=_PATIENCE)
+    try:
+        data = Location.from_uri(url, storage).read_range(0, limits.max_bytes + 1, patience=_PATIENCE)
+    except StorageError as error:
+        if error.error_class == "forbidden":  # where names of this network lead is nobody's business
+            raise RequestError(403, "forbidden", "This address may not be fetched.") from error
+        raise
     if len(data) > limits.max_bytes:
         raise StorageError("too_large", f"The file has more than {limits.max_mb} MiB, the most that is taken.")
     return data

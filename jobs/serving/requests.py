@@ -11,6 +11,7 @@ each an object or an error of its own. Knows nothing of captioners.
 import base64
 import binascii
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,12 +71,12 @@ async def read_request(request: Request, limits: LimitSettings) -> Asked:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     given: dict[str, Any] = dict(request.query_params)
     images: list[bytes | str]
-    body = await _body(request, limits.max_body_bytes)
+    body = await _body(request, limits)
     if kind == "application/json":
         images, many, more = _json(body)
         given |= more
     elif kind == "multipart/form-data":
-        images, more = await _form(request, body, limits)
+        images, more = await _form(request, body)
         many = len(images) > 1
         given |= more
     elif kind.startswith("image/") or kind == "application/octet-stream":
@@ -95,30 +96,32 @@ async def read_request(request: Request, limits: LimitSettings) -> Asked:
     return Asked(tuple(images), many, options)
 
 
-async def _body(request: Request, limit: int) -> bytes:
+async def _body(request: Request, limits: LimitSettings) -> bytes:
+    # What is told is the bound on images; that of a body leaves room for what is around them.
     promised = request.headers.get("content-length", "")
-    if promised.isdecimal() and int(promised) > limit:
-        raise _too_large(limit)
+    if promised.isdecimal() and int(promised) > limits.max_body_bytes:
+        raise _too_large(limits.max_bytes)
     pieces, size = [], 0
     try:
         async for piece in request.stream():
             size += len(piece)
-            if size > limit:
-                raise _too_large(limit)
+            if size > limits.max_body_bytes:
+                raise _too_large(limits.max_bytes)
             pieces.append(piece)
     except ClientDisconnect as error:
         raise RequestError(400, "request", "The upload was broken off.") from error
     return b"".join(pieces)
 
 
-async def _form(request: Request, body: bytes, limits: LimitSettings) -> tuple[list[bytes | str], dict[str, Any]]:
+async def _form(request: Request, body: bytes) -> tuple[list[bytes | str], dict[str, Any]]:
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": body, "more_body": False}
 
     images: list[bytes | str] = []
     given: dict[str, Any] = {}
     try:
-        async with Request(request.scope, receive).form(max_files=limits.max_images, max_fields=20) as form:
+        # Too many are counted, and said, by whoever asked for the form.
+        async with Request(request.scope, receive).form(max_files=math.inf, max_fields=20) as form:
             for name, value in form.multi_items():
                 if isinstance(value, UploadFile):
                     images.append(await value.read())

@@ -28,6 +28,8 @@ class FakeHead:
     ends: dict[str, Any] = field(default_factory=lambda: {"status": "SUCCEEDED", "driver_exit_code": 0})
     writes: list[str | None] = field(default_factory=lambda: ["9 of 9 images (100%)\n"])
     refuse: tuple[int, str] | None = None
+    #: Whatever is asked is answered with a page of this status: no head, but a login, say.
+    page: int | None = None
     asked: list[str] = field(default_factory=list)
     address: str = ""
     #: Submits whose answer is lost after the job was taken.
@@ -46,6 +48,8 @@ class FakeHead:
     @web.middleware
     async def check(self, request: web.Request, handler: Any) -> web.StreamResponse:
         self.asked.append(f"{request.method} {request.path}")
+        if self.page is not None:
+            return web.Response(status=self.page, text="<html>Sign in</html>", content_type="text/html")
         if self.token is not None:
             given = request.headers.get("Authorization") or request.headers.get("X-Ray-Authorization")
             if not given:

@@ -182,6 +182,17 @@ def test_what_is_no_ray_is_said(head: FakeHead) -> None:
     assert "no Ray cluster's Jobs API" in done.stderr
 
 
+@pytest.mark.parametrize("status", [200, 404])
+@pytest.mark.parametrize("command", [["list"], ["list", "--json"], ["status", "x"], ["logs", "x"], ["stop", "x"]])
+def test_a_page_is_no_ray(head: FakeHead, command: list[str], status: int) -> None:
+    head.page = status
+    done = cluster(head, *command)
+    assert done.exit_code == 2
+    if status == 200 or command[0] == "list":
+        assert "no Ray cluster's Jobs API" in done.stderr
+    assert "<html>" not in done.output
+
+
 def test_versions_that_differ_are_told_and_too_old_ones_refused(head: FakeHead) -> None:
     head.ray, head.python = "2.99.0", "3.99.1"
     done = cluster(head, "submit", *CAPTION)

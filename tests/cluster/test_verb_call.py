@@ -30,6 +30,8 @@ def test_a_verb_is_passed_on_as_it_is() -> None:
         (["verify", "s3://a", "--set", "storage.nothing=1"], "nothing"),
         (["evaluate", "--data", "s3://a", "--set", "nothing=1"], "nothing"),
         (["train", "--data", "s3://a", "-o", "s3://b", "--set", "wrong=1"], "wrong"),
+        (["serve", "--set", "wrong=1"], "wrong"),
+        (["doctor", "--set", "wrong=1"], "wrong"),
     ],
 )
 def test_a_wrong_verb_or_setting_is_found_at_once(arguments: list[str], says: str) -> None:
@@ -55,6 +57,7 @@ def test_a_wrong_option_is_found_at_once(arguments: list[str]) -> None:
         (["evaluate", "--data", "shards"], "--data shards"),
         (["train", "--data", "shards", "-o", "s3://b"], "--data shards"),
         (["train", "-o", "s3://b", "--set", "data=shards"], "the setting data shards"),
+        (["train", "--data", "s3://a", "-o", "s3://b", "--set", "text=mine.txt"], "the setting text mine.txt"),
         (["average", "s3://a", "./b", "-o", "s3://c"], "REF… ./b"),
     ],
 )

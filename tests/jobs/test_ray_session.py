@@ -1,9 +1,13 @@
 """A session stops what it started and leaves alone what it found."""
 
+import os
+import sys
+from pathlib import Path
+
 import pytest
 
 from captioning.errors import UnfinishedError
-from jobs.ray_session import object_store_bytes, ray_session, start_local
+from jobs.ray_session import object_store_bytes, quiet_environment, ray_session, start_local
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -35,6 +39,42 @@ def test_a_ray_that_is_slow_to_start_is_tried_again(monkeypatch: pytest.MonkeyPa
     with pytest.raises(UnfinishedError, match=r"Could not start a local Ray: .* timed out"):
         start_local()
     assert len(stopped) == 5
+
+
+def test_a_signal_while_ray_starts_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own handler of SIGTERM leaves by `sys.exit(15)`."""
+
+    def leave(**options: object) -> None:
+        sys.exit(15)
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", leave)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(KeyboardInterrupt), ray_session():
+        pass
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(KeyboardInterrupt), ray_session():
+        pass
+
+
+def test_a_token_that_is_there_is_shown_to_a_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    quiet_environment()
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    quiet_environment()
+    assert "RAY_AUTH_MODE" not in os.environ
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("secret")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    quiet_environment()
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    quiet_environment()
+    assert os.environ["RAY_AUTH_MODE"] == "token"
 
 
 def test_an_address_that_does_not_answer_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

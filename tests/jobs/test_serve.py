@@ -11,6 +11,8 @@ from tests.tiny import square
 def test_a_server_answers_and_ends_cleanly(tiny_captioner: Path) -> None:
     with served([str(tiny_captioner)], "--set", "limits.client_rate=0.001", "--set", "limits.client_burst=3") as server:
         assert "Only this machine can reach it" in "".join(server.printed)
+        # What the command itself looks at.
+        assert requests.get(f"{server.url}/-/healthz", timeout=60).status_code == 200
         assert requests.get(f"{server.url}/health", timeout=60).json() == {"status": "ok", "models": ["tiny"]}
 
         def ask(data: bytes) -> requests.Response:

@@ -13,8 +13,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from captioning.captioner import load_captioner
+from captioning.errors import UnfinishedError
 from captioning.storage import StorageSettings
 from jobs.__main__ import app
+from jobs.serve import _answers, _watch
 from jobs.serving.batcher import Batched, Batcher
 from jobs.serving.bounds import Bounds
 from jobs.serving.failures import RequestError
@@ -186,6 +188,7 @@ def test_several_images_have_results_of_their_own(client: TestClient) -> None:
         ({"files": {"image": ("a.jpg", b"x" * (1 << 20) + b"x")}}, 413, "too_large"),
         ({"content": b"x" * (3 << 20), "headers": {"Content-Type": "image/jpeg"}}, 413, "too_large"),
         ({"json": {"images": [""] * 4}}, 413, "too_large"),
+        ({"files": [("image", (f"{at}.png", png(9, 9))) for at in range(4)]}, 413, "too_large"),
         ({"json": {"images": []}}, 400, "request"),
         ({"json": {"beam_size": 2}}, 422, "request"),
         ({"json": {"image": "not base64!"}}, 422, "request"),
@@ -206,6 +209,13 @@ def test_a_bad_request_is_a_clear_4xx(client: TestClient, request_, status: int,
     error = answer.json()["error"]
     assert error["class"] == error_class
     assert len(error["message"]) > 20
+
+
+def test_refusals_name_what_a_request_can_change(client: TestClient) -> None:
+    body = client.post("/caption", content=b"x" * (3 << 20), headers={"Content-Type": "image/jpeg"}).json()
+    assert "more than 1 MiB" in body["error"]["message"]
+    few = client.post("/caption", files={"image": ("a.png", png(9, 9))}, data={"num_alternatives": "5"}).json()
+    assert few["error"]["message"].startswith("In the decoding settings: num_alternatives is 5 and beam_size")
 
 
 @pytest.mark.parametrize(
@@ -233,6 +243,8 @@ def test_web_addresses_are_fetched_where_allowed_and_nothing_else(
     client = TestClient(build_app(Site({"never": Never()}, settings)))
     (result,) = client.post("/caption", json={"urls": [url]}).json()["results"]
     assert result["error"]["class"] == error_class
+    # Where a name of the server's own network leads is nobody's business.
+    assert "127.0.0.1" not in result["error"]["message"]
 
 
 def test_what_surrounds_the_endpoint(client: TestClient) -> None:
@@ -266,6 +278,28 @@ def test_a_port_in_use_is_told_before_anything_starts(tiny_captioner: Path) -> N
     assert result.exit_code == 2
     assert f"Port {port} of 127.0.0.1" in result.stderr
     assert "--port" in result.stderr
+
+
+@pytest.mark.parametrize("again", ["flickr-lstm", "captioning/assets/flickr-lstm"])
+def test_a_captioner_given_twice_is_told_before_anything_starts(again: str) -> None:
+    result = CliRunner().invoke(app, ["serve", "--model", "flickr-lstm", "--model", again, "--port", "0"])
+    assert result.exit_code == 2
+    assert f"--model {again} is given twice" in result.stderr
+
+
+def test_a_server_that_does_not_answer_any_more_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Ray may be killed; whoever watches over the command is to see it end."""
+    answers = iter([False, True, *[False] * 9])
+    looks: list[float] = []
+    monkeypatch.setattr("jobs.serve.time.sleep", looks.append)
+    monkeypatch.setattr("jobs.serve._answers", lambda host, port: next(answers))
+    with pytest.raises(UnfinishedError, match="no answer for 45 s"):
+        _watch("0.0.0.0", 8000)
+    assert len(looks) == 11
+    monkeypatch.undo()
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        assert not _answers("127.0.0.1", nobody.getsockname()[1])
 
 
 def test_a_captioner_that_is_not_there_is_told_before_anything_starts() -> None:
