@@ -1,13 +1,15 @@
 """From what a list or a column says to the image that is meant. Knows nothing of lists and columns."""
 
+import os
 import re
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from captioning.errors import InputError, UsageError
 from captioning.storage import Location, escape_name
 from captioning.web_files import shown
 
 _WEB = re.compile(r"^https?://", re.IGNORECASE)
+_FILE = re.compile(r"^(?:file|local)://(?:localhost)?(?=/)", re.IGNORECASE)
 _HERE = re.compile(r"^(?:\./+)+")
 
 
@@ -22,9 +24,17 @@ def locate(text: str, folder: Location, *, where: str) -> Location:
     try:
         if "://" not in text and not text.startswith(("/", "~")):
             return folder / _HERE.sub("", text)
+        if _FILE.match(text):
+            text = _file(_FILE.sub("", text))
         return Location.parse(text, folder.settings)
     except UsageError as error:
         raise InputError(f"In {where}: {error}") from error
+
+
+def _file(path: str) -> str:
+    """The path of a file's URI. Some write characters as %XX in them and others do not: what is there is meant."""
+    plain = unquote(path, errors="surrogateescape")
+    return plain if plain != path and not os.path.lexists(path) and os.path.lexists(plain) else path
 
 
 def check_input(location: Location) -> None:

@@ -163,6 +163,18 @@ def test_a_list_gives_its_lines(tmp_path: Path) -> None:
     assert fetch(entries[0]) == b"photos/a.jpg"
 
 
+def test_uris_of_files_are_read_with_escapes_and_without(tmp_path: Path) -> None:
+    archive = make_archive(tmp_path, ["a b.jpg", "100%25.jpg", "100%.jpg"])
+    os.rename(archive / "a b.jpg", archive / os.fsdecode(b"a \xff.jpg"))
+    paths = [archive / os.fsdecode(b"a \xff.jpg"), archive / "100%25.jpg", archive / "100%.jpg"]
+    lines = [paths[0].as_uri(), f"file://{paths[1]}", paths[2].as_uri().replace("file://", "file://localhost")]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    [source] = open_sources([str(tmp_path / "list.txt")])
+    # Both `100%25.jpg` and `100%.jpg` are there: the name as it stands is meant.
+    expected = [paths[0], paths[1], paths[1]]
+    assert [Location.from_uri(entry.uri).path for entry in source.entries()] == [str(path) for path in expected]
+
+
 def test_named_inputs_keep_equal_ids_apart(tmp_path: Path) -> None:
     make_archive(tmp_path / "a", ["x.jpg"])
     make_archive(tmp_path / "b", ["x.jpg"])
