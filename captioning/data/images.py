@@ -86,7 +86,7 @@ class Opened(NamedTuple):
     """An image as it was decoded, perhaps at a scale."""
 
     image: Image.Image
-    #: The part of it that shows the photo. JPEGs whose sides are no multiples of a scale end in half a pixel or less.
+    #: The part of it that shows the photo: at a scale that its sides are no multiples of, the last pixels do in part.
     shown: Box
     #: (width, height) of the whole.
     size: tuple[int, int]
