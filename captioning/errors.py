@@ -53,7 +53,7 @@ class StorageError(CaptioningError):
 
     `error_class` is one of `missing`, `forbidden`, `credentials` (keys that the store does not take),
     `region` (the bucket lies in another one), `throttled`, `timeout`, `network`, `no_space`, `too_large`,
-    `storage`; `passing` says whether trying again can help.
+    `changed` (since it was listed), `storage`; `passing` says whether trying again can help.
     """
 
     def __init__(self, error_class: str, message: str, *, passing: bool = False) -> None:

@@ -21,20 +21,28 @@ _BATCH, _WINDOW = 8, 32
 _OPEN_FILES = 4
 
 
-def read_cell(location: Location, column: str, row: int, version: str = "") -> Any:
+def changed(what: str) -> StorageError:
+    """The error of an image whose place holds something else by now; `what` says which place."""
+    return StorageError("changed", f"{what} Give the `caption` command again with --refresh changed.")
+
+
+def read_cell(location: Location, column: str, row: int, version: str = "", *, as_listed: bool = False) -> Any:
     """The value in `column` of row `row` (from 0): bytes, text, a dict, or None for null.
 
     Text that is not UTF-8 keeps its bytes as surrogate escapes. `version` is the file's, so that
-    one that was written again is opened again. Raises `StorageError`.
+    one that was written again is opened again; `as_listed` one that has no longer this version is refused.
+    Raises `StorageError`.
     """
-    return _reader(location, column, version).cell(row)
+    return _reader(location, column, version, as_listed).cell(row)
 
 
 class _Reader:
     """One column of one file, and where reading stands."""
 
-    def __init__(self, location: Location, column: str) -> None:
+    def __init__(self, location: Location, column: str, version: str | None) -> None:
+        """With a `version` the file must still have it."""
         self._lock = threading.Lock()
+        self._version = version
         self._location, self._column = location, column
         self._stack = ExitStack()
         self._file: ColumnarFile | None = None
@@ -66,6 +74,10 @@ class _Reader:
 
     def _find(self, row: int) -> Any:
         if self._file is None:
+            if self._version is not None:
+                info = self._location.info()
+                if info is not None and info.version != self._version:
+                    raise changed(f"{self._location} has been written again since it was listed.")
             self._file = self._stack.enter_context(open_columnar(self._location))
             if self._column not in self._file.schema.names:
                 raise StorageError("missing", f"{self._location} has no column {self._column!r} any more.")
@@ -97,14 +109,14 @@ class _Reader:
         self._window.clear()
 
 
-_readers: OrderedDict[tuple[Location, str, str], _Reader] = OrderedDict()
+_readers: OrderedDict[tuple[Location, str, str, bool], _Reader] = OrderedDict()
 _lock = threading.Lock()
 
 
-def _reader(location: Location, column: str, version: str) -> _Reader:
-    key = (location, column, version)
+def _reader(location: Location, column: str, version: str, as_listed: bool) -> _Reader:
+    key = (location, column, version, as_listed)
     with _lock:
-        reader = _readers.pop(key, None) or _Reader(location, column)
+        reader = _readers.pop(key, None) or _Reader(location, column, version if as_listed else None)
         _readers[key] = reader
         old = _readers.popitem(last=False)[1] if len(_readers) > _OPEN_FILES else None
     if old is not None:

@@ -4,6 +4,7 @@ A failure that can pass (throttling, a reset, a 5xx, a time-out) is tried again 
 own time; what cannot (missing, forbidden) is its reason at once.
 """
 
+from tarfile import BLOCKSIZE
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
@@ -11,9 +12,11 @@ from annotated_types import Ge, Gt, Le
 from captioning.config import settings
 from captioning.errors import ImageError, StorageError
 from captioning.retry import Patience
+from captioning.run.cells import changed
 from captioning.run.fetch_cell import fetch_cell
 from captioning.run.sources import Entry
-from captioning.storage import Location, StorageSettings
+from captioning.run.tars import is_member
+from captioning.storage import Location, StorageSettings, unescape_name
 
 #: A file beyond this many bytes is not read: no photo has so many, and it might not fit in memory.
 MAX_BYTES = 1 << 30
@@ -68,7 +71,12 @@ def fetch(entry: Entry, storage: StorageSettings | None = None, settings: FetchS
     assert entry.offset is not None, "an image in a tar has a place"
     assert entry.size_bytes is not None, "an image in a tar has a size"
     location = Location.from_uri(entry.tar, storage)
-    data = location.read_range(entry.offset, entry.size_bytes, patience=settings.patience)
+    start = entry.offset - BLOCKSIZE
+    block = location.read_range(start, BLOCKSIZE + entry.size_bytes, patience=settings.patience)
+    name = unescape_name(entry.uri.removeprefix(f"{entry.tar}#"))
+    if len(block) < BLOCKSIZE or not is_member(block[:BLOCKSIZE], name, entry.size_bytes):
+        raise changed(f"{location} has been written again since it was listed: at this image's place lies another.")
+    data = block[BLOCKSIZE:]
     if len(data) < entry.size_bytes:
         raise ImageError("truncated", f"The tar ends after {len(data):,} of the image's {entry.size_bytes:,} bytes.")
     return data

@@ -20,7 +20,9 @@ def fetch_cell(entry: Entry, storage: StorageSettings | None, patience: Patience
     assert entry.row is not None, "an image in a table has a row"
     column, row = entry.column, entry.row
     table = Location.from_uri(entry.table, storage)
-    value: Any = retrying(lambda _: read_cell(table, column, row, entry.version), patience)
+    # An id of its own goes with an image wherever it lies, `FILE#ROW` with the place.
+    own_id = bool(entry.version) and not entry.image_id.endswith(f"#{row}")
+    value: Any = retrying(lambda _: read_cell(table, column, row, entry.version, as_listed=own_id), patience)
     if isinstance(value, dict):
         path = value.get("path")
         value = value.get("bytes")

@@ -23,6 +23,8 @@ _KEY = re.compile(r"^((?:.*/)?[^./][^./]*)\.[^/]*$", re.DOTALL)
 #: Longer headers (names, pax records) are no file's: reading one whole could fill the memory.
 _LONGEST_HEADER = 1 << 20
 _SCAN = 1 << 20
+#: A name shorter than this stands in the member's own header.
+_SHORT_NAME = 100
 _ZEROS = bytes(tarfile.BLOCKSIZE)
 
 _COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"))
@@ -40,6 +42,19 @@ class TarMember:
     offset: int
     size: int
     mtime: float
+
+
+def is_member(header: bytes, name: str, size: int) -> bool:
+    """Whether `header`, the block before a member's first byte, is that of a file of this name and size.
+
+    Names that a header has no room for stand elsewhere, and are not compared.
+    """
+    try:
+        found = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except tarfile.TarError:
+        return False
+    whole = name.isascii() and len(name) < _SHORT_NAME
+    return found.isreg() and found.size == size and (not whole or found.name.lstrip("./") == name.lstrip("./"))
 
 
 def list_tar(location: Location, note: Callable[[str], None]) -> Iterator[TarMember]:

@@ -255,20 +255,14 @@ class _CaptionRun(RunDriver):
         if not (self.request.selection.grows or self.request.refresh):
             return index
         changed: list[tuple[NDArray[np.int64], pa.Table]] = []
-        fresh = self.tally.shards(START)
-
-        def on_changed(rows: NDArray[np.int64], table: pa.Table) -> None:
-            # What was captioned a moment ago was captioned as it is.
-            old = np.array([index.shard_of_row(row).number not in fresh for row in rows.tolist()])
-            changed.append((rows[old], table.filter(pa.array(old))))
-
         growth = grow(
             index,
             self.sources,
             shard_size=self.record.shard_size,
             selection=self.request.selection,
-            on_changed=on_changed if self.request.refresh else None,
+            on_changed=(lambda rows, table: changed.append((rows, table))) if self.request.refresh else None,
             added=[given for given in self._given() if given not in self.record.inputs],
+            fresh=self.tally.shards(START),
         )
         for line in [*listing_lines(self.sources, index.segments), *growth.lines(refreshing=self.request.refresh)]:
             self.say(line)

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import pyarrow as pa
 
@@ -14,6 +14,14 @@ from captioning.run.globs import Glob
 from captioning.run.sources.entry import Entry
 from captioning.run.sources.settings import InputSettings
 from captioning.storage import FileInfo, Location, escape_name
+
+
+class Before(Protocol):
+    """An archive as it was listed before."""
+
+    def stand(self, image_ids: Sequence[str], uris: Sequence[str]) -> tuple[Sequence[bool], Sequence[str | None]]:
+        """For each id whether it was that of the image at the URI beside it; and the tar of the one that had it."""
+        ...
 
 
 @dataclass
@@ -41,8 +49,8 @@ class Source(ABC):
     settings: InputSettings = field(default_factory=InputSettings, kw_only=True)
     kept: pa.Schema = field(default_factory=lambda: pa.schema([]), kw_only=True)
     """The columns that the table takes over, of all sources that were opened together."""
-    listed_before: Sequence[str] = field(default=(), kw_only=True)
-    """Archives of this source that were listed before, by URI, in the order in which they were: they come first."""
+    before: "Before | None" = field(default=None, kw_only=True)
+    """What the archive held when it was listed before: where ids go by order they stay with their images."""
     skipped: Counter[str] = field(default_factory=Counter, kw_only=True)
     """Files passed over for their extension, by extension (`""` for none)."""
     repeated: int = field(default=0, kw_only=True)

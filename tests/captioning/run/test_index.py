@@ -12,7 +12,7 @@ from captioning.run import index as index_module
 from captioning.run.digests import DigestSet, digests, find
 from captioning.run.growth import grow
 from captioning.run.index import Index, choose_shard_size, write_segment
-from captioning.run.layout import PartRange
+from captioning.run.layout import PartRange, RunLayout
 from captioning.run.sources import open_sources
 from captioning.run.table import pending_shards
 from captioning.run.verify import verify
@@ -130,14 +130,64 @@ def test_a_new_tar_takes_no_key_from_those_that_were_there(tmp_path: Path) -> No
     growth = grow(Index.load(layout), open_sources([str(tars)]), shard_size=2)
     assert (growth.new, growth.changed, growth.vanished) == (3, 0, 0)
     drive(layout, [str(tars)])
-    uris = {row["image_id"]: row["uri"].rpartition("/")[2] for row in table(layout)}
-    assert uris == {
+    assert uris_of(layout) == {
         "1": "b.tar#1.jpg",
         "2": "b.tar#2.jpg",
         "a/1": "a.tar#1.jpg",
         "c/1": "c.tar#1.jpg",
         "3": "c.tar#3.jpg",
     }
+
+
+def uris_of(layout: RunLayout) -> dict[str, str]:
+    return {row["image_id"]: row["uri"].rpartition("/")[2] for row in table(layout)}
+
+
+def test_ids_stay_when_a_tar_grows_goes_or_has_another_name(tmp_path: Path) -> None:
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    make_tar(tars / "a.tar", [("0.jpg", b"a0"), ("k.jpg", b"ak")])
+    make_tar(tars / "b.tar", [("k.jpg", b"bk")])
+    layout = layout_of(tmp_path / "out")
+    drive(layout, [str(tars)])
+    assert uris_of(layout) == {"0": "a.tar#0.jpg", "k": "a.tar#k.jpg", "b/k": "b.tar#k.jpg"}
+
+    # A key that another tar's image has is no id for a new one, whatever comes first.
+    make_tar(tars / "b.tar", [("k.jpg", b"bk"), ("n.jpg", b"bn")])
+    drive(layout, [str(tars)])
+    make_tar(tars / "a.tar", [("0.jpg", b"a0"), ("k.jpg", b"ak"), ("n.jpg", b"an")])
+    growth = grow(Index.load(layout), open_sources([str(tars)]), shard_size=2)
+    assert (growth.new, growth.changed, growth.vanished) == (1, 0, 0)
+    drive(layout, [str(tars)])
+    more = {"n": "b.tar#n.jpg", "a/n": "a.tar#n.jpg"}
+    assert uris_of(layout) == {"0": "a.tar#0.jpg", "k": "a.tar#k.jpg", "b/k": "b.tar#k.jpg", **more}
+
+    # Of a tar that is gone the others take no ids.
+    (tars / "a.tar").rename(tmp_path / "kept")
+    growth = grow(Index.load(layout), open_sources([str(tars)]), shard_size=2)
+    assert (growth.new, growth.changed, growth.vanished) == (0, 0, 3)
+
+    # With another name it is the same archive at another place.
+    (tmp_path / "kept").rename(tars / "z.tar")
+    growth = grow(Index.load(layout), open_sources([str(tars)]), shard_size=2)
+    assert (growth.new, growth.changed, growth.vanished) == (1, 2, 1)
+    assert growth.changed_examples == ("0", "k")
+
+
+def test_files_that_were_captioned_a_moment_ago_have_not_changed(tmp_path: Path) -> None:
+    archive = make_archive(tmp_path / "a", photos(4))
+    tar = make_tar(tmp_path / "x.tar", [("1.jpg", b"one")])
+    layout = layout_of(tmp_path / "out")
+    inputs = [str(archive), str(tar)]
+    index = drive(layout, inputs)
+    for photo in archive.iterdir():
+        photo.write_bytes(b"another photo")
+    make_tar(tar, [("0.jpg", b"zero"), ("1.jpg", b"one")])
+    growth = grow(index, open_sources(inputs), shard_size=2, fresh={1, 2})
+    # What lies in a tar may not be what was looked for there.
+    assert growth.changed_examples == ("000.jpg", "001.jpg", "1")
+    again = grow(index, open_sources(inputs), shard_size=2)
+    assert again.changed_examples == ("000.jpg", "001.jpg", "1")
 
 
 def test_a_row_that_names_another_image_than_before_has_changed(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Parquet and Arrow files as an archive: bytes, URIs, ids, kept columns, and damage."""
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,22 @@ def test_an_id_column(tmp_path: Path, ids: Any, expected: list[str]) -> None:
     path = write(tmp_path / "x.parquet", pa.table({"image": pictures(3), "key": ids}))
     assert [entry.image_id for entry in listed(path, id_column="key")] == expected
     assert [fetch(entry) for entry in listed(path, id_column="key")] == pictures(3)
+
+
+def test_a_row_of_a_table_that_was_written_again_is_not_fetched_by_another_id(tmp_path: Path) -> None:
+    def make(keys: list[str], first: int) -> Path:
+        table = pa.table({"key": keys, "jpg": pictures(len(keys), first)})
+        return write(tmp_path / "x.parquet", table)
+
+    by_id = listed(make(["a", "b"], 0), id_column="key")
+    by_row = listed(tmp_path / "x.parquet")
+    time.sleep(0.02)
+    make(["z", "a", "b"], 9)
+    with pytest.raises(StorageError, match="written again since it was listed") as refused_now:
+        fetch(by_id[1])
+    assert refused_now.value.error_class == "changed"
+    # What goes by its row is what is in the row.
+    assert fetch(by_row[1]) == b"picture 10"
 
 
 def test_an_id_that_comes_twice_is_refused(tmp_path: Path) -> None:

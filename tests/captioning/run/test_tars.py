@@ -1,13 +1,14 @@
 """Tars as people have them: cut, damaged, joined, with links, long names and headers that lie."""
 
 import io
+import os
 import random
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from captioning.errors import ImageError
+from captioning.errors import ImageError, StorageError
 from captioning.run.fetch import fetch
 from captioning.run.sources import Entry, open_sources
 from captioning.run.tars import TarMember, list_tar
@@ -27,6 +28,32 @@ def entries(*inputs: Path) -> tuple[list[Entry], list[str]]:
 
 def three(path: Path) -> Path:
     return make_tar(path, [("1.jpg", b"a" * 1000), ("2.jpg", b"b" * 1000), ("3.jpg", b"c" * 1000)])
+
+
+def test_at_a_place_where_another_image_lies_by_now_none_is_fetched(tmp_path: Path) -> None:
+    tar = three(tmp_path / "x.tar")
+    before, _ = entries(tar)
+    assert [fetch(entry)[:1] for entry in before] == [b"a", b"b", b"c"]
+    same_size = [("0.jpg", b"0" * 1000), ("1.jpg", b"a" * 1000), ("2.jpg", b"b" * 1000)]
+    for members_now in (same_size, [("1.jpg", b"a" * 999)], []):
+        make_tar(tar, members_now)
+        with pytest.raises(StorageError, match="written again since it was listed.*--refresh changed") as refused:
+            fetch(before[1])
+        assert refused.value.error_class == "changed"
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_of_any_name_are_fetched(tmp_path: Path, kind: int) -> None:
+    names = ["./a.jpg", "b c.jpg", f"{'d' * 90}/{'e' * 90}.jpg"]
+    if kind != tarfile.USTAR_FORMAT:
+        names += ["é.jpg", f"{'f' * 300}.jpg", os.fsdecode(b"\xff.jpg")]
+    with tarfile.open(tmp_path / "x.tar", "w", format=kind) as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = 5, 1.5 if kind == tarfile.PAX_FORMAT else 1
+            tar.addfile(info, io.BytesIO(b"image"))
+    found, _ = entries(tmp_path / "x.tar")
+    assert [fetch(entry) for entry in found] == [b"image"] * len(names)
 
 
 def test_a_whole_tar_has_nothing_to_be_said_of(tmp_path: Path) -> None:
