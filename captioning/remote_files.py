@@ -6,6 +6,7 @@ here crosses a process border. This module raises the clients' own errors; `stor
 and tries again. fsspec is imported with the first store: whoever has only local files does without.
 """
 
+import inspect
 import os
 import threading
 from collections.abc import Iterator
@@ -51,6 +52,8 @@ class StorageSettings:
     """Fetch them also from this machine and from private networks: only for lists that you trust wholly."""
 
     def __post_init__(self) -> None:
+        if self.endpoint and not self.endpoint.lower().startswith(("http://", "https://")):
+            raise ValueError(f"endpoint is {self.endpoint}: it must be a URL such as http://localhost:9000")
         if self.endpoint and "@" in urlsplit(self.endpoint).netloc:
             # It would be written to run.json and shown in messages.
             raise ValueError("endpoint must not hold a user or a password: give keys by the environment or a profile")
@@ -62,6 +65,11 @@ class RemoteFiles:
     def __init__(self, protocol: str, storage: StorageSettings) -> None:
         self.protocol = protocol
         self._fs = _filesystem(protocol, storage)
+        # s3fs asks for an object's size before it reads it whole, in pieces where it is large: a second request an
+        # image, to which the answer does not say why it failed.
+        takes = getattr(self._fs, "_cat_file", None)
+        known = inspect.signature(takes).parameters if takes is not None else {}
+        self._at_once = {"max_concurrency": 1} if "max_concurrency" in known else {}
 
     def read(self, uri: str, seconds: float | None = None) -> bytes:
         """The whole object; after `seconds` a `TimeoutError`."""
@@ -163,7 +171,12 @@ class RemoteFiles:
     def is_dir(self, uri: str) -> bool:
         """Whether there is anything below `uri`."""
         found = self._info(uri)
-        return found is not None and found.get("type") == "directory"
+        if found is None or found.get("type") == "directory" or self.protocol not in ("s3", "s3a"):
+            return found is not None and found.get("type") == "directory"
+        # A key may be a file and a folder at once: Hadoop marks folders so.
+        bucket, key, _ = self._fs.split_path(self._path(uri))
+        below = self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{key}/", MaxKeys=1)
+        return bool(below.get("Contents"))
 
     def names(self, uri: str) -> list[str]:
         """Names of the objects and prefixes directly below `uri`, sorted."""
@@ -208,8 +221,9 @@ class RemoteFiles:
         path = self._path(uri)
         if seconds is not None and isinstance(self._fs, AsyncFileSystem):
             # Not `cat_file`, which knows no time limit: the request is cancelled, its connection closed.
-            return bytes(sync(self._fs.loop, self._fs._cat_file, path, start=start, end=end, timeout=seconds))
-        return bytes(self._fs.cat_file(path, start=start, end=end))
+            reading = self._fs._cat_file
+            return bytes(sync(self._fs.loop, reading, path, start=start, end=end, timeout=seconds, **self._at_once))
+        return bytes(self._fs.cat_file(path, start=start, end=end, **self._at_once))
 
     def _path(self, uri: str) -> str:
         return str(self._fs._strip_protocol(uri))

@@ -28,6 +28,8 @@ __all__ = ["FileInfo", "Location", "StorageSettings", "escape_name", "unescape_n
 T = TypeVar("T")
 
 _PROTOCOL = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://")
+#: Protocols whose places begin with a bucket.
+_BUCKETS = ("s3", "s3a", "gs", "gcs")
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 _LOOKS_ESCAPED = re.compile(rb"\\(?=x[0-9a-f]{2})")
 
@@ -70,6 +72,14 @@ class Location:
             return cls(_absolute(os.path.expanduser(text)), settings)
         if match[1] in ("file", "local"):
             return cls(_absolute("/" + text[match.end() :]), settings)
+        bucket = text[match.end() :].partition("/")[0]
+        if match[1].lower() in _BUCKETS and not bucket:
+            raise UsageError(f"{escape_name(text)} names no bucket: write {match[0].lower()}BUCKET/FOLDER.")
+        if match[1].lower() in _BUCKETS and "@" in bucket:
+            raise UsageError(
+                f"A place in {match[0].lower()} holds keys before its bucket, which tables and messages would show. "
+                "Take them out, and give them by the environment or a profile."
+            )
         return cls(match[0].lower() + text[match.end() :].rstrip("/"), settings)
 
     @classmethod

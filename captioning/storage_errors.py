@@ -125,6 +125,8 @@ def classify(error: BaseException) -> tuple[str | None, bool]:
     module = type(error).__module__.partition(".")[0]
     if module in ("botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs", "requests", "fsspec"):
         return "storage", False
+    if isinstance(error, ValueError) and str(error).startswith("Invalid endpoint"):
+        return "storage", False  # of the environment, or of a profile
     if isinstance(error, ValueError) and "null" in str(error):
         # A path with a NUL in it: the operating system's own words are an "embedded null byte".
         return "missing", False

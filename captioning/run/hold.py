@@ -191,6 +191,8 @@ class Hold:
         if seen is None:
             return None
         other = Holder.from_json(seen.data)
+        if other is not None and other.token == self.me.token:
+            return seen.tag  # it was written, and the answer got lost
         alive = other.alive() if other is not None else None
         if alive:
             raise self._held(other)

@@ -135,7 +135,8 @@ class _CaptionRun(RunDriver):
     def _check_output(self) -> None:
         root = self.layout.root
         try:
-            if root.info() is not None:
+            found = root.info()
+            if found is not None and (found.size or not root.is_dir()):
                 raise UsageError(f"OUTPUT {root} is a file. Give a folder, which is made if it is not there.")
             root.check_writable()
         except StorageError as error:

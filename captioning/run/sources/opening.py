@@ -72,7 +72,10 @@ def _open(
         glob = Glob.parse(location).without(output)
         kind = before or _kind_of_glob(glob)
         return kind(given, glob.root, prefix, glob=glob, settings=settings)
-    if location.info() is not None:
+    found = location.info()
+    # A key of an object store may be a file and a folder at once: an empty one marks the folder.
+    folder = found is not None and (text.endswith("/") or not found.size) and location.is_dir()
+    if found is not None and not folder:
         return _kind_of_file(location)(given, location, prefix, settings=settings)
     if not location.is_dir():
         raise InputError(f"There is nothing at INPUT {location}. Check the spelling, and that the storage is mounted.")

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from captioning.errors import StorageError
+from captioning.errors import StorageError, UsageError
+from captioning.retry import Patience
 from captioning.run.events import append_event, read_events
 from captioning.run.fetch import fetch
 from captioning.run.index import Index
@@ -122,3 +123,58 @@ def test_tables_and_tars_on_s3(storage: StorageSettings, tmp_path: Path) -> None
     with pytest.raises(StorageError) as caught:
         fetch(dataclasses.replace(tables[-1], version="of a file that nobody holds open"), storage)
     assert caught.value.error_class == "missing"
+
+
+def test_an_object_is_read_by_one_request(storage: StorageSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another costs as much again, and where it fails nobody says why."""
+    photo = Location.parse("s3://photos/once/a.jpg", storage)
+    photo.write_bytes(b"image")
+    files = photo._files()
+    asked: list[str] = []
+    call = files._fs._call_s3
+
+    async def counted(method: str, *args: object, **kwargs: object) -> object:
+        asked.append(method)
+        return await call(method, *args, **kwargs)
+
+    monkeypatch.setattr(files._fs, "_call_s3", counted)
+    assert photo.read_bytes() == photo.read_bytes(patience=Patience(attempts=1, seconds=30.0)) == b"image"
+    assert photo.read_range(1, 2) == b"ma"
+    assert asked == ["get_object"] * 3
+
+
+def test_a_key_may_be_a_file_and_a_folder(storage: StorageSettings) -> None:
+    root = Location.parse("s3://photos/both", storage)
+    for name, data in (("mark", b""), ("mark/a.jpg", b"a"), ("full.jpg", b"full"), ("full.jpg/b.jpg", b"b")):
+        (root / name).write_bytes(data)
+    for given, expected in {
+        "mark": ["a.jpg"],
+        "mark/": ["a.jpg"],
+        "mark/*": ["a.jpg"],
+        "full.jpg": ["full.jpg"],
+        "full.jpg/": ["b.jpg"],
+        "full.jpg/*": ["b.jpg"],
+    }.items():
+        [source] = open_sources([f"{root.uri}/{given}"], storage)
+        assert [entry.image_id for entry in source.entries()] == expected, given
+    assert not (root / "mark" / "a.jpg").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"), [("s3://", "names no bucket"), ("s3:///", "names no bucket"), ("s3://KEY:hush@b/x", "holds keys")]
+)
+def test_a_uri_that_names_no_bucket_or_keys_is_refused(uri: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says) as refused:
+        Location.parse(uri)
+    assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize("where", ["setting", "environment"])
+def test_an_endpoint_that_is_no_url_is_said(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if where == "setting":
+        with pytest.raises(ValueError, match="must be a URL such as"):
+            StorageSettings(endpoint="localhost:9000")
+        return
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
+    with pytest.raises(StorageError, match="Invalid endpoint"):
+        Location.parse("s3://photos/x", StorageSettings(anonymous=True)).read_bytes()
