@@ -207,6 +207,12 @@ class RedoBook:
         self.plan.shard_file(shard).write_bytes(to_parquet(rows_to_table(rows)), temp=self.plan.layout.tmp_dir)
 
 
+def forget_leftovers(layout: RunLayout) -> None:
+    """Delete what a plan left that was killed before it counted. Nothing while there is a plan."""
+    if _marker(layout).info() is None:
+        _sweep(layout)
+
+
 def _marker(layout: RunLayout) -> Location:
     return layout.retry_dir / "plan.json"
 

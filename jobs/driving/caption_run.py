@@ -237,7 +237,12 @@ class _CaptionRun(RunDriver):
             selection=self.request.selection.to_dict(),
         )
         try:
-            self.record = record.create(self.layout)
+            if self.record is not None:  # of a start that was killed before its index counted
+                self.record = self.record.widen(
+                    self.layout, inputs=record.inputs, archive=record.archive, kinds=record.kinds
+                )
+            else:
+                self.record = record.create(self.layout)
         except BaseException:
             pending.discard()
             raise

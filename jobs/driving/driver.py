@@ -18,6 +18,7 @@ from captioning.run.book import ShardBook
 from captioning.run.events import append_event
 from captioning.run.hold import Hold
 from captioning.run.layout import RunLayout
+from captioning.run.redo import forget_leftovers
 from captioning.run.verify import verify
 from jobs.caption_settings import CaptionSettings
 from jobs.display import say
@@ -210,6 +211,7 @@ class RunDriver:
     def finish(self) -> Outcome:
         """Verify the table, and write what this driver did to `summary.json`."""
         verdict = verify(self.layout)
+        forget_leftovers(self.layout)
         seconds = time.monotonic() - self.started
         summary = summarise(self.tally, verdict, seconds=seconds, steady_rate=self.steady)
         self.check_hold()

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from captioning.config import build, lay_over, read_values
 from captioning.errors import InputError, SettingsError
 from captioning.run.index import Index
@@ -91,12 +94,18 @@ class _RetryRun(RunDriver):
         index = Index.load(self.layout)
         fold(self.layout, index)
         plan = RedoPlan.load(self.layout)
+        made = pa.array([], pa.string())
         if plan is not None:
+            made = pa.array([name for part in plan.parts() for name in plan.chosen(part)["image_id"].to_pylist()])
             what = "retry" if plan.kind == "retry" else "refresh (caption --refresh changed)"
             self.say(f"Going on with a {what} that was not finished.")
             self._work_off(plan, index)
         if plan is None or (plan.kind, plan.classes) != ("retry", self.classes):
-            chosen = failed(self.layout, index, self.classes, self.settings.storage)
+            # What failed again just now would fail once more.
+            chosen = (
+                (part, rows.filter(pc.invert(pc.is_in(rows["image_id"], made))))
+                for part, rows in failed(self.layout, index, self.classes, self.settings.storage)
+            )
             plan = make_plan(self.layout, "retry", chosen, classes=self.classes)
             if plan is not None:
                 self._work_off(plan, index)

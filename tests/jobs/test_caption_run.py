@@ -54,6 +54,10 @@ def caption(tiny_captioner: Path) -> Callable[..., Result]:
     return run
 
 
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def summary(output: Path) -> dict:
     return json.loads((output / "_run" / "summary.json").read_text())
 
@@ -293,6 +297,20 @@ def test_another_input_is_taken_only_with_add(tmp_path: Path, caption) -> None:
     assert len(read_rows(output)) == 8
     assert caption(first, second, "-o", output).stdout.startswith("Nothing to do: of 8 images")
     assert "INPUT" in caption(first, "-o", output).stderr
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_an_input_is_added_to_a_run_that_was_killed_at_once(tmp_path: Path, caption, monkeypatch) -> None:
+    first, second = write_photos(tmp_path / "first", 5), write_photos(tmp_path / "second", 3, first=50)
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("captioning.run.index.PendingSegment.commit", interrupt)
+        assert caption(first, "-o", output).exit_code == 130
+    assert (output / "_run" / "run.json").exists()
+    added = caption(second, "-o", output, "--add")
+    assert added.exit_code == 0, added.output
+    assert summary(output).items() >= {"inputs": 8, "captioned": 8, "already_done": 0}.items()
+    assert caption(first, second, "-o", output).stdout.startswith("Nothing to do: of 8 images")
 
 
 @pytest.mark.usefixtures("without_ray")

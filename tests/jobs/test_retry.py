@@ -115,6 +115,25 @@ def test_an_interrupted_retry_goes_on_with_what_it_has(output: Path, retry, monk
     assert not list((output / "_run" / "retry").iterdir())
 
 
+def test_two_retries_in_one_count_an_image_once(output: Path, retry, monkeypatch) -> None:
+    def killed(*arguments: object) -> Iterator[ShardResult]:
+        raise KeyboardInterrupt
+        yield
+
+    with monkeypatch.context() as patch:
+        run_with(patch, killed)
+        assert retry("--error-class", "empty").exit_code == 130
+    left = output / "_run" / "retry" / "0123abcd-part-00000000-00000255.parquet"
+    left.write_bytes(b"of a plan that was killed before it counted")
+    done = retry()
+    assert done.exit_code == 0, done.output
+    assert "Of 4 images that had failed, 0 have captions now and 4 failed again" in done.output
+    assert summary(output).items() >= {"inputs": 29, "captioned": 0, "errors": 4, "already_done": 25}.items()
+    left.write_bytes(b"of another")
+    assert retry("--error-class", "none").exit_code == 0
+    assert not list((output / "_run" / "retry").iterdir())
+
+
 def test_caption_finishes_what_a_retry_left(output: Path, retry, monkeypatch, tiny_captioner: Path) -> None:
     mend(output, "cut.jpg")
 

@@ -18,6 +18,7 @@ from captioning.run.hold import Hold, Holder, command_line, holder
 from captioning.run.layout import RunLayout
 from captioning.run.process import ProcessId, start_of
 from captioning.storage import Location
+from captioning.swap import SwapFile
 from tests.captioning.run.runs import layout_of
 from tests.s3 import s3_server
 
@@ -166,6 +167,18 @@ def test_a_hold_that_somebody_removed_is_written_again(tmp_path: Path, take) -> 
         until(lambda: holder(layout) is not None)
         assert holder(layout) == hold.me
         hold.check()
+
+
+def test_a_hold_whose_answer_got_lost_is_ones_own(tmp_path: Path, take, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = SwapFile.create
+
+    def lost(file: SwapFile, data: bytes) -> None:
+        create(file, data)
+
+    monkeypatch.setattr(SwapFile, "create", lost)
+    with take(layout_of(tmp_path)) as held:
+        assert held.held
+        assert holder(held.layout) == held.me
 
 
 def test_of_many_that_take_over_at_once_one_succeeds(tmp_path: Path, take) -> None:
