@@ -3,13 +3,14 @@
 import io
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from captioning.run.growth import grow
 from captioning.run.index import Index, write_segment
 from captioning.run.layout import RunLayout
 from captioning.run.record import RunRecord
@@ -90,6 +91,20 @@ def make_run(
         write_staged(layout, shard, rows)
     fold(layout, index)
     return SmallRun(output, archive, captions)
+
+
+def grow_run(run: SmallRun, names: Sequence[str]) -> None:
+    """More images of these names, all captioned and folded."""
+    for number, name in enumerate(names, start=len(run.captions)):
+        (run.archive / name).write_bytes(jpeg(number))
+    before = Index.load(run.layout)
+    found = grow(before, open_sources([str(run.archive)]), shard_size=before.segments[0].shard_size)
+    assert found.pending is not None
+    index = found.pending.commit()
+    for shard in index.shards()[before.shards_total :]:
+        rows = [_row(entry, number, run.captions) for number, entry in enumerate(index.rows(shard), shard.start)]
+        write_staged(run.layout, shard, rows)
+    fold(run.layout, index)
 
 
 def unfold(run: SmallRun, done: int) -> None:

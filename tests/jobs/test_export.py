@@ -18,7 +18,7 @@ from captioning.run.export.target import Target
 from captioning.run.index import Index
 from captioning.storage import Location
 from jobs.__main__ import app
-from tests.jobs.report_run import EVIL_NAME, SmallRun, make_run, unfold
+from tests.jobs.report_run import EVIL_NAME, SmallRun, grow_run, make_run, unfold
 from tests.s3 import s3_server
 
 NAMES = [
@@ -119,6 +119,19 @@ def test_txt_is_a_tree_like_the_archives(run: SmallRun, tmp_path: Path) -> None:
     assert {"cat.jpg.txt", "cat.png.txt", "two.dots.txt"} < found.keys()
     assert sorted(data.decode().rstrip("\n") for data in found.values()) == sorted(captioned(run).values())
     assert "1 image failed" in done.output
+
+
+@pytest.mark.parametrize("kind", ["txt", "imagefolder"])
+def test_images_whose_names_change_as_the_archive_grows_are_written_anew(tmp_path: Path, kind: str) -> None:
+    run = make_run(tmp_path, ["a.jpg", "b.jpg"])
+    export(run, kind, "-o", tmp_path / "again")
+    grow_run(run, ["a.png"])
+    export(run, kind, "-o", tmp_path / "again")
+    export(run, kind, "-o", tmp_path / "fresh")
+    fresh = tree(tmp_path / "fresh")
+    assert fresh.items() <= tree(tmp_path / "again").items()
+    if kind == "txt":
+        assert fresh.keys() == {"a.jpg.txt", "a.png.txt", "b.txt"}
 
 
 def test_txt_beside_the_images_leaves_a_persons_own_files(run: SmallRun) -> None:

@@ -153,6 +153,7 @@ def _write_pieces(export: Format, pending: int, progress: Callable[[int, int], N
         version = export.table.version(part)
         if version is None:
             continue
+        version = export.names.version(version)
         for piece in pieces:
             seen += piece.stop - piece.start
             noted = done.get(piece.number)

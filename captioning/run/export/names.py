@@ -77,6 +77,12 @@ class Names:
         """Names before any image is known."""
         return cls(np.empty(0, np.uint64))
 
+    def version(self, of_part: str) -> str:
+        """A text that changes with `of_part`, and when images get other names than they had."""
+        if not len(self.shared):
+            return of_part
+        return hashlib.sha256(of_part.encode() + self.shared.tobytes()).hexdigest()[:12]
+
     def keeps_extension(self, image_id: str) -> bool:
         """Whether another image would have the same name without its extension."""
         return self._is_shared(split_extension(image_id)[0])
