@@ -18,6 +18,7 @@ from captioning.run.hashing import Words, text_digests
 from captioning.run.index import Index, PendingSegment, write_tables
 from captioning.run.listing import Listing
 from captioning.run.redo_choice import changed as by_part
+from captioning.run.segment import read_columns
 from captioning.run.selection import EVERYTHING, Selection
 from captioning.run.sources import Source
 
@@ -25,9 +26,8 @@ OnChanged = Callable[[NDArray[np.int64], pa.Table], None]
 
 _EXAMPLES = 5
 #: Columns of the index that say whether an image is still the one it was; of images in tars, and of those of which the
-#: listing tells no size, the place does, too.
+#: listing tells no size, the URI does, too.
 _VERSION = ("size_bytes", "version", "offset")
-_PLACE = ("uri", "tar")
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,14 @@ class _Known:
     def of(cls, index: Index, *, keep_rows: bool, keep_places: bool) -> "_Known":
         ids, versions = np.empty(index.rows_total, DIGEST), np.empty(index.rows_total, np.uint64)
         places = index.rows_total if keep_places else 0
-        uris, tars, numbers = np.empty(places, np.uint64), np.empty(places, np.int32), dict[str | None, int]()
+        uris, tars = np.zeros(places, np.uint64), np.full(places, -1, np.int32)
+        numbers: dict[str, int] = {}
         at = 0
-        for table in index.tables(["image_id", *_VERSION, *_PLACE]):
+        for table in _tables(index):
             some = slice(at, at + table.num_rows)
             ids[some] = text_digests(table["image_id"])
             versions[some] = _versions(table)
-            if keep_places:
+            if keep_places and "uri" in table.column_names:
                 uris[some] = text_digests(table["uri"])["high"]
                 coded = table["tar"].combine_chunks().dictionary_encode()
                 known = [numbers.setdefault(name, len(numbers)) for name in coded.dictionary.to_pylist()]
@@ -96,7 +97,7 @@ class _Known:
         order = np.argsort(ids["high"], kind="stable")
         made = cls(ids[order], versions[order], order if keep_rows else None, np.zeros(len(order), np.bool_))
         if keep_places:
-            made.uris, made.tars, made.tar_names = uris[order], tars[order], [str(name) for name in numbers]
+            made.uris, made.tars, made.tar_names = uris[order], tars[order], [*numbers]
         return made
 
     def stand(self, image_ids: Sequence[str], uris: Sequence[str]) -> tuple[Sequence[bool], Sequence[str | None]]:
@@ -191,10 +192,24 @@ def _vanished(index: Index, known: _Known) -> list[str]:
     return names[:_EXAMPLES]
 
 
+def _tables(index: Index) -> Iterator[pa.Table]:
+    """What of the index an archive is compared with. URIs, which are long, only where it depends on them."""
+    for segment in index.segments:
+        for name in segment.files:
+            table = read_columns(index.layout, name, ["image_id", *_VERSION, "tar"])
+            if pc.any(_go_by_uri(table)).as_py():
+                table = table.append_column("uri", read_columns(index.layout, name, ["uri"])["uri"])
+            yield table
+
+
+def _go_by_uri(table: pa.Table) -> pa.ChunkedArray:
+    return pc.or_(pc.is_null(table["size_bytes"]), pc.is_valid(table["tar"]))
+
+
 def _versions(table: pa.Table) -> Words:
     """A number for each row that is another when the image is."""
     texts = [pc.cast(table[name], pa.string()) for name in _VERSION]
-    by_place = pc.or_(pc.is_null(table["size_bytes"]), pc.is_valid(table["tar"]))
-    texts.append(pc.if_else(by_place, table["uri"], ""))
+    by_uri = _go_by_uri(table)
+    texts.append(pc.if_else(by_uri, table["uri"], "") if pc.any(by_uri).as_py() else pa.scalar(""))
     joined = pc.binary_join_element_wise(*texts, " ", null_handling="replace", null_replacement="-")
     return np.ascontiguousarray(text_digests(joined)["high"])
