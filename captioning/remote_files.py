@@ -171,8 +171,10 @@ class RemoteFiles:
     def is_dir(self, uri: str) -> bool:
         """Whether there is anything below `uri`."""
         found = self._info(uri)
-        if found is None or found.get("type") == "directory" or self.protocol not in ("s3", "s3a"):
-            return found is not None and found.get("type") == "directory"
+        if found is None or found.get("type") == "directory":
+            return found is not None
+        if self.protocol not in ("s3", "s3a"):
+            return False
         # A key may be a file and a folder at once: Hadoop marks folders so.
         bucket, key, _ = self._fs.split_path(self._path(uri))
         below = self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{key}/", MaxKeys=1)
