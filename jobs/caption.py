@@ -78,9 +78,9 @@ def caption(
     from jobs.caption_settings import read_caption_settings
     from jobs.driving.caption_run import Request, caption_archive
     from jobs.driving.outcome import final_lines, require_success
-    from jobs.without_pandas import without_pandas
+    from jobs.lean_arrow import lean_arrow
 
-    without_pandas()
+    lean_arrow()
     parsed, decoding = read_caption_settings(config, settings or [])
     selection = Selection(limit=limit, sample=sample, where=where)
     refreshing = refresh is not None

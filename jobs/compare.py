@@ -39,9 +39,9 @@ def compare(
     from captioning.storage import Location
     from jobs.comparing.run import CompareSettings, compare_runs, write_page
     from jobs.comparing.text import comparison_json, comparison_lines
-    from jobs.without_pandas import without_pandas
+    from jobs.lean_arrow import lean_arrow
 
-    without_pandas()
+    lean_arrow()
     text, where = read_config(config)
     options = read_settings(CompareSettings, text, set_values or (), where=where)
     outputs = Location.parse(run, options.storage), Location.parse(other, options.storage)

@@ -101,10 +101,10 @@ def export(
     from jobs.cli import read_config
     from jobs.driving.storage import storage_of_run
     from jobs.export_settings import ExportSettings
+    from jobs.lean_arrow import lean_arrow
     from jobs.progress import Progress, counted
-    from jobs.without_pandas import without_pandas
 
-    without_pandas()
+    lean_arrow()
     text, where = read_config(config)
     given = read_settings(ExportSettings, text, settings or [], where=where).storage
     layout = RunLayout(Location.parse(output, given or StorageSettings()))

@@ -26,10 +26,10 @@ def report(
     from captioning.config import read_settings
     from captioning.run.layout import RunLayout
     from captioning.storage import Location
+    from jobs.lean_arrow import lean_arrow
     from jobs.reporting.run import ReportSettings, write_report
-    from jobs.without_pandas import without_pandas
 
-    without_pandas()
+    lean_arrow()
     text, where = read_config(config)
     options = read_settings(ReportSettings, text, set_values or (), where=where)
     root = Location.parse(output, options.storage)

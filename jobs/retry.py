@@ -42,9 +42,9 @@ def retry(
     """
     from jobs.driving.outcome import require_success, retry_lines
     from jobs.driving.retry_run import RetryRequest, retry_rows
-    from jobs.without_pandas import without_pandas
+    from jobs.lean_arrow import lean_arrow
 
-    without_pandas()
+    lean_arrow()
     outcome = retry_rows(RetryRequest(output, tuple(error_class or ()), model, config, tuple(settings or ())))
     for line in retry_lines(outcome, output, error_class or []):
         print(line)

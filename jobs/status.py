@@ -35,11 +35,11 @@ def status(
     from captioning.config import read_settings
     from captioning.run.layout import RunLayout
     from captioning.storage import Location
+    from jobs.lean_arrow import lean_arrow
     from jobs.status_facts import status_of
     from jobs.verify_settings import VerifySettings
-    from jobs.without_pandas import without_pandas
 
-    without_pandas()
+    lean_arrow()
     text, where = read_config(config)
     parsed = read_settings(VerifySettings, text, settings or [], where=where)
     found = status_of(RunLayout(Location.parse(output, parsed.storage)), read_errors=errors)

@@ -26,10 +26,10 @@ def verify(
     from captioning.run.layout import RunLayout
     from captioning.run.verify import verify as verify_run
     from captioning.storage import Location
+    from jobs.lean_arrow import lean_arrow
     from jobs.verify_settings import VerifySettings
-    from jobs.without_pandas import without_pandas
 
-    without_pandas()
+    lean_arrow()
     text, where = read_config(config)
     parsed = read_settings(VerifySettings, text, settings or [], where=where)
     verdict = verify_run(RunLayout(Location.parse(output, parsed.storage)))

@@ -10,7 +10,8 @@ from typing import Protocol
 
 from captioning.run.index import Index
 from captioning.run.sources import Entry
-from captioning.run.table import Row, write_staged
+from captioning.run.staging import write_staged
+from captioning.run.table import Row
 
 
 class ShardBook(Protocol):

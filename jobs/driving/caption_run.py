@@ -26,7 +26,8 @@ from captioning.run.redo import RedoPlan, make_plan
 from captioning.run.redo_choice import changed as changed_images
 from captioning.run.selection import EVERYTHING, Selection
 from captioning.run.sources import Source, kept_schema, open_sources, require_image
-from captioning.run.table import fold, pending_shards, schema_description
+from captioning.run.staging import fold, pending_shards
+from captioning.run.table import schema_description
 from captioning.storage import Location, unescape_name
 from jobs.caption_settings import CaptionSettings
 from jobs.driving.driver import START, RunDriver

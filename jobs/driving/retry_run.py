@@ -17,7 +17,7 @@ from captioning.run.layout import RunLayout
 from captioning.run.record import RunRecord
 from captioning.run.redo import RedoPlan, make_plan
 from captioning.run.redo_choice import failed
-from captioning.run.table import fold
+from captioning.run.staging import fold
 from captioning.storage import Location, StorageSettings
 from jobs.caption_settings import CaptionSettings
 from jobs.cli import read_config

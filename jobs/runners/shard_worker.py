@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from captioning.errors import CaptioningError
+from jobs.lean_arrow import lean_arrow
 from jobs.runners.work import Work, describe_error
-from jobs.without_pandas import without_pandas
 from jobs.workers.attempts import Attempts
 from jobs.workers.caption_shard import CaptionShard
 from jobs.workers.child_process import Requests
@@ -27,7 +27,7 @@ from jobs.workers.decode_shard import DecodeShard
 def main() -> int:
     """Answer shards until the parent is gone."""
     requests = Requests()
-    without_pandas()
+    lean_arrow()
     # What a captioner is made of takes seconds to import: the parent is still looking at the archive.
     threading.Thread(target=_import_ahead, daemon=True).start()
     start = requests.next()

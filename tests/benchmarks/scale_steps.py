@@ -34,7 +34,7 @@ def index(work: Path, images: int) -> dict[str, Any]:
 def pending(work: Path, images: int) -> dict[str, Any]:
     """Find what there is to do."""
     from captioning.run.index import Index
-    from captioning.run.table import pending_shards
+    from captioning.run.staging import pending_shards
 
     return {"pending": len(pending_shards(_layout(work), Index.load(_layout(work))))}
 

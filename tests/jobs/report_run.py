@@ -15,7 +15,8 @@ from captioning.run.index import Index, write_segment
 from captioning.run.layout import RunLayout
 from captioning.run.record import RunRecord
 from captioning.run.sources import Entry, open_sources
-from captioning.run.table import Row, fold, write_staged
+from captioning.run.staging import fold, write_staged
+from captioning.run.table import Row
 from captioning.storage import Location
 
 EVIL_NAME = "<img src=x onerror=alert(1)>&\"'.jpg"

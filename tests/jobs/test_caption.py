@@ -20,7 +20,7 @@ from captioning.run.book import IndexBook
 from captioning.run.index import write_segment
 from captioning.run.layout import RunLayout
 from captioning.run.sources import open_sources
-from captioning.run.table import staged_shards
+from captioning.run.staging import staged_shards
 from captioning.storage import Location, StorageSettings
 from jobs.__main__ import app
 from jobs.caption_settings import RuntimeSettings

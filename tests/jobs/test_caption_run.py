@@ -14,7 +14,7 @@ import jobs.driving.driver
 from captioning.run.events import read_events
 from captioning.run.hold import Hold, Holder, holder
 from captioning.run.layout import RunLayout
-from captioning.run.table import FoldResult
+from captioning.run.staging import FoldResult
 from captioning.storage import Location
 from jobs.__main__ import app
 from jobs.runners.pools import Pools

@@ -14,7 +14,8 @@ from captioning.run.book import IndexBook
 from captioning.run.index import Index, write_segment
 from captioning.run.layout import RunLayout
 from captioning.run.sources import open_sources
-from captioning.run.table import Row, staged_shards
+from captioning.run.staging import staged_shards
+from captioning.run.table import Row
 from captioning.storage import Location, StorageSettings
 from jobs.workers.caption_shard import CaptionShard, LoadCaptioner, caption_rows
 from jobs.workers.decode_shard import decode_entries, pixels_of

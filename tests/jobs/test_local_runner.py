@@ -16,7 +16,7 @@ from captioning.run.book import IndexBook
 from captioning.run.index import Index, write_segment
 from captioning.run.layout import RunLayout
 from captioning.run.sources import Entry, open_sources
-from captioning.run.table import staged_shards
+from captioning.run.staging import staged_shards
 from captioning.storage import Location, StorageSettings
 from jobs.caption_settings import RuntimeSettings
 from jobs.runners import choice

@@ -14,7 +14,7 @@ from captioning.run.book import IndexBook
 from captioning.run.index import write_segment
 from captioning.run.layout import RunLayout
 from captioning.run.sources import open_sources
-from captioning.run.table import staged_shards
+from captioning.run.staging import staged_shards
 from captioning.storage import Location, StorageSettings
 from jobs.caption_settings import RuntimeSettings
 from jobs.runners.pipeline import caption_shards, cluster_nodes

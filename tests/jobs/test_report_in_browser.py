@@ -131,7 +131,8 @@ def make_large_run(folder: Path, names: list[str], say) -> Path:
     from captioning.run.layout import RunLayout
     from captioning.run.record import RunRecord
     from captioning.run.sources import Entry
-    from captioning.run.table import Row, fold, write_staged
+    from captioning.run.staging import fold, write_staged
+    from captioning.run.table import Row
     from captioning.storage import Location
     from tests.benchmarks.made_archive import MadeSource
 

@@ -13,7 +13,8 @@ from captioning.run.index import Index, write_segment
 from captioning.run.layout import RunLayout, Shard
 from captioning.run.record import RunRecord
 from captioning.run.sources import open_sources
-from captioning.run.table import Row, fold, pending_shards, read_table, write_staged
+from captioning.run.staging import fold, pending_shards, write_staged
+from captioning.run.table import Row, read_table
 from captioning.storage import Location, StorageSettings
 
 

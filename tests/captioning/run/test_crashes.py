@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from captioning.run import table as table_module
 from captioning.run.index import Index, write_segment
 from captioning.run.layout import RunLayout
 from captioning.run.record import RunRecord
 from captioning.run.sources import open_sources
-from captioning.run.table import fold, pending_shards, write_staged
+from captioning.run.staging import fold, pending_shards, write_staged
 from captioning.run.verify import verify
+from captioning.storage import Location
 from tests.captioning.run.runs import (
     Killed,
     Killer,
@@ -123,16 +123,16 @@ def test_another_driver_folds_while_this_one_has_read(
     drive(layout_of(tmp_path / "whole"), [archive])
     layout = layout_of(tmp_path / "out")
     index = started(layout, archive)
-    convert = table_module.to_parquet
+    create = Location.create_bytes
     others: list[Any] = []
 
-    def convert_late(rows: Any) -> bytes:
+    def create_late(where: Location, data: bytes, *, temp: Location | None = None) -> bool:
         if not others:
             others.append(None)
             others[0] = fold(layout, index)
-        return convert(rows)
+        return create(where, data, temp=temp)
 
-    monkeypatch.setattr(table_module, "to_parquet", convert_late)
+    monkeypatch.setattr(Location, "create_bytes", create_late)
     mine = fold(layout, index)
     assert mine.folded == ()
     assert others[0].folded == tuple(index.ranges())

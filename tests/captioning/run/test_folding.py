@@ -12,7 +12,8 @@ from captioning.run.folding import Folding
 from captioning.run.index import Index, write_segment
 from captioning.run.layout import RunLayout
 from captioning.run.sources import open_sources
-from captioning.run.table import fold_range, part_batches, pending_shards, read_part, write_staged
+from captioning.run.staging import fold_range, pending_shards, write_staged
+from captioning.run.table import part_batches, read_part
 from captioning.run.verify import verify
 from tests.captioning.run.runs import caption, drive, layout_of, make_archive, photos, shard_rows
 
@@ -121,7 +122,7 @@ def test_the_range_of_a_shard_is_one_of_the_ranges(tmp_path: Path) -> None:
 
 
 def test_a_part_is_read_a_few_rows_at_a_time(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captioning.run.table._BATCH_ROWS", 3)
+    monkeypatch.setattr("captioning.run.table.GROUP_ROWS", 3)
     caption(index.layout, index)
     part = index.ranges()[0]
     batches = list(part_batches(index.layout, part, ["image_id", "caption"]))

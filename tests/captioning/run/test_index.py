@@ -14,7 +14,7 @@ from captioning.run.growth import grow
 from captioning.run.index import Index, choose_shard_size, write_segment
 from captioning.run.layout import PartRange, RunLayout
 from captioning.run.sources import open_sources
-from captioning.run.table import pending_shards
+from captioning.run.staging import pending_shards
 from captioning.run.verify import verify
 from tests.captioning.run.runs import caption, drive, layout_of, make_archive, make_tar, photos, table
 

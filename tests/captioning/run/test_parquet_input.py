@@ -15,7 +15,8 @@ from captioning.run import cells, columnar
 from captioning.run.fetch import fetch
 from captioning.run.index import Index, write_segment
 from captioning.run.sources import Entry, InputSettings, kept_schema, open_sources
-from captioning.run.table import fold, read_table, schema_description, table_schema, write_staged
+from captioning.run.staging import fold, write_staged
+from captioning.run.table import read_table, schema_description, table_schema
 from captioning.run.verify import verify
 from captioning.storage import Location, StorageSettings
 from tests.captioning.run.runs import layout_of, make_archive, shard_rows

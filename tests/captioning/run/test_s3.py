@@ -15,7 +15,7 @@ from captioning.run.fetch import fetch
 from captioning.run.index import Index
 from captioning.run.layout import RunLayout
 from captioning.run.sources import open_sources
-from captioning.run.table import fold, write_staged
+from captioning.run.staging import fold, write_staged
 from captioning.run.verify import verify
 from captioning.storage import Location, StorageSettings
 from tests.captioning.run.runs import drive, make_tar, photos, shard_rows, table

@@ -8,17 +8,8 @@ import pytest
 
 from captioning.run.index import write_segment
 from captioning.run.sources import Entry, open_sources
-from captioning.run.table import (
-    SCHEMA,
-    Row,
-    fold,
-    pending_shards,
-    read_table,
-    rows_to_table,
-    schema_description,
-    staged_shards,
-    write_staged,
-)
+from captioning.run.staging import fold, pending_shards, staged_shards, write_staged
+from captioning.run.table import SCHEMA, Row, read_table, rows_to_table, schema_description
 from tests.captioning.run.runs import drive, layout_of, make_archive, photos, shard_rows, table
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-START = "import sys\nimport pyarrow as pa\nfrom jobs.without_pandas import without_pandas\n"
+START = "import sys\nimport pyarrow as pa\nfrom jobs.lean_arrow import lean_arrow\n"
 TABLE = "table = pa.table({'a': [1, 2], 'b': ['x', None]})\n"
 LOADED = "print('pandas' in sys.modules)\n"
 
@@ -17,8 +17,8 @@ def run(program: str) -> str:
 
 
 def test_arrays_are_made_without_it() -> None:
-    assert run(f"{START}{TABLE}{LOADED}") == "True\n", "pyarrow no longer imports pandas: without_pandas can go"
-    assert run(f"{START}without_pandas()\n{TABLE}{LOADED}") == "False\n"
+    assert run(f"{START}{TABLE}{LOADED}") == "True\n", "pyarrow no longer imports pandas: lean_arrow can go"
+    assert run(f"{START}lean_arrow()\n{TABLE}{LOADED}") == "False\n"
 
 
 @pytest.mark.parametrize(
@@ -30,4 +30,4 @@ def test_arrays_are_made_without_it() -> None:
 )
 def test_it_comes_when_it_is_asked_for(asked: str) -> None:
     series = "assert pa.array(pandas.Series([1.0, None])).null_count == 1\n"
-    run(f"{START}without_pandas()\n{TABLE}{asked}\n{series}without_pandas()\n{series}")
+    run(f"{START}lean_arrow()\n{TABLE}{asked}\n{series}lean_arrow()\n{series}")

@@ -1,24 +1,26 @@
-"""pyarrow without pandas, for programs that have no use for it.
+"""pyarrow with as little memory as it needs, for programs of ours: without pandas, and with malloc's pool.
 
 pyarrow imports pandas, where it is installed, with the first array that it makes, so as to know one of
-pandas's should it come by: 0.2 seconds and 40 MB in every process. Knows nothing of arrays.
+pandas's should it come by: 0.2 seconds and 40 MB in every process. And its own allocator keeps what is
+freed for each thread apart: folding 320 shards took 22 MB more with it than with malloc. Knows nothing of arrays.
 """
 
 import sys
 from importlib.abc import MetaPathFinder
 
 
-def without_pandas() -> None:
-    """Have pyarrow do without pandas in this process, until something asks it for pandas by name.
+def lean_arrow() -> None:
+    """Have pyarrow do with less in this process: malloc, and no pandas until something asks for that by name.
 
-    `to_pandas` and `from_pandas` import it then and work as ever. For the beginning of a program of
+    `to_pandas` and `from_pandas` import pandas then and work as ever. For the beginning of a program of
     ours, not for a library: pyarrow takes a bare DataFrame or Series for nothing special from here on.
-    Does nothing where pandas has been imported already.
+    Leaves pandas alone where it has been imported already.
     """
-    if "pandas" in sys.modules:
-        return
     import pyarrow
 
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())
+    if "pandas" in sys.modules:
+        return
     hidden = _Hidden()
     sys.meta_path.insert(0, hidden)
     try:
