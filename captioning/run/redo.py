@@ -114,6 +114,9 @@ class RedoPlan:
             if missing:
                 return missing
             new = pa.concat_tables([table for table in tables if table is not None])
+            if self.kind == "refresh":
+                # A changed image that has gone since is one that is gone: its row stays.
+                new = new.filter(pc.not_equal(pc.fill_null(new["error_class"], ""), "missing"))
             self._rewrite(part, index, new, chosen)
         # Where somebody deleted the part, all of its rows are made again, from an index that knows the present files.
         index.amend(part, chosen.drop_columns(["shard"]))

@@ -101,6 +101,30 @@ def test_only_the_classes_that_were_asked_for(tmp_path: Path, archive: Path) -> 
     assert names == ["004.jpg", "009.jpg", "014.jpg", "019.jpg"]
 
 
+def test_a_changed_image_that_is_gone_before_its_turn_keeps_its_row(tmp_path: Path, archive: Path) -> None:
+    layout = layout_of(tmp_path / "out")
+    index = drive(layout, [str(archive)])
+    before = rows(layout)
+    for name in ("001.jpg", "012.jpg"):
+        (archive / name).write_bytes(b"another")
+    found: list[Any] = []
+    grow(index, open_sources([str(archive)]), shard_size=2, on_changed=lambda at, now: found.append((at, now)))
+    plan = make_plan(layout, "refresh", changed_images(index, found))
+    assert plan is not None
+    assert plan.images == 2
+    book = RedoBook(plan, index)
+    for part in plan.parts():
+        for shard in plan.settle(index, part):
+            entries = book.entries(shard)
+            gone = [Row.failed(entry, "missing", "gone", model="again") for entry in entries if "001" in entry.image_id]
+            book.stage(shard, gone or again(entries))
+        assert plan.settle(index, part) == []
+    after = rows(layout)
+    assert after["001.jpg"] == before["001.jpg"]
+    assert after["012.jpg"]["caption"] == "again 012.jpg"
+    assert verify(layout).ok
+
+
 def test_a_kill_at_any_change_changes_nothing(tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drive(layout_of(tmp_path / "whole"), [str(archive)])
     redo(layout_of(tmp_path / "whole"), Index.load(layout_of(tmp_path / "whole")))
