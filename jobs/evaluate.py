@@ -14,7 +14,7 @@ from annotated_types import Ge
 
 from captioning.backends.names import EncoderBackend, Precision
 from captioning.config import read_settings, settings, to_dict
-from captioning.errors import StorageError, UsageError
+from captioning.errors import InputError, StorageError, UnfinishedError, UsageError
 from captioning.storage import Location, StorageSettings
 from captioning.training.search_settings import SearchSettings
 from jobs.cli import ConfigOption, ModelOption, SetOption, read_config
@@ -144,19 +144,22 @@ def evaluate(
         storage=parsed.storage,
     )
     about = {"model": captioner.name, "data": data, "split": split}
+    no_people: str | None = None
     if search:
         record = evaluate_search(captioner, shards, split, parsed.search, parsed.batch_size, folder)
         written = json.dumps({**about, "decoding_search": record}, indent=2, ensure_ascii=False) + "\n"
     else:
         evaluations = _evaluate(captioner, shards, split, decodings, parsed, meteor)
         print(f"{captioner.name} on the {split} split of {data}: {evaluations[0].scores.num_images:,} images")
-        people = _people(evaluations[0], parsed)
+        people, no_people = _people(evaluations[0], parsed)
         show_scores([(name_of(each.decoding), each.scores.summary()) for each in evaluations], people)
         lines = place is not None and place.name.endswith(".jsonl")
         written = _lines(evaluations) if lines else _summary(about, evaluations, people)
     if place is not None:
         place.write_text(written)
         print(f"Written: {place}")
+    if no_people is not None and parsed.people is True:
+        raise UnfinishedError(f"The captioner is scored, but {no_people}")
 
 
 def _evaluate(
@@ -188,13 +191,17 @@ def _evaluate(
     ]
 
 
-def _people(evaluation: Evaluation, parsed: EvaluateSettings) -> dict[str, float] | None:
-    from captioning.metrics.people import has_people, people_scores
+def _people(evaluation: Evaluation, parsed: EvaluateSettings) -> tuple[dict[str, float] | None, str | None]:
+    """What a person scores, where it is wanted; else None, and why it cannot be told."""
+    from captioning.metrics.people import people_scores
 
+    if parsed.people is False:
+        return None, None
     references = {described.key: described.references for described in evaluation.described}
-    if parsed.people is False or (parsed.people == "auto" and not has_people(references)):
-        return None
-    return people_scores(references, meteor=parsed.meteor is True)
+    try:
+        return people_scores(references, meteor=parsed.meteor is True), None
+    except InputError as error:
+        return None, str(error)
 
 
 def _check_together(search: bool, save: bool, beams: str | None, output: str | None) -> None:

@@ -106,10 +106,13 @@ def test_a_person_is_scored_on_the_same_photos(folder: Path) -> None:
     assert "a person " not in without.output
 
 
-def test_a_person_who_cannot_be_scored_is_refused_when_asked_for(folder: Path) -> None:
-    result = run(folder, "--set", "people=true")
-    assert result.exit_code == 2, result.output
+def test_a_person_who_cannot_be_scored_is_told_after_the_scores(folder: Path) -> None:
+    output = folder / "no-people.json"
+    result = run(folder, "-o", str(output), "--set", "people=true")
+    assert result.exit_code == 1, result.output
     assert "fewer than two captions" in result.output
+    assert "CIDEr-D" in result.output
+    assert json.loads(output.read_text())["people"] is None
 
 
 SEARCH = ("--search", "--split", "val", "--set", "search.beam_sizes=[1,3]", "--set", "search.length_penalties=[1.0]")
