@@ -10,9 +10,15 @@ along: what was lost with it was not to blame. Knows nothing of what is attempte
 
 import contextlib
 import os
+import shutil
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
+
+_PREFIX = "captioning-attempts-"
+#: Seconds after its last mark at which an execution is over: a shard is begun or ended far more often.
+_OVER_S = 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,8 @@ class Attempts:
         """Mark that this process begins `key`; the number of processes that have died at it before."""
         dead = sum(not _is_alive(process) for process in self._marked(key))
         folder = self._folder
+        if not folder.exists():
+            _sweep()
         while True:
             folder.mkdir(parents=True, exist_ok=True)
             # Between the two steps another process may have ended what it did, and removed the folder.
@@ -42,13 +50,21 @@ class Attempts:
 
     @property
     def _folder(self) -> Path:
-        return Path(tempfile.gettempdir()) / f"captioning-attempts-{self.token}"
+        return Path(tempfile.gettempdir()) / f"{_PREFIX}{self.token}"
 
     def _marked(self, key: str) -> list[int]:
         with contextlib.suppress(FileNotFoundError):
             names = (name.rpartition(".") for name in os.listdir(self._folder))
             return [int(process) for marked, _, process in names if marked == key]
         return []
+
+
+def _sweep() -> None:
+    """Remove the marks of executions that are long over: killed as a whole, they could not do so themselves."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # another user's, or swept by another process
+            if time.time() - folder.stat().st_mtime > _OVER_S:
+                shutil.rmtree(folder)
 
 
 def _is_alive(process: int) -> bool:

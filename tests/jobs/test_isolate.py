@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,18 @@ def test_a_shard_that_two_processes_died_of_is_captioned_in_isolation(tmp_path: 
     assert result["error_classes"] == '{"crash": 1}'
     assert attempts.begin("shard-0") == 0
     attempts.end("shard-0")
+
+
+def test_marks_of_killed_executions_go_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    old, recent = Attempts("old"), Attempts("recent")
+    for attempts in (old, recent):
+        attempts.begin("shard-7")
+    eight_days_ago = time.time() - 8 * 24 * 3600
+    os.utime(old._folder, (eight_days_ago, eight_days_ago))
+    Attempts("new").begin("shard-7")
+    assert not old._folder.exists()
+    assert recent._folder.exists()
 
 
 def test_a_captioner_whose_process_ends_while_it_loads_is_one_error(tmp_path: Path) -> None:
