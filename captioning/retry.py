@@ -2,9 +2,9 @@
 
     retrying(read, Patience(attempts=5, seconds=60))
 
-Pauses grow exponentially and are drawn at random from nothing up to that ("full jitter"), so that
-many workers that a store turned away do not come back all at once. What cannot pass (missing,
-forbidden) fails at once. Knows nothing of what is tried.
+Pauses double, and are drawn at random between half of that and all ("equal jitter"), so that many workers
+that a store turned away do not come back all at once; eight attempts outlast an outage of 25 s in any case.
+What cannot pass (missing, forbidden) fails at once. Knows nothing of what is tried.
 """
 
 import random
@@ -72,7 +72,7 @@ def retrying(operation: Callable[[float | None], T], limits: Patience | None = N
             return operation(_limit(limits, begun - start))
         except StorageError as error:
             now = time.monotonic()
-            pause = random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (attempt - 1)))
+            pause = random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (attempt - 1))
             # The next attempt will probably take as long as this one did.
             too_late = now + pause + (now - begun) - start > limits.seconds and limits.attempt_seconds is None
             spent = now + pause - start >= limits.seconds

@@ -26,8 +26,8 @@ MAX_BYTES = 1 << 30
 class FetchSettings:
     """How images are read from where they are. None of it changes a caption."""
 
-    attempts: Annotated[int, Ge(1), Le(100)] = 6
-    """How often an image's read is tried while its failure is one that can pass."""
+    attempts: Annotated[int, Ge(1), Le(100)] = 8
+    """How often an image's read is tried while its failure is one that can pass; pauses double, from half a second."""
 
     timeout_s: Annotated[float, Gt(0)] = 120.0
     """Seconds that an image may take to be read, all attempts together; then its error is `timeout`."""
