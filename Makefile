@@ -16,7 +16,7 @@ help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "VENV=$(VENV) is the Python environment that is used; say VENV=elsewhere for another one."
 
-setup: $(READY) ## Make the environment: Python packages at the tested versions, in the environment
+setup: $(READY) ## Create the environment, with packages of the tested versions
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## Caption nine real photos, and show what comes out
 	HF_HUB_OFFLINE=1 $(BIN)/python -m jobs.demo
 
-test: $(READY) ## The tests that take seconds
+test: $(READY) ## The tests, without the slow ones
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-all: $(READY) ## All tests, also those that take minutes

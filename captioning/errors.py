@@ -8,12 +8,16 @@
     │   └── RunConflictError        an output that belongs to another run
     ├── StorageError                a file that could not be read or written; has an `error_class`
     ├── ImageError                  an image that cannot be decoded; has an `error_class`
+    ├── LogitsError                 a captioner that gives no numbers to choose words by
+    ├── DivergedError               a training whose loss is no number any more
     └── UnfinishedError             the work stopped or failed its check: exit code 1
         └── HeldError               another driver works in the OUTPUT, or has taken it over
 
 A message says what was wrong, where, and what to do next. This module knows nothing of what
 raises them, nor of how they are shown.
 """
+
+from collections.abc import Sequence
 
 
 class CaptioningError(Exception):
@@ -64,6 +68,26 @@ class StorageError(CaptioningError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _storage_error, (self.error_class, self.message, self.passing)
+
+
+class LogitsError(CaptioningError):
+    """The model gave logits that no word can be chosen by. `images` are the rows of the batch that had them."""
+
+    def __init__(self, images: Sequence[int]) -> None:
+        self.images = tuple(images)
+        rows = ", ".join(str(image) for image in self.images)
+        super().__init__(
+            f"The model gave logits that are not numbers (NaN or infinite) for image {rows} of the batch, or none for "
+            "any word that the decoding settings allow. Its weights or the image's features are damaged, or the "
+            "precision is too low: try runtime.precision=fp32."
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return LogitsError, (self.images,)
+
+
+class DivergedError(CaptioningError):
+    """The loss of a training is no number any more."""
 
 
 class ImageError(CaptioningError):

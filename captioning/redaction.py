@@ -3,7 +3,7 @@
     without_secrets("s3://key:secret@bucket/a")      "s3://***@bucket/a"
     redacted({"reason": …})                          the same for every text in plain values
 
-Used for messages, error rows, `run.json`, the diary and the report. Not for the index and the
+Used for messages, error rows, `run.json`, the event log and the report. Not for the index and the
 table's `uri` and `image_id`: they must lead back to the image, so an address that is signed in its
 query stands there as it was given (one with a password is refused when it is listed).
 """

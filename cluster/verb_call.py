@@ -7,7 +7,6 @@ Nothing of the archive is opened. Knows the verbs by what their command lines de
 """
 
 import hashlib
-import importlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,22 +21,8 @@ from captioning.errors import UsageError
 from cluster.packaging import ROOT, travels
 from jobs.__main__ import VERBS, app
 from jobs.cli import read_config
+from jobs.settings_of import SAME, settings_class
 
-#: Where the settings of a verb are. Those of `caption` have rules of their own.
-_SETTINGS = {
-    "status": ("jobs.verify_settings", "VerifySettings"),
-    "verify": ("jobs.verify_settings", "VerifySettings"),
-    "report": ("jobs.reporting.run", "ReportSettings"),
-    "compare": ("jobs.comparing.run", "CompareSettings"),
-    "export": ("jobs.export_settings", "ExportSettings"),
-    "prepare": ("jobs.prepare", "PrepareSettings"),
-    "train": ("captioning.training.settings", "TrainSettings"),
-    "evaluate": ("jobs.evaluate", "EvaluateSettings"),
-    "average": ("jobs.average", "AverageSettings"),
-    "serve": ("jobs.serving.settings", "ServeSettings"),
-    "doctor": ("jobs.diagnosis.settings", "DoctorSettings"),
-}
-_AS_CAPTION = ("caption", "plan", "retry")
 #: What arguments that are places are called in `--help`.
 _PLACES = ("INPUT", "OUTPUT", "RUN", "URI", "DIR", "FILE", "FOLDER")
 _REFS = ("REF", "REF…")
@@ -93,16 +78,13 @@ def _value(given: Sequence[tuple[Any, Any]], option: str) -> Any:
 
 
 def _check_settings(verb: str, config: Path | None, overrides: Sequence[str]) -> Any:
-    """The settings as the verb reads them, for verbs that have some; None for others."""
-    if verb in _AS_CAPTION:
+    """The settings as the verb reads them."""
+    if verb in ("caption", *SAME):  # which have rules of their own
         from jobs.caption_settings import read_caption_settings
 
         return read_caption_settings(config, overrides)[0]
     text, where = read_config(config)
-    if verb not in _SETTINGS:
-        return None
-    module, name = _SETTINGS[verb]
-    return read_settings(getattr(importlib.import_module(module), name), text, overrides, where=where)
+    return read_settings(settings_class(verb), text, overrides, where=where)
 
 
 def _check_places(verb: str, given: Sequence[tuple[Any, Any]], settings: Any) -> Iterator[str]:
@@ -117,7 +99,7 @@ def _check_places(verb: str, given: Sequence[tuple[Any, Any]], settings: Any) ->
                 yield from _check_place(called, _without_name(text) if metavar == "INPUT" else text)
             elif metavar in _REFS and _is_path(text):
                 yield from _check_place(called, text)
-    if verb == "train" and settings is not None:
+    if verb == "train":
         if settings.data and _value(given, "--data") is None:
             yield from _check_place("the setting data", settings.data)
         if settings.init and _is_path(settings.init):

@@ -29,7 +29,7 @@ class OutputSettings:
 
 @settings
 class RuntimeSettings:
-    """Who does the work. Changes the speed, never the captions."""
+    """Who does the work, and how fast. Only `precision` can change captions."""
 
     runner: Literal["auto", "ray", "local"] = "auto"
     """Where captioners run: on Ray (the cluster of RAY_ADDRESS, or one of its own on this machine), or as processes of
@@ -40,8 +40,8 @@ class RuntimeSettings:
     """Captioner processes: one a GPU, else one a core, unless given."""
 
     max_actors: Annotated[int, Ge(1)] | None = None
-    """Captioners on GPUs for which an autoscaling cluster is asked to grow while a run goes on, in all, as far as each
-    further one finds ten minutes of work; with `actors` left at auto. Without it no machine is asked for."""
+    """The most captioners on GPUs that an autoscaling cluster is asked for, while each further one finds ten minutes
+    of work; with `actors` left at auto. Not set: the cluster is never asked to grow."""
 
     gpus_per_actor: Annotated[float, Ge(0)] | Literal["auto"] = "auto"
     """GPUs, or the share of one, that each captioner takes; 0 captions on CPUs."""
@@ -93,7 +93,7 @@ class CaptionSettings:
 
     input: InputSettings = field(default_factory=InputSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
-    decoding: DecodingSettings = field(default_factory=DecodingSettings)
+    decoding: DecodingSettings = field(default_factory=DecodingSettings, metadata={"defaults": "the checkpoint's"})
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     fetch: FetchSettings = field(default_factory=FetchSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)

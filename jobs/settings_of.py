@@ -39,7 +39,7 @@ PLACES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: its full key, type and default as people write them, and what it means."""
+    """One setting: its full key, type and default in Markdown, and what it means."""
 
     key: str
     type: str
@@ -64,8 +64,11 @@ def settings_class(verb: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def groups(cls: Any, key: str = "") -> Iterator[Group]:
-    """The settings of a dataclass, then those of each that is a field of it."""
+def groups(cls: Any, key: str = "", defaults: str | None = None) -> Iterator[Group]:
+    """The settings of a dataclass, then those of each that is a field of it.
+
+    `defaults` says where they are not the dataclass's own: a field's metadata has it of what is below it.
+    """
     hints = get_type_hints(cls, include_extras=False)
     docs = field_docs(cls)
     own, inner = [], []
@@ -73,14 +76,15 @@ def groups(cls: Any, key: str = "") -> Iterator[Group]:
         full = f"{key}.{field.name}" if key else field.name
         kinds = [option for option in _options(hints[field.name]) if dataclasses.is_dataclass(option)]
         if kinds:
-            inner += [(full, kind) for kind in kinds]
+            inner += [(full, kind, field.metadata.get("defaults", defaults)) for kind in kinds]
         if not kinds or len(kinds) > 1 or type(None) in _options(hints[field.name]):
             text = type_text(hints[field.name])
-            own.append(Setting(full, text, default_text(field), docs.get(field.name, ""), choices(hints[field.name])))
+            default = defaults or f"`{default_text(field)}`"
+            own.append(Setting(full, text, default, docs.get(field.name, ""), choices(hints[field.name])))
     about = " ".join((inspect.getdoc(cls) or "").partition("\n\n")[0].split())
     yield Group(key, cls.__name__, about, tuple(own))
-    for full, kind in inner:
-        yield from groups(kind, full)
+    for full, kind, others in inner:
+        yield from groups(kind, full, others)
 
 
 def keys(verb: str) -> dict[str, Setting]:

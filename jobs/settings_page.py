@@ -53,7 +53,7 @@ def _group(group: Group, *, several: bool) -> str:
     if not group.settings:
         return f"{heading}{about}" if group.key else ""
     rows = [
-        f"| `{setting.key}` | {_cell(setting.type)} | `{_cell(setting.default)}` | {_cell(setting.meaning)} |"
+        f"| `{setting.key}` | {_cell(setting.type)} | {_cell(setting.default)} | {_cell(setting.meaning)} |"
         for setting in group.settings
     ]
     return f"{heading}{about}\n| setting | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"

@@ -15,7 +15,7 @@ def status(
         str, typer.Argument(metavar="OUTPUT", help="The run: what `caption` was given with -o.", show_default=False)
     ],
     errors: Annotated[
-        bool, typer.Option("--errors", help="Count errors in the table itself, instead of the diary: slower, exact.")
+        bool, typer.Option("--errors", help="Count errors in the table itself, not by the event log: slower, exact.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
     config: ConfigOption = None,
@@ -23,7 +23,7 @@ def status(
 ) -> None:
     """Tell where a run stands: how much is done, how fast it goes, how long it takes still.
 
-    Looks at names of files only, so it is quick for any archive, and disturbs nothing. Exit code 0
+    Reads names of files and the run's event log, no table, so it is quick for any archive. Exit code 0
     when every image has its row, 1 when not, 2 when there is no run. Settings: storage.*. Examples:
 
     watch python -m jobs status build/pictures
@@ -62,11 +62,11 @@ def status_lines(found: "Status", output: str) -> list[str]:
         ("images", f"{at.done:,} of {at.images:,} done ({percent(at.done, at.images)}), {at.pending:,} pending")
     )
     classes = ", ".join(f"{count:,} {name}" for name, count in found.errors.items())
-    source = "" if found.errors_read else " (by the diary; --errors counts them in the table)"
+    source = "" if found.errors_read else " (by the event log; --errors counts them in the table)"
     rows.append(("errors", f"{sum(found.errors.values()):,}{f': {classes}' if classes else ''}{source}"))
     if found.images_per_second:
         left = f", {duration(found.seconds_left)} left" if found.seconds_left is not None else ""
-        when = "of late" if found.state == "running" else "at last"
+        when = "of late" if found.state == "running" else "when last running"
         rows.append(("rate", f"{found.images_per_second:,.1f} images/s {when}{left}"))
     rows.append(
         (
@@ -75,7 +75,7 @@ def status_lines(found: "Status", output: str) -> list[str]:
             f"{at.staged:,} of them staged",
         )
     )
-    rows += [("diary" if not number else "", _event(event)) for number, event in enumerate(found.last)]
+    rows += [("events" if not number else "", _event(event)) for number, event in enumerate(found.last)]
     if found.state == "stopped":
         rows.append(("next", "give its `caption` command again to go on"))
     return [f"{name:<8}{text}" for name, text in rows]
@@ -91,7 +91,7 @@ def status_json(found: "Status") -> dict[str, Any]:
         "done": at.done,
         "pending": at.pending,
         "errors": found.errors,
-        "errors_counted_in": "table" if found.errors_read else "diary",
+        "errors_counted_in": "table" if found.errors_read else "events",
         "images_per_second": found.images_per_second,
         "seconds_left": found.seconds_left,
         "shards": at.shards,
@@ -105,6 +105,12 @@ def status_json(found: "Status") -> dict[str, Any]:
 
 def _event(event: dict[str, Any]) -> str:
     """An event on one line, of bounded length."""
-    facts = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time", "event"))
+    facts = ", ".join(f"{key} {_fact(value)}" for key, value in event.items() if key not in ("time", "event"))
     text = " ".join(f"{event.get('time', '?')} {event.get('event', '?')}{f': {facts}' if facts else ''}".split())
     return text if len(text) <= 160 else text[:159] + "…"
+
+
+def _fact(value: Any) -> str:
+    return (
+        "(" + ", ".join(f"{key} {each}" for key, each in value.items()) + ")" if isinstance(value, dict) else f"{value}"
+    )

@@ -1,4 +1,4 @@
-"""What `status` finds out about a run, from file names and the diary; from the table only when asked.
+"""What `status` finds out about a run, from file names and the event log; from the table only when asked.
 
 Knows where these facts are; how they are told is `status`'s.
 """
@@ -20,16 +20,16 @@ from captioning.run.standing import Standing, standing
 from captioning.storage import Location
 from captioning.storage_errors import storage_errors
 
-#: The rate of late is that of the last so many seconds of the diary.
+#: The rate of late is that of the last so many seconds of the event log.
 _LATE_SECONDS = 120.0
-#: A driver writes into the diary every few seconds: after so many without a line it is not at work.
+#: A driver writes into the event log every few seconds: after so many without a line it is not at work.
 _SILENCE_SECONDS = 90.0
 _LAST_EVENTS = 3
 
 
 @dataclass(frozen=True)
 class Status:
-    """Where a run stands. `errors` are error rows by class: of the table if `errors_read`, else by the diary."""
+    """Where a run stands. `errors` are error rows by class: of the table if `errors_read`, else by the event log."""
 
     standing: Standing
     state: str
@@ -58,7 +58,7 @@ def status_of(layout: RunLayout, *, read_errors: bool = False, now: datetime | N
         standing=stands,
         state=state,
         holder=str(holds) if at_work and holds is not None else None,
-        errors=errors_in_table(layout) if read_errors else errors_in_diary(events),
+        errors=errors_in_table(layout) if read_errors else errors_in_log(events),
         errors_read=read_errors,
         images_per_second=rate,
         seconds_left=left,
@@ -67,7 +67,7 @@ def status_of(layout: RunLayout, *, read_errors: bool = False, now: datetime | N
 
 
 def rate_of_late(events: Sequence[Mapping[str, Any]]) -> float | None:
-    """Images a second in the last minutes of the last stretch of work; None where the diary does not tell.
+    """Images a second in the last minutes of the last stretch of work; None where the event log does not tell.
 
     From its first finished shards on, where there are others: what it takes to start says nothing about the rate.
     """
@@ -92,8 +92,8 @@ def rate_of_late(events: Sequence[Mapping[str, Any]]) -> float | None:
     return images / seconds if seconds > 0 and images else None
 
 
-def errors_in_diary(events: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Error rows by class as the diary has them.
+def errors_in_log(events: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Error rows by class as the event log has them.
 
     A run that finished has counted its table. What comes after is added; what is made again changes nothing until it
     has finished too. Without such a count, shards that were done twice after a kill are counted twice.
@@ -138,7 +138,7 @@ def _error_classes(file: Location) -> list[dict[str, Any]]:
 
 
 def _holder(layout: RunLayout) -> tuple[Holder | None, bool | None]:
-    """Who holds the OUTPUT, and whether it lives; None where that cannot be seen: then only the diary tells."""
+    """Who holds the OUTPUT, and whether it lives; None where that cannot be seen: then only the event log tells."""
     try:
         found = holder(layout)
     except StorageError:

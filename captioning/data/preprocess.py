@@ -1,6 +1,7 @@
 """From an image to the square of pixels that a model sees: resized, cropped or squashed, uint8.
 
-The settings are saved with the checkpoint, and training and captioning both come through here.
+The settings are saved with the checkpoint. All that is captioned or evaluated comes through here, and what training
+does not crop anew in every epoch (`training.crops`).
 Mean and deviation are only kept here: the model normalises the pixels itself, on its device.
 """
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captioning.decoding.search import LogitsError
 from captioning.decoding.stepper import Stepper
+from captioning.errors import LogitsError
 
 
 @torch.no_grad()

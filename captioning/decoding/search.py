@@ -17,27 +17,11 @@ from captioning.decoding.processors import Processors
 from captioning.decoding.scores import Best
 from captioning.decoding.settings import DecodingSettings
 from captioning.decoding.stepper import Stepper
-from captioning.errors import CaptioningError
+from captioning.errors import LogitsError
 
 # Lower than any sum of log-probabilities, yet finite; the value `transformers` uses, so that the
 # same hypotheses win where fewer than K are possible.
 _NEVER = -1.0e9
-
-
-class LogitsError(CaptioningError):
-    """The model gave logits that no word can be chosen by. `images` are the rows of the batch that had them."""
-
-    def __init__(self, images: Sequence[int]) -> None:
-        self.images = tuple(images)
-        rows = ", ".join(str(image) for image in self.images)
-        super().__init__(
-            f"The model gave logits that are not numbers (NaN or infinite) for image {rows} of the batch, or none for "
-            "any word that the decoding settings allow. Its weights or the image's features are damaged, or the "
-            "precision is too low: try runtime.precision=fp32."
-        )
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return LogitsError, (self.images,)
 
 
 @dataclass(frozen=True)

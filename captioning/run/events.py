@@ -1,4 +1,4 @@
-"""A run's diary: one JSON object a line, only ever added to, for people and for the report.
+"""A run's event log: one JSON object a line, only ever added to, for people and for the report.
 
 Nothing depends on it: a damaged line is passed over; no credentials are in it. Of what the events mean it knows only
 which of them begin and end a stretch of work.

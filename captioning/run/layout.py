@@ -101,7 +101,7 @@ class RunLayout:
 
     @property
     def events(self) -> Location:
-        """The run's diary, a JSON object a line."""
+        """The run's event log, a JSON object a line."""
         return self.root / "_run" / "events.jsonl"
 
     @property

@@ -1,8 +1,8 @@
 """Rows of a finished table made again: which ones (the plan), what came out (staged), and into the parts with it.
 
-    plan = make_plan(layout, index, "retry", selection, …)     counts once plan.json exists
-    RedoBook(plan, index)                                      what workers are given, where they stage
-    plan.settle(index, part)                                   rewrites one part, under its own name
+    plan = make_plan(layout, "retry", selection)     counts once plan.json exists
+    RedoBook(plan, index)                            what workers are given, where they stage
+    plan.settle(index, part)                         rewrites one part, under its own name
 
 OUTPUT/_run/retry/plan.json                            what is made again, and why
 OUTPUT/_run/retry/TOKEN-part-00000000-00000255.parquet   the images of one part; gone when it is rewritten

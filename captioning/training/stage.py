@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from captioning.errors import CaptioningError
+from captioning.errors import DivergedError
 from captioning.models.base import CaptionModel
 from captioning.training.batches import Batch, BatchMaker, grouped, read_ahead
 from captioning.training.compiled import compile_model
@@ -28,10 +28,6 @@ from captioning.training.sharded import Spread, clip_spread_gradients, gather_te
 from captioning.training.sources import Source
 from captioning.training.state import State, Tensors, flatten_optimizer, unflatten_optimizer
 from captioning.training.workers import Workers
-
-
-class DivergedError(CaptioningError):
-    """The loss is no number any more."""
 
 
 class Stage:

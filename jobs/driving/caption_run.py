@@ -25,11 +25,12 @@ from captioning.run.record import RunRecord
 from captioning.run.redo import RedoPlan, make_plan
 from captioning.run.redo_choice import changed as changed_images
 from captioning.run.selection import EVERYTHING, Selection
-from captioning.run.sources import Source, kept_schema, open_sources, require_image
+from captioning.run.sources import Source, kept_schema, require_image
 from captioning.run.staging import fold, pending_shards
 from captioning.run.table import schema_description
 from captioning.storage import Location, unescape_name
 from jobs.caption_settings import CaptionSettings
+from jobs.driving.checks import fingerprint_parts, open_inputs, require_output
 from jobs.driving.driver import START, RunDriver
 from jobs.driving.outcome import Outcome, listing_lines
 from jobs.driving.redo import settle, work_off_plan
@@ -37,7 +38,7 @@ from jobs.progress import counted
 from jobs.runners.choice import FEW_IMAGES, stays_here
 
 if TYPE_CHECKING:
-    from captioning.captioner_info import CaptionerInfo
+    pass
 
 #: Counting the images beforehand takes no longer than this.
 _LOOK_AHEAD_SECONDS = 5.0
@@ -74,14 +75,6 @@ def caption_archive(request: Request, progress_stream: Any = None) -> Outcome:
         return run.go()
 
 
-def fingerprint_parts(info: "CaptionerInfo", kept: pa.Schema) -> dict[str, Any]:
-    """What a run's fingerprint hashes: everything that decides what is in the table's rows.
-
-    `kept` are the columns that the table takes over from the archive.
-    """
-    return {"captioner": dict(info.identity), "columns": schema_description(kept)}
-
-
 class _CaptionRun(RunDriver):
     def __init__(self, request: Request, progress_stream: Any) -> None:
         storage = request.settings.storage
@@ -89,9 +82,9 @@ class _CaptionRun(RunDriver):
         super().__init__(layout, request.settings, request.model, request.decoding, progress_stream)
         self.request = request
         with patience(HURRIED):
-            self._check_output()
+            require_output(self.layout.root)
             before = RunRecord.read(self.layout)
-            self.sources: list[Source] = self._open_sources(request.inputs, before)
+            self.sources: list[Source] = self._open_inputs(request.inputs, before)
             self._add_recorded_inputs(before)
             self.kept = kept_schema(self.sources)
             # A name that the table has taken is refused now, before a new run is begun.
@@ -124,26 +117,8 @@ class _CaptionRun(RunDriver):
 
     # Checks, in order of cost. Nothing is written and no weights are loaded.
 
-    def _open_sources(self, inputs: Sequence[str], before: RunRecord | None) -> list[Source]:
-        kinds = dict(zip(before.inputs, before.kinds, strict=False)) if before is not None else {}
-        try:
-            return open_sources(
-                inputs, self.settings.storage, self.settings.input, output=self.layout.root, kinds=kinds
-            )
-        except StorageError as error:
-            raise InputError(f"INPUT cannot be read: {error.message}") from error
-
-    def _check_output(self) -> None:
-        root = self.layout.root
-        try:
-            found = root.info()
-            if found is not None and (found.size or not root.is_dir()):
-                raise UsageError(f"OUTPUT {root} is a file. Give a folder, which is made if it is not there.")
-            root.check_writable()
-        except StorageError as error:
-            raise UsageError(
-                f"OUTPUT {root} cannot be written to: {error.message} Give another one with -o."
-            ) from error
+    def _open_inputs(self, inputs: Sequence[str], before: RunRecord | None) -> list[Source]:
+        return open_inputs(inputs, self.settings, self.layout.root, before)
 
     def _add_recorded_inputs(self, record: RunRecord | None) -> None:
         """With `--add`, the INPUTs of the run need not be given again."""
@@ -154,7 +129,7 @@ class _CaptionRun(RunDriver):
         given = self._given()
         others = [unescape_name(name) for name in record.inputs if name not in given]
         if others:
-            self.sources = [*self._open_sources(others, record), *self.sources]
+            self.sources = [*self._open_inputs(others, record), *self.sources]
 
     def _check_record(self) -> RunRecord | None:
         record = RunRecord.read(self.layout)

@@ -1,4 +1,4 @@
-"""What every driver of a run does, whichever shards it works on: one owner, progress, diary, end.
+"""What every driver of a run does, whichever shards it works on: one owner, progress, event log, end.
 
 Knows its runner by the results, and nothing of how the shards were chosen.
 """
@@ -56,7 +56,7 @@ class RunDriver:
         self.started = time.monotonic()
         self.tally = Tally()
         self.steady: float | None = None
-        #: Whether there is a run in OUTPUT, and with it a diary.
+        #: Whether there is a run in OUTPUT, and with it an event log.
         self.begun = False
         self.hold: Hold | None = None
         self._noting = threading.Lock()
@@ -87,7 +87,7 @@ class RunDriver:
                 self.note("interrupted")
                 raise KeyboardInterrupt(f"{self._kept()} {again}") from None
             except HeldError:
-                raise  # the diary is another driver's by now
+                raise  # the event log is another driver's by now
             except CaptioningError as error:
                 self.note("stopped", reason=str(error))
                 if isinstance(error, StorageError) and self.begun:
@@ -114,7 +114,7 @@ class RunDriver:
         return self.tally.images
 
     def note(self, kind: str, **fields: Any) -> None:
-        """Add to the diary of a run that has begun; a diary that cannot be written stops nothing. For any thread."""
+        """Add to the event log of a run that has begun; where that cannot be written nothing stops. For any thread."""
         if not self.begun:
             return
         try:
@@ -171,7 +171,7 @@ class RunDriver:
             progress.say(
                 f"{counted(images, 'image')} in {counted(len(shards), 'shard')} with {self.info.name}: {pools}."
             )
-            diary = _Diary(self)
+            log = _LogWriter(self)
             try:
                 while pools is not None:
                     replan, better = Replan(plan, pools, len(left)), None
@@ -184,7 +184,7 @@ class RunDriver:
                             self.tally.add(event + plan_token, result)
                             progress.add(result.images, result.errors, result.stages)
                             self.steady = progress.steady_rate() or self.steady
-                            diary.add(result)
+                            log.add(result)
                             self.check_hold()
                             finished(result.shard)
                             left.pop(result.shard, None)
@@ -198,7 +198,7 @@ class RunDriver:
                                 break
                     pools = better
             finally:
-                diary.flush()
+                log.flush()
 
     def _work(self, book: ShardBook, pools: Pools) -> Work:
         return make_work(book, pools, self.settings, self.info, ref=self.ref, decoding=self.decoding)
@@ -242,7 +242,7 @@ def _remove_empty_folders(layout: RunLayout) -> None:
             continue
 
 
-class _Diary:
+class _LogWriter:
     """Adds finished shards to the events, a few seconds' worth at a time."""
 
     def __init__(self, run: RunDriver) -> None:

@@ -21,7 +21,7 @@ from captioning.run.staging import fold
 from captioning.storage import Location, StorageSettings
 from jobs.caption_settings import CaptionSettings
 from jobs.cli import read_config
-from jobs.driving.caption_run import fingerprint_parts
+from jobs.driving.checks import fingerprint_parts
 from jobs.driving.driver import RunDriver
 from jobs.driving.outcome import Outcome
 from jobs.driving.redo import settle, work_off_plan

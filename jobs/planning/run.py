@@ -5,22 +5,21 @@ Knows the order of the steps; each step is somebody else's.
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
 from captioning.captioner_info import CaptionerInfo, inspect_captioner
-from captioning.errors import StorageError, UsageError
 from captioning.run.book import IndexBook
 from captioning.run.index import choose_shard_size
 from captioning.run.layout import RunLayout
 from captioning.run.record import RunRecord
-from captioning.run.sources import Source, kept_schema, open_sources
+from captioning.run.sources import Source, kept_schema
 from captioning.run.standing import Standing, standing
-from captioning.run.table import schema_description
 from captioning.storage import Location
 from jobs.caption_settings import CaptionSettings
+from jobs.driving.checks import fingerprint_parts, open_inputs, require_output
 from jobs.driving.driver import absolute_ref
 from jobs.driving.make_work import make_work
 from jobs.planning.forecast import (
@@ -102,20 +101,22 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
     """
     began = time.monotonic()
     settings = request.settings
-    sources = open_sources(request.inputs, settings.storage, settings.input)
+    sources, layout, record = _open(request)
     info = inspect_captioner(
         request.model,
         decoding=request.decoding,
         precision=settings.runtime.precision,
         storage=settings.storage,
     )
-    there = _check_output(request, sources, info)
+    run_there: _Begun | None = None
+    if layout is not None and record is not None:
+        _check_record(record, layout, sources, info)
+        run_there = _Begun(record, standing(layout))
     say("Listing the archive.")
-    before = time.monotonic()
+    listing = time.monotonic()
     archive = survey(sources, request.sample or MOST_SAMPLED)
-    listing_seconds = time.monotonic() - before
-    where = standing(there[0]) if there is not None else None
-    pending = archive.images if there is None or where is None else _pending(there[1], where, archive)
+    listing_seconds = time.monotonic() - listing
+    pending = run_there.pending(archive) if run_there is not None else archive.images
 
     # With nothing left to do: what all of it would take.
     todo = pending or archive.images
@@ -160,7 +161,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
         survey=archive,
         listing_seconds=listing_seconds,
         pending=pending,
-        run_there=where is not None and where.images > 0,
+        run_there=run_there is not None and run_there.standing.images > 0,
         model=info.name,
         pools=pools,
         resources=resources,
@@ -172,30 +173,32 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
     )
 
 
-def _pending(record: RunRecord, where: Standing, archive: Survey) -> int:
-    """Images that a run lacks: those of its index, and what is new in the archive if it takes that."""
-    new = 0 if record.selection else max(0, archive.images - where.images)
-    return where.pending + new
+@dataclass(frozen=True)
+class _Begun:
+    """A run that is there already."""
+
+    record: RunRecord
+    standing: Standing
+
+    def pending(self, archive: Survey) -> int:
+        """Images that it lacks: those of its index, and what is new in the archive if it takes that."""
+        new = 0 if self.record.selection else max(0, archive.images - self.standing.images)
+        return self.standing.pending + new
 
 
-def _check_output(
-    request: PlanRequest, sources: list[Source], info: CaptionerInfo
-) -> tuple[RunLayout, RunRecord] | None:
-    """The run in OUTPUT, if one is given and there is a run in it. Raises `UsageError` where `caption` would."""
+def _open(request: PlanRequest) -> tuple[list[Source], RunLayout | None, RunRecord | None]:
+    """The INPUTs, and the OUTPUT with its record where they are. Raises `UsageError`."""
+    settings = request.settings
     if request.output is None:
-        return None
-    layout = RunLayout(Location.parse(request.output, request.settings.storage))
-    root = layout.root
-    if root.info() is not None:
-        raise UsageError(f"OUTPUT {root} is a file. Give a folder, which is made if it is not there.")
-    try:
-        root.check_writable()
-    except StorageError as error:
-        raise UsageError(f"OUTPUT {root} cannot be written to: {error.message} Give another one with -o.") from error
+        return open_inputs(request.inputs, settings, None, None), None, None
+    layout = RunLayout(Location.parse(request.output, settings.storage))
+    require_output(layout.root)
     record = RunRecord.read(layout)
-    if record is None:
-        return None
-    parts = {"captioner": dict(info.identity), "columns": schema_description(kept_schema(sources))}
+    return open_inputs(request.inputs, settings, layout.root, record), layout, record
+
+
+def _check_record(record: RunRecord, layout: RunLayout, sources: Sequence[Source], info: CaptionerInfo) -> None:
+    """Raise `RunConflictError` for a run that `caption` would not go on with."""
     given = tuple(source.given for source in sources)
+    parts = fingerprint_parts(info, kept_schema(sources))
     record.check(layout, inputs=given, fingerprint_parts=parts, selection=record.selection)
-    return layout, record

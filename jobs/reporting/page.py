@@ -194,7 +194,7 @@ def _speed(facts: PageFacts) -> str:
 
 
 def _busy(rate: Rate) -> str:
-    """How many workers each stage kept busy over time, where the diary tells."""
+    """How many workers each stage kept busy over time, where the event log tells."""
     names = list(dict.fromkeys(name for point in rate.points for name in point.busy))
     if not names:
         return ""

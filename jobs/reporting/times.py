@@ -1,4 +1,4 @@
-"""How fast a run was over its working time, from its diary. Knows times and counts only.
+"""How fast a run was over its working time, from its event log. Knows times and counts only.
 
 A run may be stopped and gone on with, and stand still in between: such pauses are left out, so
 that a run of two evenings shows two evenings.
@@ -28,12 +28,12 @@ class RatePoint:
     seconds: float
     images_per_second: float
     busy: Mapping[str, float] = field(default_factory=dict)
-    """By stage, how many workers were busy with it on average; empty where the diary does not tell."""
+    """By stage, how many workers were busy with it on average; empty where the event log does not tell."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Images a second over working time; no points when the diary has fewer than two times."""
+    """Images a second over working time; no points when the event log has fewer than two times."""
 
     points: tuple[RatePoint, ...]
     mean: float | None
@@ -42,7 +42,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class _Mark:
-    """A line of the diary: a start (`images` is None), or images that were finished."""
+    """A line of the event log: a start (`images` is None), or images that were finished."""
 
     at: float
     images: int | None

@@ -124,7 +124,7 @@ class Runner(Protocol):
     ) -> AbstractContextManager[Observer | None]:
         """What looks on while the run of OUTPUT `run` is worked on by these pools.
 
-        `say` tells people a line; `note` adds an event to the run's diary, by its kind and fields. Both may be
+        `say` tells people a line; `note` adds an event to the run's event log, by its kind and fields. Both may be
         called from any thread.
         """
         ...
@@ -158,6 +158,8 @@ def error_of(row: Mapping[str, Any]) -> Exception | None:
         return StorageError(row["error_class"], row["text"], passing=row["passing"])
     if kind is errors.ImageError:
         return ImageError(row["error_class"], row["text"])
+    if kind is errors.LogitsError:  # which makes its text itself
+        return CaptioningError(row["text"])
     if isinstance(kind, type) and issubclass(kind, CaptioningError):
         return kind(row["text"])
     return RuntimeError(f"A worker failed, its traceback is above: {row['text']}")

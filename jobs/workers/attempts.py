@@ -34,9 +34,10 @@ class Attempts:
         if not folder.exists():
             _sweep()
         while True:
-            folder.mkdir(parents=True, exist_ok=True)
-            # Between the two steps another process may have ended what it did, and removed the folder.
-            with contextlib.suppress(FileNotFoundError):
+            # At any step another process may have ended what it did, and removed the folder: also while `mkdir` looks
+            # whether what is in its way is one.
+            with contextlib.suppress(FileNotFoundError, FileExistsError):
+                folder.mkdir(exist_ok=True)
                 (folder / f"{key}.{os.getpid()}").touch()
                 return dead
 

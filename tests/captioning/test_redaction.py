@@ -1,4 +1,4 @@
-"""Credentials are in no message, no record and no diary; ordinary text stays as it is."""
+"""Credentials are in no message, no record and no event log; ordinary text stays as it is."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def test_the_environments_keys_are_cut_out(monkeypatch: pytest.MonkeyPatch) -> N
     assert redacted({"a": ["x abcdefghijklmnop", 3, None]}) == {"a": ["x ***", 3, None]}
 
 
-def test_run_json_and_diary_hold_none_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_run_json_and_event_log_hold_none_and_the_run_goes_on(tmp_path: Path) -> None:
     layout = RunLayout(Location.parse(str(tmp_path)))
     given = f"ftp://user:{SECRET}@host/photos"
     record = RunRecord(

@@ -49,7 +49,7 @@ class Run:
         return said
 
     def events(self) -> list[str]:
-        """The kinds of event in the run's diary."""
+        """The kinds of event in the run's event log."""
         lines = (self.output / "_run" / "events.jsonl").read_text().splitlines()
         return [json.loads(line)["event"] for line in lines]
 

@@ -118,7 +118,7 @@ def unfold(run: SmallRun, done: int) -> None:
         write_staged(run.layout, shard, rows)
 
 
-def write_diary(run: SmallRun, lines: list[dict[str, object]]) -> None:
+def write_log(run: SmallRun, lines: list[dict[str, object]]) -> None:
     run.layout.events.write_text("".join(json.dumps(line) + "\n" for line in lines) + "not json\n")
 
 

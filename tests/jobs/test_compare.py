@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.__main__ import app
-from tests.jobs.report_run import EVIL_CAPTION, EVIL_NAME, SmallRun, make_run, unfold, write_diary
+from tests.jobs.report_run import EVIL_CAPTION, EVIL_NAME, SmallRun, make_run, unfold, write_log
 
 NAMES = [f"{number:02}.jpg" for number in range(12)]
 ALIKE = {0, 3, 7}
@@ -110,7 +110,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, two: tuple[SmallRun,
 def test_the_speed_is_that_of_the_run_and_not_of_a_retry_of_some_rows(two: tuple[SmallRun, SmallRun]) -> None:
     one, _ = two
     at = "2026-01-01T00:0{}:00+00:00".format
-    write_diary(
+    write_log(
         one, [{"time": at(0), "event": "start"}, {"time": at(1), "event": "shards", "images": 1200, "stages": {}}]
     )
     for before, rate in ((0, 0.5), (10, 20.0)):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,17 @@ def test_a_shard_that_two_processes_died_of_is_captioned_in_isolation(tmp_path: 
     assert result["error_classes"] == '{"crash": 1}'
     assert attempts.begin("shard-0") == 0
     attempts.end("shard-0")
+
+
+def test_one_may_begin_while_another_ends() -> None:
+    attempts = Attempts(f"race-{os.getpid()}")
+
+    def work(key: str) -> int:
+        return sum(attempts.begin(key) + (attempts.end(key) or 0) for _ in range(500))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, "abcd")) == [0, 0, 0, 0]
+    assert not attempts._folder.exists()
 
 
 def test_marks_of_killed_executions_go_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from captioning.errors import StorageError, UsageError
 from captioning.storage import Location
 from jobs.__main__ import app
 from jobs.reporting.run import write_report
-from tests.jobs.report_run import EVIL_CAPTION, EVIL_NAME, SmallRun, make_run, unfold, write_diary
+from tests.jobs.report_run import EVIL_CAPTION, EVIL_NAME, SmallRun, make_run, unfold, write_log
 
 VOID = {"meta", "img", "br", "rect", "line", "polygon", "input"}
 
@@ -207,9 +207,9 @@ def test_staged_leftovers_of_a_part_are_not_counted_twice(run):
     assert written(run)[1].images == 11
 
 
-def test_speed_from_the_diary(run):
+def test_speed_from_the_log(run):
     run.layout.summary.write_text(json.dumps({"steady_images_per_second": 12.5, "stages": {"fetch": 2, "model": 6.0}}))
-    write_diary(
+    write_log(
         run,
         [{"time": "2026-01-02T10:00:00+00:00", "event": "start"}]
         + [{"time": f"2026-01-02T10:00:{s:02d}+00:00", "event": "shard", "images": 4} for s in range(4, 40, 4)],

@@ -15,7 +15,7 @@ from captioning.storage import Location
 from jobs.__main__ import app
 from jobs.runners.pools import Pools
 from jobs.runners.work import ShardResult, Work
-from jobs.status_facts import errors_in_diary
+from jobs.status_facts import errors_in_log
 from tests.jobs.archive import encode, picture, read_rows, write_odd_files, write_photos
 from tests.jobs.in_process import in_process, run_in_process, run_with
 from tests.tiny import save_tiny_captioner
@@ -72,7 +72,7 @@ def test_what_was_mended_gets_its_caption_and_the_rest_stays(output: Path, retry
     assert summary(output).items() >= {"inputs": 29, "captioned": 2, "errors": 2, "already_done": 25}.items()
     events = read_events(RunLayout(Location.parse(str(output))))
     assert [event["event"] for event in events[-3:]] == ["retry", "shards", "finished"]
-    assert errors_in_diary(events) == {"missing": 1, "too_large": 1}
+    assert errors_in_log(events) == {"missing": 1, "too_large": 1}
     assert verb("verify", output).exit_code == 0
     photos = output.parent / "photos"
     model = json.loads((output / "_run" / "run.json").read_text())["settings"]["model"]

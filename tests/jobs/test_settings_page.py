@@ -16,8 +16,8 @@ def test_every_setting_has_a_meaning() -> None:
 
 def test_keys_types_defaults_and_choices() -> None:
     found = keys("caption")
-    assert found["decoding.beam_size"].default == "3"
+    assert found["decoding.beam_size"].default == "the checkpoint's"
     assert found["decoding.beam_size"].type == "whole number"
     assert found["runtime.runner"].choices == ("auto", "ray", "local")
-    assert keys("train")["optim.lr"].default == "0.002"
+    assert keys("train")["optim.lr"].default == "`0.002`"
     assert "model.encoder.name" in keys("train")

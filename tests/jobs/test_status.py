@@ -1,4 +1,4 @@
-"""`status`: what is done, how fast, and the exit code, from names and the diary."""
+"""`status`: what is done, how fast, and the exit code, from names and the event log."""
 
 import json
 import subprocess
@@ -14,8 +14,8 @@ import captioning.run.table
 from captioning.errors import UsageError
 from captioning.run.hold import Hold, Holder
 from jobs.__main__ import app
-from jobs.status_facts import errors_in_diary, rate_of_late, status_of
-from tests.jobs.report_run import SmallRun, make_run, unfold, write_diary
+from jobs.status_facts import errors_in_log, rate_of_late, status_of
+from tests.jobs.report_run import SmallRun, make_run, unfold, write_log
 
 
 @pytest.fixture
@@ -78,9 +78,9 @@ def test_the_rate_is_that_of_late(run: SmallRun) -> None:
 
 def test_a_run_at_work_has_time_left(run: SmallRun) -> None:
     unfold(run, done=2)
-    write_diary(run, [at(0, "start"), at(10, "shards", images=4), at(20, "shards", images=4)])
+    write_log(run, [at(0, "start"), at(10, "shards", images=4), at(20, "shards", images=4)])
     soon = datetime(2026, 1, 1, 0, 0, 30, tzinfo=UTC)
-    # Whether it lives on another machine only the diary tells.
+    # Whether it lives on another machine only the event log tells.
     elsewhere = replace(Holder.mine("caption, elsewhere"), machine="another")
     run.layout.hold.write_bytes(elsewhere.to_json())
     found = status_of(run.layout, now=soon)
@@ -92,7 +92,7 @@ def test_a_run_at_work_has_time_left(run: SmallRun) -> None:
 
 def test_who_holds_the_run_is_told_while_it_lives(run: SmallRun) -> None:
     unfold(run, done=2)
-    write_diary(run, [at(0, "start"), at(10, "shards", images=4)])
+    write_log(run, [at(0, "start"), at(10, "shards", images=4)])
     soon = datetime(2026, 1, 1, 0, 0, 15, tzinfo=UTC)
     assert status_of(run.layout, now=soon).state == "stopped"  # nobody holds it
     with Hold(run.layout, say=print, command="caption photos"):
@@ -106,21 +106,21 @@ def test_who_holds_the_run_is_told_while_it_lives(run: SmallRun) -> None:
     assert (dead.state, dead.holder) == ("stopped", None)
 
 
-def test_errors_by_the_diary() -> None:
+def test_errors_by_the_log() -> None:
     events = [
         at(0, "shards", error_classes={"empty": 2, "cut": 1}),
         at(1, "shards", error_classes={"empty": 1}),
         at(2, "shards", images=3),
         at(3, "shards", error_classes="damaged"),
     ]
-    assert errors_in_diary(events) == {"cut": 1, "empty": 3}
+    assert errors_in_log(events) == {"cut": 1, "empty": 3}
     # A retry replaces rows: it counts when it has finished, with what its table holds then.
     retried = [*events, at(4, "retry"), at(5, "shards", error_classes={"empty": 2})]
-    assert errors_in_diary(retried) == {"cut": 1, "empty": 3}
+    assert errors_in_log(retried) == {"cut": 1, "empty": 3}
     retried.append(at(6, "finished", error_classes={"empty": 2}))
-    assert errors_in_diary(retried) == {"empty": 2}
+    assert errors_in_log(retried) == {"empty": 2}
     grown = [*retried, at(7, "start"), at(8, "shards", error_classes={"cut": 1})]
-    assert errors_in_diary(grown) == {"cut": 1, "empty": 2}
+    assert errors_in_log(grown) == {"cut": 1, "empty": 2}
 
 
 def test_a_missing_run_names_the_place(run: SmallRun) -> None:

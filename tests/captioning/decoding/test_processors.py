@@ -5,8 +5,9 @@ import torch
 
 from captioning.decoding.processors import Processors, forbid_repeated_ngrams, penalise_repetition
 from captioning.decoding.scores import Scores
-from captioning.decoding.search import LogitsError, decode
+from captioning.decoding.search import decode
 from captioning.decoding.settings import DecodingSettings
+from captioning.errors import LogitsError
 from tests.captioning.decoding.fakes import TableStepper, of_logits
 
 EOS = 0

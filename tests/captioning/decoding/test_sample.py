@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from captioning.decoding.sample import sample
-from captioning.decoding.search import LogitsError
+from captioning.errors import LogitsError
 from tests.captioning.decoding.fakes import TableStepper
 
 PAD = -100

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from captioning.config import build
-from captioning.decoding.search import LogitsError, decode
+from captioning.decoding.search import decode
 from captioning.decoding.settings import DecodingSettings
-from captioning.errors import SettingsError
+from captioning.errors import LogitsError, SettingsError
 from tests.captioning.decoding.fakes import TableStepper
 
 EOS = 0

@@ -14,13 +14,12 @@ import torch.multiprocessing as mp
 from captioning.captioner import load_captioner
 from captioning.config import read_settings
 from captioning.data.shards import ShardSet
-from captioning.errors import SettingsError
+from captioning.errors import DivergedError, SettingsError
 from captioning.storage import Location
 from captioning.training.batches import Batch
 from captioning.training.loop import TrainingRun
 from captioning.training.parts import Parts
 from captioning.training.settings import TrainSettings
-from captioning.training.stage import DivergedError
 from captioning.training.workers import Workers
 from tests.captioning.training.runs import recipe, start
 from tests.tiny import PREPROCESS, tiny_model, tiny_settings, tiny_tokenizer, write_tiny_shards
