@@ -99,40 +99,35 @@ class Captioner:
     def caption(self, images: Sequence[Image], *, batch_size: int = 32, **overrides: Any) -> list[Caption]:
         """Caption PIL images, uint8 RGB arrays (H, W, 3), paths or bytes of files; `overrides` are decoding settings.
 
-        Raises `ImageError` for an image that cannot be decoded, `OSError` for a file that cannot be read,
-        `SettingsError` for a wrong override, and `TypeError` for what is no list of images.
+        They are decoded `batch_size` at a time, and go through the model together. Raises `ImageError` for an image
+        that cannot be decoded, `OSError` for a file that cannot be read, `SettingsError` for a wrong override,
+        `LogitsError` where the model's numbers are none, and `TypeError` or `ValueError` for what is no list of images.
         """
         if isinstance(images, PIL.Image.Image | str | Path | bytes) or getattr(images, "ndim", 4) < 4:
             raise TypeError("caption() takes a list of images: caption([image]).")
-        pixels = []
-        for number, image in enumerate(images, start=1):
-            try:
-                pixels.append(self._pixels(image))
-            except ImageError as error:
-                which = f"{number} of {len(images)}" + (f" ({image})" if isinstance(image, str | Path) else "")
-                raise ImageError(error.error_class, f"Image {which}: {error.message}") from error
-        if not pixels:
-            return []
-        return self.caption_pixels(np.stack(pixels), batch_size=batch_size, **overrides)
+        settings = self._settings(overrides)
+        captions: list[Caption] = []
+        for batch in _batches(len(images), batch_size):
+            pixels = [self._numbered_pixels(images, number) for number in batch]
+            captions += self.caption_features(self.encode(np.stack(pixels)), settings)
+        return captions
 
-    @torch.inference_mode()
     def caption_pixels(self, pixels: np.ndarray[Any, Any], *, batch_size: int = 32, **overrides: Any) -> list[Caption]:
         """Caption preprocessed pixels (B, S, S, 3) uint8, `batch_size` at a time."""
-        if batch_size < 1:
-            raise SettingsError(f"batch_size is {batch_size}: it must be at least 1.")
-        settings = override_decoding(self.decoding, overrides) if overrides else self.decoding
-        if overrides:
-            self._check(settings)
+        settings = self._settings(overrides)
         captions: list[Caption] = []
-        for start in range(0, len(pixels), batch_size):
-            captions += self.caption_features(self.encode(pixels[start : start + batch_size]), settings)
+        for batch in _batches(len(pixels), batch_size):
+            captions += self.caption_features(self.encode(pixels[batch.start : batch.stop]), settings)
         return captions
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray[Any, Any]) -> Any:
         """The model's features of preprocessed pixels (B, S, S, 3) uint8, all at once."""
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
-            raise TypeError(f"Preprocessed pixels must be uint8 (B, S, S, 3), not {pixels.dtype} {pixels.shape}.")
+        size = self.preprocess.settings.size
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
+            raise TypeError(
+                f"Preprocessed pixels must be uint8 (B, {size}, {size}, 3), not {pixels.dtype} {pixels.shape}."
+            )
         batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.model.device)
         with _autocast(self.model.device, self.precision):
             return self.model.features(self.encoder.run(batch))
@@ -156,8 +151,7 @@ class Captioner:
 
         The weights are found by showing the model the caption that it chose (teacher forcing), in float32.
         """
-        settings = override_decoding(self.decoding, overrides)
-        self._check(settings)
+        settings = self._settings(overrides)
         if not len(pixels):
             return []
         features = self.encode(pixels)
@@ -178,6 +172,21 @@ class Captioner:
             stepper = self.model.stepper(features, prompt)
             found = decode(stepper, settings, eos_id=self.tokenizer.eos_id, banned=self.tokenizer.banned_ids)
         return found, prompt
+
+    def _settings(self, overrides: Mapping[str, Any]) -> DecodingSettings:
+        """The captioner's decoding with some settings replaced. Raises `SettingsError`."""
+        settings = override_decoding(self.decoding, overrides)
+        self._check(settings)
+        return settings
+
+    def _numbered_pixels(self, images: Sequence[Image], number: int) -> np.ndarray[Any, Any]:
+        """`_pixels` of one of several images, which an error names."""
+        image = images[number]
+        try:
+            return self._pixels(image)
+        except ImageError as error:
+            which = f"{number + 1} of {len(images)}" + (f" ({image})" if isinstance(image, str | Path) else "")
+            raise ImageError(error.error_class, f"Image {which}: {error.message}") from error
 
     def _pixels(self, image: Image) -> np.ndarray[Any, Any]:
         if isinstance(image, str) and "://" in image:
@@ -244,6 +253,13 @@ def load_captioner(
     return Captioner(
         model, tokenizer, info.preprocess, info.decoding, name=info.name, precision=precision, encoder=runs
     )
+
+
+def _batches(count: int, size: int) -> list[range]:
+    """The numbers below `count`, `size` at a time."""
+    if size < 1:
+        raise SettingsError(f"batch_size is {size}: it must be at least 1.")
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _choose(

@@ -73,11 +73,6 @@ def to_dict(value: Any) -> Any:
     return json.loads(_adapter(type(value)).dump_json(value))
 
 
-def to_yaml(value: Any) -> str:
-    """Settings as YAML that `read_settings` reads back to an equal value."""
-    return str(yaml.safe_dump(to_dict(value), sort_keys=False, allow_unicode=True))
-
-
 def lay_over(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """The nested mapping `values` with that of `over` laid over it, key by key; lists are replaced whole."""
     laid = dict(values)

@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable
 from typing import Any, BinaryIO, TypeVar
 
-from captioning.retry import retrying
+from captioning.patience import retrying
 from captioning.storage_errors import storage_errors
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from captioning.errors import CheckpointError, StorageError
-from captioning.retry import HURRIED, STEADY, patience
+from captioning.patience import HURRIED, STEADY, patience
 from captioning.storage import Location, StorageSettings
 
 #: The captioner that is used when none is named.

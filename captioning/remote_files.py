@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 from captioning.config import settings
 from captioning.errors import UsageError
 from captioning.local_files import Enter, FileInfo
+from captioning.patience import HURRIED, current_patience
 from captioning.remote_listing import FolderPages, Pages, S3Pages, walk
-from captioning.retry import HURRIED, current_patience
 from captioning.storage_errors import classify
 
 #: Connections that are kept open to one store, at most.
@@ -146,11 +146,6 @@ class RemoteFiles:
         for upload in found:
             self._fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
         return len(found)
-
-    def append(self, uri: str, data: bytes) -> None:
-        """Add `data` at the end by writing the object again: for small files of one writer only."""
-        before = self.read(uri) if self.info(uri) is not None else b""
-        self.write(uri, before + data, None)
 
     def delete(self, uri: str) -> None:
         """Remove the object. Does nothing when there is none."""

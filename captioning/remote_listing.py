@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from captioning.local_files import Enter, FileInfo
-from captioning.retry import current_patience, retrying
+from captioning.patience import current_patience, retrying
 from captioning.storage_errors import storage_errors
 
 #: Requests under way at once; folders that are begun before their turn; pages that wait in each.

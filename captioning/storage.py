@@ -17,9 +17,9 @@ from typing import BinaryIO, TypeVar, cast
 
 from captioning.errors import StorageError, UsageError
 from captioning.local_files import Enter, FileInfo, LocalFiles
+from captioning.patience import Patience, retrying
 from captioning.patient_file import PatientFile
 from captioning.remote_files import RemoteFiles, StorageSettings
-from captioning.retry import Patience, retrying
 from captioning.storage_errors import storage_errors
 from captioning.web_files import WebFiles
 
@@ -175,7 +175,8 @@ class Location:
     def append_bytes(self, data: bytes) -> None:
         """Add `data` at the end: one system call locally, the object written again remotely."""
         if self.is_local:
-            self._try(lambda files: files.append(self.path, data), "write")
+            with storage_errors(self.uri, "write"):
+                LocalFiles().append(self.path, data)
         else:
             # Read and written each with attempts of their own: no attempt adds the data twice.
             before = self.read_bytes() if self.info() is not None else b""

@@ -14,7 +14,7 @@ from cluster.status import status
 from cluster.stop import stop
 from cluster.submit import submit
 from jobs.cli import guard
-from jobs.everywhere import TRACEBACK_VARIABLE
+from jobs.shared_options import TRACEBACK_VARIABLE
 
 app = typer.Typer(
     name="cluster",

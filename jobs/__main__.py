@@ -21,7 +21,7 @@ except ModuleNotFoundError as missing:
 
 from jobs.cli import guard
 from jobs.completion import COMPLETE_VARIABLE, ShowCompletionOption
-from jobs.everywhere import (
+from jobs.shared_options import (
     ProgressOption,
     TracebackOption,
     VerboseOption,

@@ -19,7 +19,7 @@ import typer
 from captioning.errors import CaptioningError, UsageError
 from jobs.completion import complete_model, complete_setting
 from jobs.display import say_end
-from jobs.everywhere import wants_traceback
+from jobs.shared_options import wants_traceback
 
 P = ParamSpec("P")
 R = TypeVar("R")

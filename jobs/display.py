@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from captioning.redaction import redacted, without_secrets
-from jobs.everywhere import ProgressMode, progress_mode
 from jobs.gpus import GpuWatch
+from jobs.shared_options import ProgressMode, progress_mode
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

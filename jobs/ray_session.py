@@ -13,7 +13,7 @@ from typing import Any
 
 from captioning.errors import UnfinishedError
 from jobs.cli import terminate_as_interrupt
-from jobs.everywhere import is_verbose
+from jobs.shared_options import is_verbose
 
 _GIB = 1024**3
 _MIB = 1024**2

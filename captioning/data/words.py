@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from captioning.marks import MARKS
+from captioning.unicode_marks import MARKS
 
 _LETTERS = rf"[^\W_](?:[^\W_]|[{MARKS}])*"
 _APOSTROPHES = str.maketrans({"‘": "'", "’": "'", "`": "'", "´": "'", "ʼ": "'"})

@@ -8,7 +8,7 @@ Of 178,675 Flickr30k captions 18 come out otherwise (`ft.`, `4:06pm`, `dunkin'`)
 
 import re
 
-from captioning.marks import MARKS
+from captioning.unicode_marks import MARKS
 
 _PUNCTUATION = frozenset(['"', "''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 

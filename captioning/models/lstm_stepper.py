@@ -32,6 +32,7 @@ class LstmWeights:
         bias = lstm.bias_ih_l0 + lstm.bias_hh_l0
         self.dtype = dtype
         self.word_gates = model.embed.weight @ of_word.T + bias
+        self.begin = Linear(model.initial.weight.to(dtype), model.initial.bias.to(dtype), "tanh")
         self.image_gates = Linear(of_image)
         self.state_gates = Linear(lstm.weight_hh_l0.to(dtype))
         self.speak = Linear(model.speak.weight.to(dtype), model.speak.bias.to(dtype), "tanh")
@@ -54,7 +55,7 @@ class LstmStepper:
         self.vocabulary = self._weights.vocabulary
         self._features = features
         self._first = [model.bos_id, *prompt]
-        self._begin = model._initial_state(features.pooled)
+        self._begin = self._weights.begin(features.pooled.to(self._weights.dtype)).chunk(2, dim=-1)
         pooled = features.pooled.to(self._weights.word_gates.dtype)
         self._of_images = self._weights.image_gates(pooled)
         self._images = torch.arange(len(pooled), device=pooled.device)
@@ -63,7 +64,8 @@ class LstmStepper:
         """States (B, E) that tell the first token."""
         features = self._features
         self._images = torch.arange(len(features.pooled), device=features.pooled.device)
-        self._lines, self._keys, self._values = self._images, features.keys, features.values
+        # Of the images that go on from here some may have several lines and others none: the first `advance` looks.
+        self._lines, self._keys, self._values = self._images[:0], features.keys, features.values
         self._hidden, self._cell = (part.to(self._of_images.dtype) for part in self._begin)
         for token in self._first:
             self._step(torch.full_like(self._images, token))

@@ -60,7 +60,7 @@ class _Recurrence(torch.autograd.Function):
     def forward(
         ctx: Any, gates: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor, sizes: list[int], low: bool
     ) -> Tensor:
-        width = hidden.shape[1]
+        captions, width = hidden.shape
         used = weight.to(torch.bfloat16 if low else torch.float32)
         active = gates.clone()
         # The state before each token, then after it.
@@ -80,7 +80,7 @@ class _Recurrence(torch.autograd.Function):
             hidden = torch.mul(out, cell.tanh(), out=states[here])
             at += size
         ctx.save_for_backward(active, before_state, before_cell, cells, used)
-        ctx.sizes = sizes
+        ctx.sizes, ctx.captions = sizes, captions
         return states
 
     @staticmethod
@@ -89,7 +89,7 @@ class _Recurrence(torch.autograd.Function):
         sizes: list[int] = ctx.sizes
         width = cells.shape[1]
         slopes = torch.empty_like(active)
-        hidden, cell = (cells.new_zeros(sizes[0], width) for _ in range(2))
+        hidden, cell = (cells.new_zeros(ctx.captions, width) for _ in range(2))
         at = len(cells)
         for size in reversed(sizes):
             at -= size

@@ -11,8 +11,10 @@ from typing import Any
 from captioning.redaction import redacted
 from captioning.run.layout import RunLayout
 
-#: A stretch of work begins: with images that have no row yet, or with such whose rows are made again.
-FIRST_TIME, AGAIN = ("start",), ("retry", "refresh")
+#: A stretch of work begins, with images that have no row yet.
+START = "start"
+#: A stretch begins: for the first time, or with images whose rows are made again.
+FIRST_TIME, AGAIN = (START,), ("retry", "refresh")
 #: Nobody works on until the next stretch begins.
 ENDS = ("finished", "interrupted", "stopped")
 

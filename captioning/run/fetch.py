@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le
 
 from captioning.config import settings
 from captioning.errors import ImageError, StorageError
-from captioning.retry import Patience
+from captioning.patience import Patience
 from captioning.run.cells import changed
 from captioning.run.fetch_cell import fetch_cell
 from captioning.run.sources import Entry

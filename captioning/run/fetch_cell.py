@@ -3,7 +3,7 @@
 from typing import Any
 
 from captioning.errors import ImageError, InputError
-from captioning.retry import Patience, retrying
+from captioning.patience import Patience, retrying
 from captioning.run.cells import read_cell
 from captioning.run.sources.entry import Entry
 from captioning.run.sources.uris import locate

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from captioning.errors import InputError, StorageError
@@ -33,6 +32,7 @@ from captioning.run.segment import (
     read_group,
     read_kept,
     read_table,
+    replace_rows,
     table_to_entries,
     write_file,
 )
@@ -168,10 +168,7 @@ class Index:
         """
         segment = self._segment(part.first)
         before = self.range_table(part)
-        places = pc.fill_null(pc.index_in(before["image_id"], newer["image_id"].combine_chunks()), -1).to_numpy()
-        rows = np.where(places < 0, np.arange(before.num_rows), before.num_rows + places)
-        newer = newer.select(before.schema.names).cast(before.schema)
-        after = pa.concat_tables([before, newer]).take(pa.array(rows, pa.int64()))
+        after = replace_rows(before, newer.select(before.schema.names))
         if not after.equals(before):
             write_file(self.layout, segment.file_of(part.first)[0], after, segment.shard_size)
 

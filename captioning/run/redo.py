@@ -24,7 +24,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -32,7 +31,7 @@ import pyarrow.parquet as pq
 from captioning.errors import StorageError
 from captioning.run.index import Index
 from captioning.run.layout import PartRange, RunLayout
-from captioning.run.segment import kept_of, table_to_entries
+from captioning.run.segment import kept_of, replace_rows, table_to_entries
 from captioning.run.sources import Entry
 from captioning.run.table import SCHEMA, Row, from_parquet, read_part, rows_to_table, to_parquet
 from captioning.storage import Location
@@ -137,10 +136,7 @@ class RedoPlan:
         )
         for name in kept.schema.names:
             new = new.append_column(name, kept[name])
-        old = read_part(self.layout, part)
-        places = pc.fill_null(pc.index_in(old["image_id"], new["image_id"].combine_chunks()), -1).to_numpy()
-        rows = np.where(places < 0, np.arange(old.num_rows), old.num_rows + places)
-        changed = pa.concat_tables([old, new.cast(old.schema)]).combine_chunks().take(pa.array(rows, pa.int64()))
+        changed = replace_rows(read_part(self.layout, part), new)
         self.layout.part(part).write_bytes(to_parquet(changed), temp=self.layout.tmp_dir)
 
     def _read(self, shard: int, ids: pa.ChunkedArray) -> pa.Table | None:

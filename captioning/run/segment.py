@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from captioning.errors import StorageError
@@ -152,6 +154,13 @@ def table_to_entries(table: pa.Table) -> list[Entry]:
 def kept_of(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The kept columns, of this `schema`, of a table with the columns of the index."""
     return table.select([KEPT_PREFIX + name for name in schema.names]).rename_columns(schema.names).cast(schema)
+
+
+def replace_rows(old: pa.Table, new: pa.Table) -> pa.Table:
+    """The rows of `old` in their order, those of `new` in the place of the ones with their `image_id`."""
+    places = pc.fill_null(pc.index_in(old["image_id"], new["image_id"].combine_chunks()), -1).to_numpy()
+    rows = np.where(places < 0, np.arange(old.num_rows), old.num_rows + places)
+    return pa.concat_tables([old, new.cast(old.schema)]).combine_chunks().take(pa.array(rows, pa.int64()))
 
 
 def write_file(layout: RunLayout, name: str, table: pa.Table, shard_size: int) -> None:

@@ -4,7 +4,7 @@ A selection is made while the archive is listed and kept in `run.json`: the inde
 and nothing else. Knows nothing of how the archive is listed.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,11 +70,6 @@ class Selection:
         given = {"limit": self.limit, "sample": self.sample, "where": self.where}
         kept = {name: value for name, value in given.items() if value is not None}
         return kept | {"seed": self.seed} if self.sample is not None else kept
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Selection":
-        """Read it back. Raises `UsageError` or `TypeError` for what no selection says."""
-        return cls(**values)
 
     def of(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         """The rows to take, in their order. Does not look further than it must."""

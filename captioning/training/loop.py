@@ -17,11 +17,11 @@ from captioning.storage import Location
 from captioning.training.best import BestWriter
 from captioning.training.decoding_search import search_decoding
 from captioning.training.figures import History, Report, StepFacts, Window, check_board
+from captioning.training.fsdp import whole
 from captioning.training.make_stage import StageMaker
 from captioning.training.optim import swapped
 from captioning.training.parts import Parts
 from captioning.training.settings import TrainSettings
-from captioning.training.sharded import whole
 from captioning.training.stage import Stage
 from captioning.training.state import (
     Progress,

@@ -21,10 +21,10 @@ from captioning.models.base import CaptionModel
 from captioning.training.batches import Batch, BatchMaker, grouped, read_ahead
 from captioning.training.compiled import compile_model
 from captioning.training.figures import StepFacts
+from captioning.training.fsdp import Spread, clip_spread_gradients, gather_tensors, spread_optimizer, spread_tensors
 from captioning.training.objectives.base import Loss, Objective
 from captioning.training.optim import WeightAverage, make_optimizer, mixed, schedule_factor, trained_weights
 from captioning.training.settings import TrainSettings
-from captioning.training.sharded import Spread, clip_spread_gradients, gather_tensors, spread_optimizer, spread_tensors
 from captioning.training.sources import Source
 from captioning.training.state import State, Tensors, flatten_optimizer, unflatten_optimizer
 from captioning.training.workers import Workers
@@ -100,6 +100,8 @@ class Stage:
         facts = self.gradient(passes, step)
         norm = self._clip(self.settings.optim.clip_norm)
         self.optimizer.step()
+        # Fused kernels change weights without a trace, and decoding keeps what it has made of them (`models.prepared`).
+        torch.autograd.graph.increment_version(self.trained)
         if self.average is not None:
             self.average.update(self.model, step)
         return StepFacts(facts.means, facts.units, facts.tokens, facts.images, norm)

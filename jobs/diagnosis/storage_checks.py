@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 from captioning.errors import CaptioningError, StorageError
-from captioning.retry import HURRIED, patience
+from captioning.patience import HURRIED, patience
 from captioning.run.fetch import fetch
 from captioning.run.sources import Entry, open_sources
 from captioning.storage import Location, StorageSettings

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from captioning.config import to_dict
 from captioning.errors import InputError, RunConflictError, SettingsError, StorageError, UsageError
-from captioning.retry import HURRIED, patience
+from captioning.patience import HURRIED, patience
 from captioning.run.book import IndexBook
+from captioning.run.events import START
 from captioning.run.folding import Folding
 from captioning.run.growth import grow
 from captioning.run.index import Index, write_segment
@@ -31,7 +32,7 @@ from captioning.run.table import schema_description
 from captioning.storage import Location, unescape_name
 from jobs.caption_settings import CaptionSettings
 from jobs.driving.checks import fingerprint_parts, open_inputs, require_output
-from jobs.driving.driver import START, RunDriver
+from jobs.driving.driver import REPAIRS, RunDriver
 from jobs.driving.outcome import Outcome, listing_lines
 from jobs.driving.redo import settle, work_off_plan
 from jobs.progress import counted
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 
 #: Counting the images beforehand takes no longer than this.
 _LOOK_AHEAD_SECONDS = 5.0
-#: How often a shard whose staged file turns out damaged is captioned again.
-_REPAIRS = 3
 
 
 @dataclass(frozen=True)
@@ -267,7 +266,7 @@ class _CaptionRun(RunDriver):
 
     def _caption(self, index: Index) -> None:
         """Caption and fold until nothing is pending, then what is to be made again."""
-        for _ in range(1 + _REPAIRS):
+        for _ in range(1 + REPAIRS):
             pending = pending_shards(self.layout, index)
             if not pending:
                 break

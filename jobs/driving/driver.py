@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from captioning.errors import CaptioningError, HeldError, StorageError
 from captioning.redaction import without_secrets
 from captioning.run.book import ShardBook
-from captioning.run.events import append_event
+from captioning.run.events import START, append_event
 from captioning.run.hold import Hold
 from captioning.run.layout import RunLayout
 from captioning.run.redo import forget_leftovers
@@ -33,8 +33,8 @@ from jobs.runners.work import Runner, ShardResult, Tally, Work
 if TYPE_CHECKING:
     from captioning.captioner_info import CaptionerInfo
 
-#: The event with which images are captioned for the first time.
-START = "start"
+#: How often a shard whose staged file turns out damaged is captioned again.
+REPAIRS = 3
 #: Seconds between two events of progress.
 _EVENT_EVERY = 5.0
 

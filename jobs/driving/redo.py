@@ -8,10 +8,7 @@ from captioning.errors import UnfinishedError
 from captioning.run.index import Index
 from captioning.run.layout import PartRange
 from captioning.run.redo import RedoBook, RedoPlan
-from jobs.driving.driver import RunDriver
-
-#: How often a shard whose staged file turns out damaged is captioned again.
-_REPAIRS = 3
+from jobs.driving.driver import REPAIRS, RunDriver
 
 
 def settle(driver: RunDriver, plan: RedoPlan, index: Index) -> dict[PartRange, set[int]]:
@@ -29,7 +26,7 @@ def settle(driver: RunDriver, plan: RedoPlan, index: Index) -> dict[PartRange, s
 
 def work_off_plan(driver: RunDriver, plan: RedoPlan, index: Index) -> None:
     """Caption what the plan still asks for, and rewrite its parts until none is left."""
-    for _ in range(1 + _REPAIRS):
+    for _ in range(1 + REPAIRS):
         left = settle(driver, plan, index)
         if not left:
             return

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from captioning.errors import UnfinishedError
 from jobs.cli import find_user_error
-from jobs.everywhere import is_verbose
 from jobs.runners.pools import Node, Pools
 from jobs.runners.work import ShardResult, Work
+from jobs.shared_options import is_verbose
 from jobs.workers.attempts import Attempts
 from jobs.workers.caption_shard import CaptionShard
 from jobs.workers.decode_shard import DecodeShard

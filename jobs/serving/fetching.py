@@ -3,7 +3,7 @@
 from urllib.parse import urlsplit
 
 from captioning.errors import StorageError
-from captioning.retry import Patience
+from captioning.patience import Patience
 from captioning.storage import Location, StorageSettings
 from jobs.serving.failures import RequestError
 from jobs.serving.settings import LimitSettings

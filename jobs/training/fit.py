@@ -36,7 +36,7 @@ def fit(settings: "TrainSettings", output: "Location") -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from jobs.training.losses import Losses, last_line
+    from jobs.training.lost_workers import LostWorkers, last_line
     from jobs.training.network import NodesConfig
 
     nodes = cluster_nodes()
@@ -66,9 +66,9 @@ def fit(settings: "TrainSettings", output: "Location") -> None:
             run_config=RunConfig(
                 name="run",
                 storage_path=folder,
-                # On several nodes it is `Losses` that ends it.
+                # On several nodes it is `LostWorkers` that ends it.
                 failure_config=FailureConfig(max_failures=-1 if several else 0),
-                callbacks=[Losses(output, told)] if several else [],
+                callbacks=[LostWorkers(output, told)] if several else [],
             ),
         )
         room = RoomWatch(placement, node_loads, partial(waits_for_places, placement), partial(print, flush=True))

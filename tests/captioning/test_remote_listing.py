@@ -10,8 +10,8 @@ import pytest
 
 from captioning.errors import StorageError
 from captioning.local_files import FileInfo
+from captioning.patience import Patience
 from captioning.remote_listing import FolderPages, Page, Pages, walk
-from captioning.retry import Patience
 
 
 class Store(Pages):
@@ -142,7 +142,7 @@ def test_folders_that_are_not_wanted_are_not_listed() -> None:
 
 def test_a_page_that_fails_for_now_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("captioning.remote_listing.current_patience", lambda: Patience(attempts=3, seconds=5))
-    monkeypatch.setattr("captioning.retry.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("captioning.patience.time.sleep", lambda seconds: None)
     keys = [f"{year}/{number:05d}.jpg" for year in range(5) for number in range(200)]
     store = Store(keys, size=20)
     store.failures = {number: ConnectionResetError("reset") for number in (1, 5, 9, 13, 30)}

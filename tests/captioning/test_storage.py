@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 
 from captioning.errors import StorageError, UsageError
 from captioning.local_files import LocalFiles
-from captioning.retry import Patience
+from captioning.patience import Patience
 from captioning.storage import Location, StorageSettings, escape_name, unescape_name
 from captioning.storage_errors import classify, storage_errors
 
@@ -269,8 +269,8 @@ class _Flaky(LocalFiles):
 
 def test_failures_that_pass_are_tried_again(root: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     current: ContextVar[Patience] = ContextVar("patience", default=Patience(attempts=3))  # noqa: B039 - it is frozen
-    monkeypatch.setattr("captioning.retry._current", current)
-    monkeypatch.setattr("captioning.retry._FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("captioning.patience._current", current)
+    monkeypatch.setattr("captioning.patience._FIRST_PAUSE", 0.0)
     (root / "x").write_bytes(b"1")
     flaky = _Flaky(2, ConnectionResetError("reset"))
     monkeypatch.setattr(Location, "_files", lambda self: flaky)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from captioning.errors import ImageError, InputError, StorageError, UnfinishedError
 from jobs.__main__ import VERBS, app
 from jobs.cli import find_user_error, guard, read_config
-from jobs.everywhere import TRACEBACK_VARIABLE
+from jobs.shared_options import TRACEBACK_VARIABLE
 
 
 def run(verb) -> tuple[int, str]:

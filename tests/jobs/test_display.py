@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 from jobs.__main__ import app
 from jobs.display import say
-from jobs.everywhere import PROGRESS_VARIABLE, VERBOSE_VARIABLE, ProgressMode, in_force, is_verbose, progress_mode
 from jobs.progress import Progress
 from jobs.ray_session import _logging
+from jobs.shared_options import PROGRESS_VARIABLE, VERBOSE_VARIABLE, ProgressMode, in_force, is_verbose, progress_mode
 
 
 class Clock:

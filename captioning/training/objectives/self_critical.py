@@ -20,9 +20,9 @@ from captioning.decoding.sample import sample
 from captioning.metrics.cider import CiderD
 from captioning.models.base import PAD_TARGET, CaptionModel, TeacherForced
 from captioning.training.batches import Batch
+from captioning.training.fsdp import whole
 from captioning.training.objectives.base import Loss, Objective
 from captioning.training.objectives.reward import CiderReward, Reward, train_frequencies
-from captioning.training.sharded import whole
 
 __all__ = ["SelfCritical", "SelfCriticalSettings", "train_frequencies"]
 

@@ -39,6 +39,30 @@ def test_the_stepper_gives_the_logits_of_teacher_forcing(attention: bool) -> Non
     torch.testing.assert_close(stepped, logits, rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+def test_captions_of_one_image_may_be_as_many_as_there_are_images() -> None:
+    """What samples ask for when all captions of another image have ended with their first word."""
+    model = tiny_model()
+    for weight in model.attend.parameters():
+        weight.mul_(3)
+    features = model.encode(pixels(2))
+    stepper = Spoken(model.stepper(features))
+    stepper.start()
+    found = stepper.advance(torch.tensor([[5], [6]]), torch.tensor([[1], [1]]))
+    taught = model(features, torch.tensor([[5, 7], [6, 7]]), torch.tensor([1, 1])).logits.view(2, 2, -1)[:, 1]
+    torch.testing.assert_close(found, taught, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_logits_are_the_same_to_the_last_digit_in_any_batch() -> None:
+    model = tiny_model()
+    features = model.encode(pixels(9))
+    together = Spoken(model.stepper(features)).start()
+    for count in (1, 2, 3, 5):
+        some = type(features)(*(part[:count] for part in (features.keys, features.values, features.pooled)))
+        assert torch.equal(Spoken(model.stepper(some)).start(), together[:count])
+
+
 def test_text_is_read_without_an_image() -> None:
     """As where nothing is seen: no attention, and an image's vector of zeros."""
     model = tiny_model(tiny_settings(attention=False))

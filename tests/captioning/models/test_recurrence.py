@@ -51,3 +51,14 @@ def test_states_and_gradients_are_those_of_nn_lstm(low: bool, tolerance: float) 
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
     for one, other in zip(our_gradients, their_gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * float(other.abs().max()))
+
+
+def test_captions_without_a_token_have_no_gradient() -> None:
+    packed = Packed.of(torch.tensor([[True, True], [False, False], [True, False]]))
+    gates, weight = torch.randn(3, 16), torch.randn(16, 4)
+    first = [torch.randn(3, 4, requires_grad=True) for _ in range(2)]
+    recur(gates, *first, weight, packed).sum().backward()
+    for state in first:
+        assert state.grad is not None
+        assert state.grad[1].abs().max() == 0
+        assert state.grad[[0, 2]].abs().min() > 0

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from captioning.errors import StorageError, UsageError
-from captioning.retry import Patience
+from captioning.patience import Patience
 from captioning.run.events import append_event, read_events
 from captioning.run.fetch import fetch
 from captioning.run.index import Index

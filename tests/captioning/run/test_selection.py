@@ -134,7 +134,7 @@ def test_a_selection_is_kept_as_what_was_given() -> None:
     assert EVERYTHING.to_dict() == {}
     assert not EVERYTHING
     for selection in (EVERYTHING, Selection(limit=5), Selection(sample=5, where="size_bytes > 1", seed=3)):
-        assert Selection.from_dict(selection.to_dict()) == selection
+        assert Selection(**selection.to_dict()) == selection
     assert str(Selection(sample=5, where="size_bytes > 1")) == "--sample 5 --where size_bytes > 1"
 
 

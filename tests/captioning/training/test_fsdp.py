@@ -15,10 +15,10 @@ from captioning.captioner import load_captioner
 from captioning.config import read_settings
 from captioning.data.shards import ShardSet
 from captioning.storage import Location
+from captioning.training.fsdp import own_part
 from captioning.training.loop import TrainingRun
 from captioning.training.parts import make_parts, make_tokenizer
 from captioning.training.settings import TrainSettings
-from captioning.training.sharded import own_part
 from captioning.training.workers import Workers
 from tests.tiny import write_tiny_shards
 

@@ -71,6 +71,25 @@ def first(of: Stage, epoch: int = 0) -> list[Batch]:
     return next(iter(of.epoch(epoch, start=0)))
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_decoding_follows_the_weights(stage: Any, fused: bool) -> None:
+    """Also where the optimiser's kernels are fused, as on GPUs, which change weights without a trace."""
+    made = stage(*EXACT)
+    for group in made.optimizer.param_groups:
+        group.update(fused=fused, foreach=not fused, peak_lr=0.05)
+    for step in range(3):
+        passes = first(made)
+        made.model.eval()
+        with torch.no_grad():
+            features = passes[0].features(made.model)
+            stepper = made.model.stepper(features)
+            count = len(passes[0].images.unique())
+            told = stepper.vocabulary.logits(stepper.start())[:count]
+            taught = made.model(features, torch.full((count, 1), 1), torch.arange(count)).logits
+        torch.testing.assert_close(told, taught, rtol=1e-4, atol=1e-4)
+        made.step(passes, step)
+
+
 class TestLoss:
     def test_label_smoothing(self, stage: Any) -> None:
         made = stage(*EXACT, "label_smoothing=0.2", "model.attention_penalty=0", "images_per_pass=4")

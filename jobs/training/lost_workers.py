@@ -19,7 +19,7 @@ from jobs.cli import find_user_error
 _IN_VAIN = 3
 
 
-class Losses(UserCallback):  # type: ignore[misc]
+class LostWorkers(UserCallback):  # type: ignore[misc]
     """Decides, whenever workers fail, whether they are started again."""
 
     def __init__(self, output: Location, told: Path) -> None:
