@@ -223,6 +223,7 @@ class _CaptionRun(RunDriver):
             raise
         self.begun = True
         index = pending.commit()
+        pa.default_memory_pool().release_unused()  # malloc's, and with it what Python's objects had
         for line in listing_lines(self.sources):
             self.say(line)
         if self.request.selection:
