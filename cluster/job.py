@@ -11,7 +11,8 @@ from datetime import datetime
 from typing import Any
 
 from captioning.redaction import without_secrets
-from jobs.cli import INTERRUPTED, OK, UNFINISHED
+from jobs.cli import OK, UNFINISHED
+from jobs.interrupts import INTERRUPTED
 from jobs.progress import duration
 
 #: Ray sends SIGKILL so many seconds after SIGTERM, unless the job's environment says otherwise.

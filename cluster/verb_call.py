@@ -16,12 +16,11 @@ from typing import Any
 
 import typer
 
-from captioning.config import read_settings
 from captioning.errors import UsageError
 from cluster.packaging import ROOT, travels
 from jobs.__main__ import VERBS, app
-from jobs.cli import read_config
 from jobs.settings_of import SAME, settings_class
+from jobs.verb_settings import read_verb_settings
 
 #: What arguments that are places are called in `--help`.
 _PLACES = ("INPUT", "OUTPUT", "RUN", "URI", "DIR", "FILE", "FOLDER")
@@ -83,8 +82,7 @@ def _check_settings(verb: str, config: Path | None, overrides: Sequence[str]) ->
         from jobs.caption_settings import read_caption_settings
 
         return read_caption_settings(config, overrides)[0]
-    text, where = read_config(config)
-    return read_settings(settings_class(verb), text, overrides, where=where)
+    return read_verb_settings(settings_class(verb), config, overrides)
 
 
 def _check_places(verb: str, given: Sequence[tuple[Any, Any]], settings: Any) -> Iterator[str]:

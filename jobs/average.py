@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from captioning.config import read_settings, settings
+from captioning.config import settings
 from captioning.errors import RunConflictError, StorageError, UsageError
 from captioning.storage import Location, StorageSettings
-from jobs.cli import ConfigOption, SetOption, read_config
+from jobs.cli import ConfigOption, SetOption
+from jobs.verb_settings import read_verb_settings
 
 
 @settings
@@ -47,8 +48,7 @@ def average(
     from captioning.models.checkpoint_config import CONFIG
     from captioning.refs import resolve
 
-    text, where = read_config(config)
-    parsed = read_settings(AverageSettings, text, set_ or (), where=where)
+    parsed = read_verb_settings(AverageSettings, config, set_)
     numbers = _weights(weights, len(refs))
     place = _free(output, parsed)
     found = [resolve(ref, parsed.storage) for ref in refs]

@@ -14,7 +14,7 @@ from captioning.errors import SettingsError
 from captioning.run.fetch import FetchSettings
 from captioning.run.sources import InputSettings
 from captioning.storage import StorageSettings
-from jobs.cli import read_config
+from jobs.verb_settings import read_config
 from jobs.workers.decode_process import DecodeSettings
 
 

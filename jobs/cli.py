@@ -4,38 +4,36 @@ Knows no verb, and imports neither Ray nor PyTorch: `--help` must stay quick.
 """
 
 import functools
-import os
-import signal
-import threading
-import time
+import inspect
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
-from captioning.errors import CaptioningError, UsageError
+from captioning.errors import UsageError
 from jobs.completion import complete_model, complete_setting
 from jobs.display import say_end
+from jobs.interrupts import INTERRUPTED, forget_interrupts, terminate_as_interrupt
 from jobs.shared_options import wants_traceback
+from jobs.user_errors import find_user_error
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-OK, UNFINISHED, USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, UNFINISHED, USAGE = 0, 1, 2
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="Settings in YAML. See configs/ for examples."),
+    typer.Option("--config", metavar="FILE", help="Settings in YAML; configs/README.md has all of them."),
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="One setting over those of --config; can be repeated. configs/README.md has all of them.",
+        help="One setting, over those of --config; can be repeated.",
         autocompletion=complete_setting,
     ),
 ]
@@ -51,16 +49,6 @@ ModelOption = Annotated[
 ]
 
 
-def read_config(config: Path | None) -> tuple[str | None, str]:
-    """The text of a `--config` file, if one is given, and how errors name where settings came from."""
-    if config is None:
-        return None, "the settings"
-    try:
-        return config.read_text(encoding="utf-8"), str(config)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {config} cannot be read: {error}. Give a YAML file of settings.") from error
-
-
 def guard(verb: Callable[P, R]) -> Callable[P, R]:
     """Wrap a verb so that it ends with one message on stderr and the design's exit code.
 
@@ -70,7 +58,7 @@ def guard(verb: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(verb)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-        _interrupts.reset()
+        forget_interrupts()
         try:
             with terminate_as_interrupt():
                 return verb(*args, **kwargs)
@@ -85,72 +73,13 @@ def guard(verb: Callable[P, R]) -> Callable[P, R]:
                 traceback.print_exc()
             raise _end(f"Error: {known}", USAGE if isinstance(known, UsageError) else UNFINISHED) from None
 
+    guarded.__doc__ = _help_text(verb)
     return guarded
 
 
-def find_user_error(error: BaseException) -> CaptioningError | None:
-    """The `CaptioningError` in an exception's chain, also where Ray wrapped it on its way from a worker."""
-    seen: set[int] = set()
-    pending: list[BaseException | None] = [error]
-    while pending:
-        at = pending.pop(0)
-        if at is None or id(at) in seen:
-            continue
-        seen.add(id(at))
-        cause = getattr(at, "cause", None)  # RayTaskError keeps the worker's exception here
-        if isinstance(cause, BaseException):
-            pending.insert(0, cause)
-        elif isinstance(at, CaptioningError):
-            return at
-        pending += [at.__cause__, at.__context__ if not at.__suppress_context__ else None]
-    return None
-
-
-class _Interrupts:
-    """The first Ctrl-C or SIGTERM ends the work cleanly, a further one at once."""
-
-    #: What wraps a command may pass on the signal that a terminal gave to both: seconds in which two are one.
-    _SAME = 0.5
-
-    def __init__(self) -> None:
-        self._first: float | None = None
-
-    def reset(self) -> None:
-        """Forget signals of a command that has ended."""
-        self._first = None
-
-    def __call__(self, number: int, frame: object) -> None:  # noqa: ARG002 - a signal handler's arguments
-        now = time.monotonic()
-        if self._first is None:
-            self._first = now
-            raise KeyboardInterrupt
-        if now - self._first > self._SAME:
-            os.write(2, b"Stopped at once; what was finished is kept. Give the same command again to go on.\n")
-            os._exit(INTERRUPTED)
-
-
-_interrupts = _Interrupts()
-
-
-@contextmanager
-def terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the work the way Ctrl-C does: finished shards kept, exit code 130; a second one ends it at once.
-
-    Only the main thread of a process can say so; elsewhere this changes nothing. A process that was
-    started to ignore Ctrl-C goes on doing so.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGTERM, _interrupts)
-    if before[signal.SIGINT] is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupts)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+def _help_text(verb: Callable[..., Any]) -> str:
+    """A verb's docstring as `--help` shows it: every paragraph one line, for the terminal to break."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in (inspect.getdoc(verb) or "").split("\n\n"))
 
 
 def _end(message: str, code: int) -> typer.Exit:

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import ConfigOption, SetOption, read_config
+from jobs.cli import ConfigOption, SetOption
+from jobs.verb_settings import read_verb_settings
 
 
 def compare(
@@ -35,15 +36,13 @@ def compare(
     """
     import json
 
-    from captioning.config import read_settings
     from captioning.storage import Location
     from jobs.comparing.run import CompareSettings, compare_runs, write_page
     from jobs.comparing.text import comparison_json, comparison_lines
     from jobs.lean_arrow import lean_arrow
 
     lean_arrow()
-    text, where = read_config(config)
-    options = read_settings(CompareSettings, text, set_values or (), where=where)
+    options = read_verb_settings(CompareSettings, config, set_values)
     outputs = Location.parse(run, options.storage), Location.parse(other, options.storage)
     target = Location.parse(file, options.storage) if file else None
     found = compare_runs(*outputs, options, page=target)

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import UNFINISHED, ConfigOption, ModelOption, SetOption, read_config
+from jobs.cli import UNFINISHED, ConfigOption, ModelOption, SetOption
+from jobs.verb_settings import read_verb_settings
 
 
 def doctor(
@@ -21,7 +22,7 @@ def doctor(
     config: ConfigOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Check that everything works which captioning needs, and say what to do where it does not.
+    """Check everything that captioning needs, and say how to mend what does not work.
 
     Looks at Python and its packages, cores, memory, disks, GPUs, storage (where its credentials come
     from, never what they are), Ray (this machine's, or the cluster of RAY_ADDRESS and its nodes), and
@@ -40,12 +41,10 @@ def doctor(
     import json
     import sys
 
-    from captioning.config import read_settings
     from jobs.diagnosis.all_checks import Doctor, examine
     from jobs.diagnosis.settings import DoctorSettings
 
-    text, where = read_config(config)
-    parsed = read_settings(DoctorSettings, text, settings or [], where=where)
+    parsed = read_verb_settings(DoctorSettings, config, settings)
     doctor = Doctor(model=model, inputs=tuple(inputs or ()), output=output, settings=parsed)
     marks = {"ok": "✓", "warn": "!", "fail": "✗"}
     try:

@@ -13,12 +13,13 @@ import typer
 from annotated_types import Ge
 
 from captioning.backends.names import EncoderBackend, Precision
-from captioning.config import read_settings, settings, to_dict
+from captioning.config import settings, to_dict
 from captioning.errors import InputError, StorageError, UnfinishedError, UsageError
 from captioning.storage import Location, StorageSettings
 from captioning.training.search_settings import SearchSettings
-from jobs.cli import ConfigOption, ModelOption, SetOption, read_config
+from jobs.cli import ConfigOption, ModelOption, SetOption
 from jobs.evaluating.table import name_of, show_scores
+from jobs.verb_settings import read_verb_settings
 
 if TYPE_CHECKING:
     from captioning.captioner import Captioner
@@ -116,8 +117,7 @@ def evaluate(
     from captioning.metrics.meteor import is_available, require
     from jobs.evaluating.search import evaluate_search, folder_to_save
 
-    text, where = read_config(config)
-    parsed = read_settings(EvaluateSettings, text, set_ or (), where=where)
+    parsed = read_verb_settings(EvaluateSettings, config, set_)
     _check_together(search, save, beams, output)
     place = None if output is None else _output(output, parsed)
     shards = ShardSet.open(Location.parse(data, parsed.storage))

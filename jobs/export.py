@@ -93,20 +93,18 @@ def export(
 
     python -m jobs export build/pictures --format webdataset -o s3://bucket/pictures-captioned
     """
-    from captioning.config import read_settings
     from captioning.run.export.base import ExportOptions
     from captioning.run.export.exporter import export_table
     from captioning.run.layout import RunLayout
     from captioning.storage import Location, StorageSettings
-    from jobs.cli import read_config
     from jobs.driving.storage import storage_of_run
     from jobs.export_settings import ExportSettings
     from jobs.lean_arrow import lean_arrow
     from jobs.progress import Progress, counted
+    from jobs.verb_settings import read_verb_settings
 
     lean_arrow()
-    text, where = read_config(config)
-    given = read_settings(ExportSettings, text, settings or [], where=where).storage
+    given = read_verb_settings(ExportSettings, config, settings).storage
     layout = RunLayout(Location.parse(output, given or StorageSettings()))
     target = Location.parse(to, given or StorageSettings()) if to is not None else None
     with Progress(0, noun="row") as progress:

@@ -13,14 +13,15 @@ from typing import Annotated, Any
 import typer
 from annotated_types import Ge, Le
 
-from captioning.config import read_settings, settings
+from captioning.config import settings
 from captioning.data.annotations import read_annotations, read_splits
 from captioning.data.images import IMAGE_EXTENSIONS
 from captioning.data.problems import Problems
 from captioning.data.shard_plan import PlannedShard, cut_shards, plan_identity, plan_samples
 from captioning.errors import InputError, RunConflictError, StorageError, UsageError
 from captioning.storage import Location, StorageSettings
-from jobs.cli import ConfigOption, SetOption, read_config
+from jobs.cli import ConfigOption, SetOption
+from jobs.verb_settings import read_verb_settings
 
 #: Written first, so that a prepare that was stopped is known again.
 PLAN_FILE = "prepare.json"
@@ -75,8 +76,7 @@ def prepare(
 
     python -m jobs prepare flickr30k --images DIR --captions results.csv --splits dataset.json -o build/shards
     """
-    text, where = read_config(config)
-    options = read_settings(PrepareSettings, text, set_values or (), where=where)
+    options = read_verb_settings(PrepareSettings, config, set_values)
     prepare_dataset(dataset, images, captions, splits, output, options)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from captioning.errors import UnfinishedError
-from jobs.cli import terminate_as_interrupt
+from jobs.interrupts import terminate_as_interrupt
 from jobs.shared_options import is_verbose
 
 _GIB = 1024**3

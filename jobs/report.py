@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import ConfigOption, SetOption, read_config
+from jobs.cli import ConfigOption, SetOption
+from jobs.verb_settings import read_verb_settings
 
 
 def report(
@@ -23,15 +24,13 @@ def report(
 
     python -m jobs report build/pictures -o pictures.html --set max_photos=500
     """
-    from captioning.config import read_settings
     from captioning.run.layout import RunLayout
     from captioning.storage import Location
     from jobs.lean_arrow import lean_arrow
     from jobs.reporting.run import ReportSettings, write_report
 
     lean_arrow()
-    text, where = read_config(config)
-    options = read_settings(ReportSettings, text, set_values or (), where=where)
+    options = read_verb_settings(ReportSettings, config, set_values)
     root = Location.parse(output, options.storage)
     target = Location.parse(file, options.storage) if file else RunLayout(root).root / "_run" / "report.html"
     facts = write_report(root, target, max_photos=options.max_photos, storage=options.storage)

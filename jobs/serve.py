@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from captioning.errors import UnfinishedError, UsageError
-from jobs.cli import ConfigOption, SetOption, read_config
+from jobs.cli import ConfigOption, SetOption
 from jobs.completion import complete_model
+from jobs.verb_settings import read_verb_settings
 
 if TYPE_CHECKING:
     from jobs.serving.cores import Cores
@@ -56,11 +57,9 @@ def serve(
 
     Then: curl -F image=@photo.jpg -F beam_size=5 http://127.0.0.1:8000/caption
     """
-    from captioning.config import read_settings
     from jobs.serving.settings import ServeSettings
 
-    text, where = read_config(config)
-    parsed = read_settings(ServeSettings, text, settings or (), where=where)
+    parsed = read_verb_settings(ServeSettings, config, settings)
     captioners = _names(model or [], parsed)
     port = _free_port(host, port)
     _run(captioners, parsed, host, port)
@@ -72,7 +71,7 @@ def _run(captioners: dict[str, str | None], settings: "ServeSettings", host: str
     print(f"Starting {' and '.join(captioners)} on Ray Serve …", flush=True)
     processes = len(captioners) * settings.replicas
     with ExitStack() as until_ray_ends, _shared_out(settings, processes) as cores, ray_session():
-        from jobs.cli import terminate_as_interrupt
+        from jobs.interrupts import terminate_as_interrupt
         from jobs.serving.app import serving
 
         with serving(captioners, settings, host, port, cores, until_ray_ends), terminate_as_interrupt():

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.cli import UNFINISHED, ConfigOption, SetOption, read_config
+from jobs.cli import UNFINISHED, ConfigOption, SetOption
+from jobs.verb_settings import read_verb_settings
 
 if TYPE_CHECKING:
     from jobs.status_facts import Status
@@ -32,7 +33,6 @@ def status(
     """
     import json
 
-    from captioning.config import read_settings
     from captioning.run.layout import RunLayout
     from captioning.storage import Location
     from jobs.lean_arrow import lean_arrow
@@ -40,8 +40,7 @@ def status(
     from jobs.verify_settings import VerifySettings
 
     lean_arrow()
-    text, where = read_config(config)
-    parsed = read_settings(VerifySettings, text, settings or [], where=where)
+    parsed = read_verb_settings(VerifySettings, config, settings)
     found = status_of(RunLayout(Location.parse(output, parsed.storage)), read_errors=errors)
     if as_json:
         print(json.dumps(status_json(found)))

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.cli import ConfigOption, SetOption, read_config
+from jobs.cli import ConfigOption, SetOption
+from jobs.verb_settings import read_verb_settings
 
 #: Fewer images to validate on are told of.
 _FEW = 10
@@ -31,16 +32,14 @@ def train(
 
     python -m jobs train --config configs/train/fine-tune.yaml --data build/mine --set init=flickr-lstm -o build/mine-1
     """
-    from captioning.config import read_settings
     from captioning.data.shards import ShardSet
     from captioning.errors import UsageError
     from captioning.storage import Location
     from captioning.training.output import alone, check, is_finished
     from captioning.training.settings import TrainSettings
 
-    text, where = read_config(config)
     overrides = [*(set_ or []), *([f"data={data}"] if data else [])]
-    settings = read_settings(TrainSettings, text, overrides, where=where)
+    settings = read_verb_settings(TrainSettings, config, overrides)
     if not settings.data:
         raise UsageError("There is nothing to train on: give --data URI, a folder of shards that `prepare` made.")
     shards = ShardSet.open(Location.parse(settings.data, settings.storage))

@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from captioning.errors import UnfinishedError
-from jobs.cli import ConfigOption, SetOption, read_config
+from jobs.cli import ConfigOption, SetOption
+from jobs.verb_settings import read_verb_settings
 
 
 def verify(
@@ -22,7 +23,6 @@ def verify(
 
     python -m jobs verify s3://bucket/captions --set storage.profile=work
     """
-    from captioning.config import read_settings
     from captioning.run.layout import RunLayout
     from captioning.run.verify import verify as verify_run
     from captioning.storage import Location
@@ -30,8 +30,7 @@ def verify(
     from jobs.verify_settings import VerifySettings
 
     lean_arrow()
-    text, where = read_config(config)
-    parsed = read_settings(VerifySettings, text, settings or [], where=where)
+    parsed = read_verb_settings(VerifySettings, config, settings)
     verdict = verify_run(RunLayout(Location.parse(output, parsed.storage)))
     print(f"{verdict.inputs:,} images in the index, {verdict.rows:,} rows in the table.")
     if verdict.errors:

@@ -20,11 +20,11 @@ from captioning.run.redo_choice import failed
 from captioning.run.staging import fold
 from captioning.storage import Location, StorageSettings
 from jobs.caption_settings import CaptionSettings
-from jobs.cli import read_config
 from jobs.driving.checks import fingerprint_parts
 from jobs.driving.driver import RunDriver
 from jobs.driving.outcome import Outcome
 from jobs.driving.redo import settle, work_off_plan
+from jobs.verb_settings import read_config
 
 #: Settings that decide what a caption says, or how the table is cut: they are the run's.
 _FIXED = ("decoding", "output")

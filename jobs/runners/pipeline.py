@@ -14,10 +14,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from captioning.errors import UnfinishedError
-from jobs.cli import find_user_error
 from jobs.runners.pools import Node, Pools
 from jobs.runners.work import ShardResult, Work
 from jobs.shared_options import is_verbose
+from jobs.user_errors import find_user_error
 from jobs.workers.attempts import Attempts
 from jobs.workers.caption_shard import CaptionShard
 from jobs.workers.decode_shard import DecodeShard

@@ -14,7 +14,7 @@ from jobs.workers.decode_process import DecodeSettings
 
 @settings
 class LimitSettings:
-    """What the endpoint lets itself in for. What is beyond is refused with a reason, before any work."""
+    """Limits of the endpoint: what is beyond them is refused with a reason, before any work."""
 
     max_mb: Annotated[int, Ge(1), Le(1024)] = 20
     """MiB of an image file, and of all images of a request together (status 413)."""

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from captioning.errors import UnfinishedError
 from captioning.training.state import saved_step
-from jobs.cli import find_user_error
 from jobs.runners.observe import node_loads
 from jobs.runners.pipeline import cluster_nodes
 from jobs.training.placement import place_workers
 from jobs.training.room import RoomWatch, waits_for_places
 from jobs.training.worker import train_worker
+from jobs.user_errors import find_user_error
 
 if TYPE_CHECKING:
     from captioning.storage import Location

@@ -13,7 +13,7 @@ from captioning.errors import UnfinishedError
 from captioning.redaction import without_secrets
 from captioning.storage import Location
 from captioning.training.state import saved_step
-from jobs.cli import find_user_error
+from jobs.user_errors import find_user_error
 
 #: So often workers are started again without a newer state than the time before.
 _IN_VAIN = 3

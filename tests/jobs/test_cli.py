@@ -11,8 +11,10 @@ from typer.testing import CliRunner
 
 from captioning.errors import ImageError, InputError, StorageError, UnfinishedError
 from jobs.__main__ import VERBS, app
-from jobs.cli import find_user_error, guard, read_config
+from jobs.cli import guard
 from jobs.shared_options import TRACEBACK_VARIABLE
+from jobs.user_errors import find_user_error
+from jobs.verb_settings import read_config
 
 
 def run(verb) -> tuple[int, str]:
