@@ -1,12 +1,16 @@
 """The verb `export`: a run's captions in the form in which other tools take them."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from captioning.errors import UnfinishedError
 from jobs.cli import ConfigOption, SetOption
+
+if TYPE_CHECKING:
+    from captioning.run.export.exporter import ExportResult
+    from captioning.storage import Location
 
 
 class FormatName(StrEnum):
@@ -128,23 +132,33 @@ def export(
             partial=partial,
             progress=tell,
         )
+    for line in _lines(result, target):
+        print(line)
+    missing = result.counts.missing
+    if missing:
+        raise UnfinishedError(
+            f"{counted(missing, 'image')} could not be read any more and are not in the export. "
+            "Give the same command again when they can be."
+        )
+
+
+def _lines(result: "ExportResult", target: "Location | None") -> list[str]:
+    """What a person is told at the end, a line each."""
+    from jobs.progress import counted
+
     counts = result.counts
     place = "the images" if target is None else str(target)
     before = f", {result.before:,} rows were done before" if result.before else ""
-    print(f"{counted(counts.written, 'image')} with a caption in {place}{before}.")
+    lines = [f"{counted(counts.written, 'image')} with a caption in {place}{before}."]
     if counts.errors:
-        print(f"{counted(counts.errors, 'image')} failed and {'was' if counts.errors == 1 else 'were'} left out.")
+        lines.append(
+            f"{counted(counts.errors, 'image')} failed and {'was' if counts.errors == 1 else 'were'} left out."
+        )
     if counts.kept:
-        print(
+        lines.append(
             f"{counts.kept:,} .txt files were there already with other content, and were kept. "
             "--overwrite replaces them."
         )
     if result.pending:
-        print(f"{counted(result.pending, 'image')} have no row yet: give the same command again when they have.")
-    for line in result.lines:
-        print(line)
-    if counts.missing:
-        raise UnfinishedError(
-            f"{counted(counts.missing, 'image')} could not be read any more and are not in the export. "
-            "Give the same command again when they can be."
-        )
+        lines.append(f"{counted(result.pending, 'image')} have no row yet: give the same command again when they have.")
+    return [*lines, *result.lines]

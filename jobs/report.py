@@ -27,17 +27,17 @@ def report(
     from captioning.run.layout import RunLayout
     from captioning.storage import Location
     from jobs.lean_arrow import lean_arrow
+    from jobs.progress import counted
     from jobs.reporting.run import ReportSettings, write_report
 
     lean_arrow()
     options = read_verb_settings(ReportSettings, config, set_values)
     root = Location.parse(output, options.storage)
-    target = Location.parse(file, options.storage) if file else RunLayout(root).root / "_run" / "report.html"
+    target = Location.parse(file, options.storage) if file else RunLayout(root).report
     facts = write_report(root, target, max_photos=options.max_photos, storage=options.storage)
-    errors = f"{facts.errors:,} error{'' if facts.errors == 1 else 's'}"
     print(
-        f"Wrote {facts.file} ({facts.size_bytes / 1e6:.1f} MB): {facts.images:,} images, {errors}, "
-        f"{facts.photos:,} photos shown."
+        f"Wrote {facts.file} ({facts.size_bytes / 1e6:.1f} MB): {counted(facts.images, 'image')}, "
+        f"{counted(facts.errors, 'error')}, {counted(facts.photos, 'photo')} shown."
     )
     if facts.missing_photos:
-        print(f"{facts.missing_photos:,} photos are without a thumbnail; the page says why.")
+        print(f"{counted(facts.missing_photos, 'photo')} without a thumbnail; the page says why.")

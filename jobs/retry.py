@@ -48,4 +48,4 @@ def retry(
     outcome = retry_rows(RetryRequest(output, tuple(error_class or ()), model, config, tuple(settings or ())))
     for line in retry_lines(outcome, output, error_class or []):
         print(line)
-    require_success(outcome, output, "Go on with it: python -m jobs caption INPUT… -o OUTPUT.")
+    require_success(outcome, output, f"Go on with it: python -m jobs caption INPUT… -o {output}")

@@ -27,15 +27,16 @@ def verify(
     from captioning.run.verify import verify as verify_run
     from captioning.storage import Location
     from jobs.lean_arrow import lean_arrow
+    from jobs.progress import counted
     from jobs.verify_settings import VerifySettings
 
     lean_arrow()
     parsed = read_verb_settings(VerifySettings, config, settings)
     verdict = verify_run(RunLayout(Location.parse(output, parsed.storage)))
-    print(f"{verdict.inputs:,} images in the index, {verdict.rows:,} rows in the table.")
+    print(f"{counted(verdict.inputs, 'image')} in the index, {counted(verdict.rows, 'row')} in the table.")
     if verdict.errors:
         classes = ", ".join(f"{count:,} {name}" for name, count in sorted(verdict.errors.items()))
-        print(f"{sum(verdict.errors.values()):,} of the rows are errors: {classes}.")
+        print(f"{counted(sum(verdict.errors.values()), 'error row')} among them: {classes}.")
     if not verdict.ok:
         problems = "\n  ".join(verdict.problems)
         raise UnfinishedError(

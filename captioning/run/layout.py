@@ -70,44 +70,54 @@ class RunLayout:
     root: Location
 
     @property
+    def run_dir(self) -> Location:
+        """The folder of all that is not the table."""
+        return self.root / "_run"
+
+    @property
     def run_json(self) -> Location:
         """The record of what was run."""
-        return self.root / "_run" / "run.json"
+        return self.run_dir / "run.json"
 
     @property
     def index_dir(self) -> Location:
         """The folder of the index."""
-        return self.root / "_run" / "index"
+        return self.run_dir / "index"
 
     @property
     def staging_dir(self) -> Location:
         """The folder of finished shards that are not folded yet."""
-        return self.root / "_run" / "staging"
+        return self.run_dir / "staging"
 
     @property
     def retry_dir(self) -> Location:
         """The folder of rows that are made again, until their parts are rewritten."""
-        return self.root / "_run" / "retry"
+        return self.run_dir / "retry"
 
     @property
     def tmp_dir(self) -> Location:
         """The folder of files being written."""
-        return self.root / "_run" / "tmp"
+        return self.run_dir / "tmp"
 
     @property
     def hold(self) -> Location:
         """Which driver works here at the moment."""
-        return self.root / "_run" / "hold.json"
+        return self.run_dir / "hold.json"
 
     @property
     def events(self) -> Location:
         """The run's event log, a JSON object a line."""
-        return self.root / "_run" / "events.jsonl"
+        return self.run_dir / "events.jsonl"
 
     @property
     def summary(self) -> Location:
         """The figures of the last run."""
-        return self.root / "_run" / "summary.json"
+        return self.run_dir / "summary.json"
+
+    @property
+    def report(self) -> Location:
+        """The page that `report` makes."""
+        return self.run_dir / "report.html"
 
     def exists(self) -> bool:
         """Whether a run has begun here."""

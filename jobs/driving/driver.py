@@ -235,7 +235,7 @@ def _remove_empty_folders(layout: RunLayout) -> None:
     """Leave nothing of a run that never began: folders only, and only those that are empty."""
     if not layout.root.is_local:
         return
-    for folder in (layout.index_dir, layout.tmp_dir, layout.root / "_run", layout.root):
+    for folder in (layout.index_dir, layout.tmp_dir, layout.run_dir, layout.root):
         try:
             folder.local_path.rmdir()
         except OSError:

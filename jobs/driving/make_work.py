@@ -41,8 +41,8 @@ def make_work(
         settings.storage,
         load,
         runtime.max_retries,
-        fetching=settings.fetch,
-        decoding=settings.decode,
+        fetch=settings.fetch,
+        decode=settings.decode,
         hang_s=runtime.hang_s,
         stall_s=runtime.stall_s,
     )

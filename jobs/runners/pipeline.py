@@ -137,7 +137,7 @@ def _caption(work: Work, pools: Pools, dataset: Any, attempts: Attempts) -> Iter
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     dataset = dataset.map_batches(
-        DecodeShard(work.book, work.preprocess, work.storage, work.fetching, work.decoding),
+        DecodeShard(work.book, work.preprocess, work.storage, work.fetch, work.decode),
         batch_size=None,
         batch_format="pyarrow",
         compute=TaskPoolStrategy(size=pools.decode_tasks),

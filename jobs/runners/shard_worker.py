@@ -47,7 +47,7 @@ class _Worker:
     """One captioner, in a thread of its own beside the one that decodes."""
 
     def __init__(self, work: Work, batch_size: int, attempts: Attempts) -> None:
-        self._decode = DecodeShard(work.book, work.preprocess, work.storage, work.fetching, work.decoding)
+        self._decode = DecodeShard(work.book, work.preprocess, work.storage, work.fetch, work.decode)
         # A thread may die with its work: only the main one can have its children end with it, so that one decodes.
         self._thread = ThreadPoolExecutor(1)
         self._captioner = self._thread.submit(CaptionShard, work.load, work.book, batch_size, attempts, work.hang_s)

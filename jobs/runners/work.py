@@ -37,8 +37,8 @@ class Work:
     storage: StorageSettings
     load: Callable[[], CaptionerLike]
     max_retries: int
-    fetching: FetchSettings = FetchSettings()
-    decoding: DecodeSettings = DecodeSettings()
+    fetch: FetchSettings = FetchSettings()
+    decode: DecodeSettings = DecodeSettings()
     hang_s: float = 0.0
     stall_s: float = 0.0
 

@@ -61,14 +61,14 @@ class DecodeShard:
     book: ShardBook
     preprocess: PreprocessSettings
     storage: StorageSettings
-    fetching: FetchSettings = FetchSettings()
-    decoding: DecodeSettings = DecodeSettings()
+    fetch: FetchSettings = FetchSettings()
+    decode: DecodeSettings = DecodeSettings()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """`DECODED` for the shard that the batch names."""
         [number] = batch.column("shard").to_pylist()
         entries = self.book.entries(number)
-        return decode_entries(number, entries, self.preprocess, self.storage, self.fetching, self.decoding)
+        return decode_entries(number, entries, self.preprocess, self.storage, self.fetch, self.decode)
 
 
 def decode_entries(
@@ -77,13 +77,13 @@ def decode_entries(
     preprocess: PreprocessSettings,
     storage: StorageSettings,
     fetching: FetchSettings = FetchSettings(),
-    decoding: DecodeSettings = DecodeSettings(),
+    decode: DecodeSettings = DecodeSettings(),
 ) -> pa.Table:
     """`DECODED` for these images: fetched by a few threads ahead, decoded one after another.
 
     Raises `StorageError` when the store is lost, `UnfinishedError` when nothing can be decoded here.
     """
-    decoder = decoder_of(preprocess, decoding)
+    decoder = decoder_of(preprocess, decode)
     watch = StoreWatch(storage, fetching)
     rows = []
     for entry, fetched in _fetched(entries, storage, fetching):

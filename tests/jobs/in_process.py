@@ -19,7 +19,7 @@ CaptionShards = Callable[[Work, Pools, Sequence[int]], Iterator[ShardResult]]
 
 def in_process(work: Work, pools: Pools, shards: Sequence[int]) -> Iterator[ShardResult]:
     """Fetch, decode, caption and stage these shards."""
-    decode = DecodeShard(work.book, work.preprocess, work.storage, work.fetching, work.decoding)
+    decode = DecodeShard(work.book, work.preprocess, work.storage, work.fetch, work.decode)
     actor = CaptionShard(work.load, work.book, pools.batch_size)
     for number in shards:
         [row] = actor(decode(pa.table({"shard": pa.array([number], pa.int64())}))).to_pylist()

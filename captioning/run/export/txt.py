@@ -25,7 +25,7 @@ class TxtFormat(Format):
     def target_at(self, place: Location) -> Target:
         """Beside the images the archive is no place for the export's books: they are kept with the run."""
         if self.options.beside:
-            return Target(place, self.table.layout.root / "_run" / "export-beside")
+            return Target(place, self.table.layout.run_dir / "export-beside")
         return Target(place)
 
     def check(self) -> None:
