@@ -97,10 +97,10 @@ class _CaptionRun(RunDriver):
         listed = False
         if index.segments:
             fold(self.layout, index)
-            images: int | None = self._open(index)
+            images: int | None = self._settle_and_count(index)
             if not images:
                 index, listed = self._grow(index), True
-                images = self._open(index)
+                images = self._settle_and_count(index)
                 if not images:
                     return self.finish()
         else:
@@ -259,8 +259,8 @@ class _CaptionRun(RunDriver):
 
     # The work.
 
-    def _open(self, index: Index) -> int:
-        """How many images are to be captioned, for the first time or again."""
+    def _settle_and_count(self, index: Index) -> int:
+        """Rewrite the parts whose rows are staged, and count what is to be captioned, for the first time or again."""
         plan = RedoPlan.load(self.layout)
         again = plan.images if plan is not None and settle(self, plan, index) else 0
         return again + sum(shard.rows for shard in pending_shards(self.layout, index))

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,47 +159,61 @@ class RunDriver:
         """
         if self.layout.root.is_local:
             self.runner.require_shared(self.layout.run_json.local_path)
-        left = dict.fromkeys(shards)
-        todo = images
+        left = _Left(dict.fromkeys(shards), images)
 
         def plan(count: int) -> Pools:
-            workers = self.runner.most_workers(count, todo)
+            workers = self.runner.most_workers(count, left.images)
             return plan_pools(self.settings.runtime, self.runner.nodes(), shards=workers)
 
-        pools: Pools | None = plan(len(left))
+        pools: Pools | None = plan(len(left.shards))
         self.note(event, model=self.info.name, pending=images, shards=len(shards), pools=str(pools))
         with Progress(total, total - images, stream=self.stream) as progress:
             progress.say(
                 f"{counted(images, 'image')} in {counted(len(shards), 'shard')} with {self.info.name}: {pools}."
             )
             log = _LogWriter(self)
+
+            def took(result: ShardResult) -> None:
+                self.tally.add(event + plan_token, result)
+                progress.add(result.images, result.errors, result.stages)
+                self.steady = progress.steady_rate() or self.steady
+                log.add(result)
+                self.check_hold()
+                finished(result.shard)
+                left.take(result)
+
             try:
                 while pools is not None:
-                    replan, better = Replan(plan, pools, len(left)), None
-                    run = without_secrets(str(self.layout.root))
-                    with (
-                        self.runner.observe(run, pools, progress.say, self.note) as observer,
-                        closing(self.runner.caption_shards(self._work(book, pools), pools, list(left))) as results,
-                    ):
-                        for result in results:
-                            self.tally.add(event + plan_token, result)
-                            progress.add(result.images, result.errors, result.stages)
-                            self.steady = progress.steady_rate() or self.steady
-                            log.add(result)
-                            self.check_hold()
-                            finished(result.shard)
-                            left.pop(result.shard, None)
-                            todo -= result.images
-                            if observer is not None:
-                                observer.finished(result, images=todo, shards=len(left), rate=self.steady)
-                            better = replan.after(len(left))
-                            if better is not None:
-                                progress.say(f"The cluster has grown: going on with {better}.")
-                                self.note("pools", pools=str(better), shards=len(left))
-                                break
-                    pools = better
+                    pools = self._caption_until_grown(book, pools, left, plan, took, progress)
             finally:
                 log.flush()
+
+    def _caption_until_grown(
+        self,
+        book: ShardBook,
+        pools: Pools,
+        left: "_Left",
+        plan: Callable[[int], Pools],
+        took: Callable[[ShardResult], None],
+        progress: Progress,
+    ) -> Pools | None:
+        """Caption what is `left`; returns better pools where the cluster has grown meanwhile, None at the end."""
+        replan = Replan(plan, pools, len(left.shards))
+        run = without_secrets(str(self.layout.root))
+        with (
+            self.runner.observe(run, pools, progress.say, self.note) as observer,
+            closing(self.runner.caption_shards(self._work(book, pools), pools, list(left.shards))) as results,
+        ):
+            for result in results:
+                took(result)
+                if observer is not None:
+                    observer.finished(result, images=left.images, shards=len(left.shards), rate=self.steady)
+                better = replan.after(len(left.shards))
+                if better is not None:
+                    progress.say(f"The cluster has grown: going on with {better}.")
+                    self.note("pools", pools=str(better), shards=len(left.shards))
+                    return better
+        return None
 
     def _work(self, book: ShardBook, pools: Pools) -> Work:
         return make_work(book, pools, self.settings, self.info, ref=self.ref, decoding=self.decoding)
@@ -240,6 +255,20 @@ def _remove_empty_folders(layout: RunLayout) -> None:
             folder.local_path.rmdir()
         except OSError:
             continue
+
+
+@dataclass
+class _Left:
+    """What a stretch of work has still to do."""
+
+    shards: dict[int, None]
+    """Their numbers, in order."""
+    images: int
+
+    def take(self, result: ShardResult) -> None:
+        """This one is done."""
+        self.shards.pop(result.shard, None)
+        self.images -= result.images
 
 
 class _LogWriter:
