@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 from typer.testing import CliRunner
 
 from captioning.captioner_info import inspect_captioner
@@ -60,6 +61,8 @@ def test_odd_files_among_photos_all_get_their_row(tmp_path: Path, tiny_captioner
         assert rows[name]["error_message"]
     summary = json.loads((output / "_run" / "summary.json").read_text())
     assert summary.items() >= {"inputs": 24, "captioned": 20, "errors": 4, "already_done": 0}.items()
+    # Ray reads the table, and nothing of what is in _run.
+    assert {row["image_id"] for row in ray.data.read_parquet(str(output)).take_all()} == rows.keys()
 
 
 class Deadly(Broken):
