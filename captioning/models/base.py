@@ -43,10 +43,12 @@ class TeacherForced:
 
 
 class CaptionModel(nn.Module, ABC):
-    """A model that captions images.
+    """A model that captions images. Pixels are uint8 (B, S, S, 3); it normalises them itself, on its own device.
 
-    Training calls `forward`, decoding calls `encode` (or `see` and `features`) and `stepper`. Pixels
-    are uint8 (B, S, S, 3); the model normalises them itself, on its own device.
+        training   pixels ── stem ──▶ what a feature cache keeps ── finish ──▶ features ── forward ──▶ logits
+        decoding   pixels ── see ───▶ tensors ─────────────────── features ──▶ features ── stepper ──▶ a `Stepper`
+
+    `encode` is `stem` and `finish` in one. `see` does as much of it as another back end can run in PyTorch's place.
     """
 
     #: The settings that rebuild the model without any weights but its own.
