@@ -1,80 +1,20 @@
 """The verb `evaluate`: captions a split of training shards and scores them against its references.
 
-Captioning a split and scoring are those of training's validation; here they are asked for one or
-several beam sizes and shown, beside what a person scores. `--search` goes to `evaluating.search`.
+Knows what its options mean together; captioning and scoring are `evaluating.scored`, `--search` is `evaluating.search`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
-from annotated_types import Ge
 
-from captioning.backends.names import EncoderBackend, Precision
-from captioning.config import settings, to_dict
-from captioning.errors import InputError, StorageError, UnfinishedError, UsageError
-from captioning.storage import Location, StorageSettings
-from captioning.training.search_settings import SearchSettings
+from captioning.errors import StorageError, UnfinishedError, UsageError
+from captioning.storage import Location
 from jobs.cli import ConfigOption, ModelOption, SetOption
+from jobs.evaluating.settings import EvaluateSettings
 from jobs.evaluating.table import name_of, show_scores
 from jobs.verb_settings import read_verb_settings
-
-if TYPE_CHECKING:
-    from captioning.captioner import Captioner
-    from captioning.data.shards import ShardSet
-    from captioning.decoding.settings import DecodingSettings
-    from captioning.metrics.score import Scores
-    from captioning.training.validation import Described
-
-
-@settings
-class EvaluateSettings:
-    """Everything that `--config` and `--set` of `evaluate` can say."""
-
-    decoding: dict[str, Any] = field(default_factory=dict)
-    """Settings of the decoding laid over the captioner's own."""
-
-    images: Annotated[int, Ge(1)] | None = None
-    """Only the first so many images of the split; scores of different sets are not comparable."""
-
-    meteor: bool | Literal["auto"] = "auto"
-    """METEOR, which needs the extra `captioning[meteor]` and Java; `auto` computes it where both are there."""
-
-    people: bool | Literal["auto"] = "auto"
-    """What a person scores: one caption of each photo against its others; `auto` where every photo has two or
-    more. METEOR of it, which takes five times as long as the captioner's, only where `meteor` is true."""
-
-    search: SearchSettings = field(default_factory=SearchSettings)
-    """What `--search` tries."""
-
-    batch_size: Annotated[int, Ge(1)] = 32
-    """Images that go through the model together."""
-
-    device: str = "auto"
-    """`auto` takes a GPU when there is one; else cpu, cuda or cuda:N."""
-
-    precision: Precision = "fp32"
-    """bf16 is faster where the hardware has it; int8, for the image encoder of CNNs, on any CPU. Both can change
-    captions."""
-
-    encoder: EncoderBackend = "auto"
-    """What runs the image encoder on CPUs: auto, eager, onednn or compile; changes the speed alone."""
-
-    cuda_graphs: bool = False
-    """On a GPU, the steps of a CLIP-GPT2's decoder are recorded and played back instead of started kernel by kernel."""
-
-    storage: StorageSettings = field(default_factory=StorageSettings)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What one beam size brought."""
-
-    decoding: "DecodingSettings"
-    described: "Sequence[Described]"
-    scores: "Scores"
 
 
 def evaluate(
@@ -115,6 +55,7 @@ def evaluate(
     from captioning.captioner_info import inspect_captioner
     from captioning.data.shards import ShardSet
     from captioning.metrics.meteor import is_available, require
+    from jobs.evaluating.scored import as_json, as_lines, evaluate_split, people_of
     from jobs.evaluating.search import evaluate_search, folder_to_save
 
     parsed = read_verb_settings(EvaluateSettings, config, set_)
@@ -149,59 +90,17 @@ def evaluate(
         record = evaluate_search(captioner, shards, split, parsed.search, parsed.batch_size, folder)
         written = json.dumps({**about, "decoding_search": record}, indent=2, ensure_ascii=False) + "\n"
     else:
-        evaluations = _evaluate(captioner, shards, split, decodings, parsed, meteor)
+        evaluations = evaluate_split(captioner, shards, split, decodings, parsed, meteor)
         print(f"{captioner.name} on the {split} split of {data}: {evaluations[0].scores.num_images:,} images")
-        people, no_people = _people(evaluations[0], parsed)
+        people, no_people = people_of(evaluations[0], parsed)
         show_scores([(name_of(each.decoding), each.scores.summary()) for each in evaluations], people)
         lines = place is not None and place.name.endswith(".jsonl")
-        written = _lines(evaluations) if lines else _summary(about, evaluations, people)
+        written = as_lines(evaluations) if lines else as_json(about, evaluations, people)
     if place is not None:
         place.write_text(written)
         print(f"Written: {place}")
     if no_people is not None and parsed.people is True:
         raise UnfinishedError(f"The captioner is scored, but {no_people}")
-
-
-def _evaluate(
-    captioner: "Captioner",
-    shards: "ShardSet",
-    split: str,
-    decodings: Sequence[Mapping[str, Any]],
-    parsed: EvaluateSettings,
-    meteor: bool,
-) -> list[Evaluation]:
-    from captioning.captioner_info import override_decoding
-    from captioning.training.validation import describe_each, score
-    from jobs.progress import Progress
-
-    images = min(parsed.images or shards.counts[split], shards.counts[split])
-    asked = [override_decoding(captioner.decoding, decoding) for decoding in decodings]
-    with Progress(images * len(asked)) as progress:
-        described = describe_each(
-            captioner,
-            shards,
-            split,
-            asked,
-            images=parsed.images,
-            batch_size=parsed.batch_size,
-            tell=lambda done: progress.add(done - progress.done, 0),
-        )
-    return [
-        Evaluation(decoding, each, score(each, meteor=meteor)) for decoding, each in zip(asked, described, strict=True)
-    ]
-
-
-def _people(evaluation: Evaluation, parsed: EvaluateSettings) -> tuple[dict[str, float] | None, str | None]:
-    """What a person scores, where it is wanted; else None, and why it cannot be told."""
-    from captioning.metrics.people import people_scores
-
-    if parsed.people is False:
-        return None, None
-    references = {described.key: described.references for described in evaluation.described}
-    try:
-        return people_scores(references, meteor=parsed.meteor is True), None
-    except InputError as error:
-        return None, str(error)
 
 
 def _check_together(search: bool, save: bool, beams: str | None, output: str | None) -> None:
@@ -243,28 +142,3 @@ def _output(output: str, parsed: EvaluateSettings) -> Location:
             raise
         raise UsageError(f"-o {output} cannot be written: {error}") from error
     return place
-
-
-def _summary(about: Mapping[str, str], evaluations: Sequence[Evaluation], people: Mapping[str, float] | None) -> str:
-    rows = [{"decoding": to_dict(each.decoding), "metrics": each.scores.summary()} for each in evaluations]
-    return json.dumps({**about, "evaluations": rows, "people": people}, indent=2, ensure_ascii=False) + "\n"
-
-
-def _lines(evaluations: Sequence[Evaluation]) -> str:
-    lines = [
-        {
-            "key": described.key,
-            "image_id": described.image_id,
-            "beam_size": evaluation.decoding.beam_size,
-            "caption": described.caption.text,
-            "references": list(described.references),
-            "score": described.caption.score,
-            "num_tokens": described.caption.num_tokens,
-            "ended": described.caption.ended,
-            "cider_d": evaluation.scores.cider_d_of[described.key],
-            "own_rank": evaluation.scores.rank_of[described.key],
-        }
-        for evaluation in evaluations
-        for described in evaluation.described
-    ]
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

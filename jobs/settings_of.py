@@ -31,7 +31,7 @@ PLACES = {
     "serve": "jobs.serving.settings:ServeSettings",
     "prepare": "jobs.prepare:PrepareSettings",
     "train": "captioning.training.settings:TrainSettings",
-    "evaluate": "jobs.evaluate:EvaluateSettings",
+    "evaluate": "jobs.evaluating.settings:EvaluateSettings",
     "average": "jobs.average:AverageSettings",
     "doctor": "jobs.diagnosis.settings:DoctorSettings",
 }
