@@ -29,7 +29,7 @@ PLACES = {
     "compare": "jobs.comparing.run:CompareSettings",
     "export": "jobs.export_settings:ExportSettings",
     "serve": "jobs.serving.settings:ServeSettings",
-    "prepare": "jobs.prepare:PrepareSettings",
+    "prepare": "jobs.preparing.settings:PrepareSettings",
     "train": "captioning.training.settings:TrainSettings",
     "evaluate": "jobs.evaluating.settings:EvaluateSettings",
     "average": "jobs.average:AverageSettings",

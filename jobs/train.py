@@ -56,7 +56,7 @@ def train(
 def _check_splits(shards: Any, validation: str) -> None:
     """See that there is something to learn from and something to judge by; says so where it is little."""
     from captioning.errors import InputError
-    from jobs.prepare import enough_to_validate
+    from jobs.preparing.run import enough_to_validate
 
     shards.split("train")
     images = sum(shards.counts.values())

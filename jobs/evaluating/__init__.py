@@ -1,1 +1,1 @@
-"""What `evaluate` does beside scoring: a search for a decoding, and tables."""
+"""What `evaluate` does: a split captioned and scored, a search for a decoding, and tables."""

@@ -1,0 +1,1 @@
+"""What `prepare` does: captions read, shards planned, and written in parallel."""
