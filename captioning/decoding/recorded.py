@@ -4,6 +4,7 @@ Where rows are few, a GPU runs kernels faster than Python starts them: decoding 
 46 of 160 ms. A recording starts all of a step's kernels at once. Knows nothing of what they compute.
 """
 
+import threading
 import warnings
 from collections.abc import Callable
 
@@ -31,6 +32,10 @@ def record(step: Callable[[], None], device: torch.device) -> Callable[[], None]
         return step
 
 
+#: A process records one graph at a time.
+_one_at_a_time = threading.Lock()
+
+
 def _recorded(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
     with torch.cuda.device(device):
         # Beside the stream that all else runs on: there nothing may be recorded.
@@ -42,6 +47,7 @@ def _recorded(step: Callable[[], None], device: torch.device) -> Callable[[], No
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         # Other threads may go on using the GPU, such as to copy pixels.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        # On a stream of this device: PyTorch's own is of the device on which it recorded first.
+        with _one_at_a_time, torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             step()
         return graph.replay

@@ -191,9 +191,11 @@ class CnnLstm(CaptionModel):
             gates = gates + functional.linear(pooled, of_image, lstm.bias_ih_l0 + lstm.bias_hh_l0).float()[owners]
             states = recur(gates, hidden, cell, lstm.weight_hh_l0, packed)
         else:
-            seen = torch.cat([words, pooled[owners].to(words.dtype)], dim=1)
-            first = hidden[packed.order][None].to(seen.dtype), cell[packed.order][None].to(seen.dtype)
-            states = lstm(PackedSequence(seen, torch.tensor(packed.sizes)), first)[0].data
+            # Autocast would have cuDNN's LSTM in float16 whatever it asks for, where small gradients become nothing.
+            with torch.autocast(words.device.type, enabled=False):
+                seen = torch.cat([words, pooled[owners]], dim=1).float()
+                first = hidden[packed.order][None].float(), cell[packed.order][None].float()
+                states = lstm(PackedSequence(seen, torch.tensor(packed.sizes)), first)[0].data
         return states[packed.to_captions]
 
     def _initial_state(self, pooled: Tensor) -> tuple[Tensor, Tensor]:

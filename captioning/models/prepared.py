@@ -16,6 +16,12 @@ T = TypeVar("T")
 _KEPT: "WeakKeyDictionary[nn.Module, tuple[object, object]]" = WeakKeyDictionary()
 
 
+def forget(model: nn.Module) -> None:
+    """Throw away what was made of the weights of `model` and its parts, which are to change without a trace."""
+    for part in model.modules():
+        _KEPT.pop(part, None)
+
+
 def prepared(model: nn.Module, make: Callable[[torch.dtype], T]) -> T:
     """What `make` makes of the weights of `model`, given the number format that autocast asks for, or theirs."""
     first = next(model.parameters())

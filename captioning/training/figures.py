@@ -106,7 +106,7 @@ class Window:
             "data_wait_share": round(self._waiting / seconds, 4),
             "memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _RSS_PER_MB),
         }
-        if torch.cuda.is_available():
+        if workers.device.type == "cuda":
             own["gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
         every = workers.gather(own)
         figures |= {name: max(theirs[name] for theirs in every) for name in own}

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from captioning.errors import SettingsError
 from captioning.models.base import CaptionModel
 from captioning.models.encoders import GridEncoder
+from captioning.models.prepared import forget
 from captioning.training.workers import Workers
 
 T = TypeVar("T")
@@ -86,6 +87,8 @@ class Spread:
             yield
         finally:
             self._whole = False
+            # The weights come together in the same tensors next time, at the same version and maybe the same place.
+            forget(self._root)
             for part in self._parts:
                 part.set_reshard_after_forward(True, recurse=False)
                 part.reshard()

@@ -42,15 +42,15 @@ def fit_decoding(
     return dataclasses.replace(decoding, no_repeat_ngram_size=size, max_new_tokens=most), lines
 
 
-def cut_lines(captions: Sequence[Sequence[int]], max_tokens: int) -> list[str]:
+def cut_lines(captions: Sequence[Sequence[int]], longest: int) -> list[str]:
     """What to say of captions that training cuts; nothing where all of them fit with their end."""
     lengths = [len(caption) + 1 for caption in captions]
-    cut = sum(length > max_tokens for length in lengths)
+    cut = sum(length > longest for length in lengths)
     if not cut:
         return []
     return [
-        f"{cut / len(lengths):.1%} of the captions are longer than max_tokens={max_tokens} and are cut there: no end "
-        f"of them is learned. The longest has {max(lengths):,} tokens; raise max_tokens to learn it whole."
+        f"{cut / len(lengths):.1%} of the captions are longer than {longest} tokens (max_tokens, or the room that the "
+        f"decoder has) and are cut there: no end of them is learned. The longest has {max(lengths):,} tokens."
     ]
 
 

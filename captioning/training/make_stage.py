@@ -22,7 +22,7 @@ from captioning.training.objectives.contrastive import Contrastive
 from captioning.training.objectives.cross_entropy import CrossEntropy
 from captioning.training.objectives.language_model import LanguageModel
 from captioning.training.objectives.self_critical import SelfCritical, train_frequencies
-from captioning.training.parts import Parts
+from captioning.training.parts import Parts, longest_caption
 from captioning.training.settings import TrainSettings
 from captioning.training.sources import FeatureSource, ImageSource, Source, TextSource, train_captions
 from captioning.training.stage import Stage, shares_of
@@ -50,6 +50,7 @@ class StageMaker:
         self._text = settings.text
         # What rebuilds the model without fetching any weights but its own.
         self._architecture = to_dict(parts.model.settings)
+        self._learning: dict[int, frozenset[str]] = {}
 
     def stage(self, number: int, weights: Mapping[str, Tensor] | None, *, tell: Tell) -> Stage:
         """Stage `number` at its beginning, with these `weights` (None: those of the parts).
@@ -87,15 +88,33 @@ class StageMaker:
             raise SettingsError(
                 f"In {where}: it would make another model, which the weights do not fit: {error}"
             ) from error
+        model.pretrained_parts = tuple(part for part in model.pretrained_parts if self._holds(part, number))
         return model
+
+    def _holds(self, part: str, number: int) -> bool:
+        """Whether a part of the model has weights when stage `number` begins: it came with them, or has learned."""
+        if part in self._parts.model.pretrained_parts:
+            return True
+        return any(name.startswith(part) for earlier in range(number) for name in self._learned(earlier))
+
+    def _learned(self, number: int) -> frozenset[str]:
+        """The names of the weights that stage `number` trains."""
+        if number not in self._learning:
+            named = self.model(number, None).named_parameters()
+            self._learning[number] = frozenset(name for name, weight in named if weight.requires_grad)
+        return self._learning[number]
 
     @torch.no_grad()
     def check(self, number: int) -> None:
         """Raise `SettingsError` if stage `number` asks for another model, or for what the model has not."""
+        settings, size = self._stages[number], self._parts.preprocess.size
         model = self.model(number, None).eval()
-        size = self._parts.preprocess.size
-        if self._stages[number].objective == "contrastive":
+        if settings.objective == "contrastive":
             model.embed_images(model.stem(torch.zeros(1, size, size, 3, dtype=torch.uint8)))
+        room, wanted = model.max_positions(), settings.self_critical.max_new_tokens
+        if settings.objective == "self_critical" and room is not None and wanted is not None and wanted > room:
+            where = f"In stage {settings.name!r}: self_critical.max_new_tokens"
+            raise SettingsError(f"{where} is {wanted}, but this captioner has room for {room} tokens.")
 
     def steps(self, settings: TrainSettings) -> int:
         """Optimiser steps of a stage."""
@@ -128,10 +147,9 @@ class StageMaker:
                 cider or train_frequencies(self._shards, place),
                 max_new_tokens=self._parts.decoding.max_new_tokens,
             )
+        longest = longest_caption(settings, model)
         if settings.objective == "language_model":
-            return LanguageModel(
-                tokenizer, split=split, label_smoothing=settings.label_smoothing, max_tokens=settings.max_tokens
-            )
+            return LanguageModel(tokenizer, split=split, label_smoothing=settings.label_smoothing, max_tokens=longest)
         return Contrastive(
             settings.contrastive,
             model,
@@ -139,7 +157,7 @@ class StageMaker:
             split=split,
             workers=self._workers,
             preprocess=self._parts.preprocess,
-            max_tokens=settings.max_tokens,
+            max_tokens=longest,
             seed=settings.seed,
         )
 
@@ -169,9 +187,12 @@ class StageMaker:
         return FeatureSource(self._shards, cache, seed=seed)
 
     def _batches(self, settings: TrainSettings, model: CaptionModel) -> BatchMaker:
-        longest = min(settings.max_tokens, model.max_positions() or settings.max_tokens)
-        preprocess = Preprocess(self._parts.preprocess)
-        return BatchMaker(preprocess, self._parts.tokenizer, self._augment(settings), max_tokens=longest)
+        return BatchMaker(
+            Preprocess(self._parts.preprocess),
+            self._parts.tokenizer,
+            self._augment(settings),
+            max_tokens=longest_caption(settings, model),
+        )
 
     @staticmethod
     def _augment(settings: TrainSettings) -> Augment:

@@ -23,7 +23,9 @@ from captioning.training.state import is_leftover
 RUN = "train.json"
 _TOKENIZER = "tokenizer"
 #: Settings that may change between the starts of one run: they change how it goes, not what it makes.
-_FREE = frozenset({"data", "text", "storage", "log_every_steps", "keep_states", "tensorboard", "gpu"})
+_FREE = frozenset(
+    {"data", "text", "storage", "log_every_steps", "keep_states", "save_every_steps", "tensorboard", "gpu"}
+)
 _FREE |= {"threads_per_worker", "min_workers"}
 
 

@@ -66,6 +66,16 @@ def make_tokenizer(
         raise SettingsError(f"tokenizer: {error}") from error
 
 
+def longest_caption(settings: TrainSettings, model: CaptionModel) -> int:
+    """Tokens of a caption, its end among them, that a stage learns from: longer ones are cut."""
+    return min(settings.max_tokens, model.max_positions() or settings.max_tokens)
+
+
+def _learned_whole(settings: TrainSettings, model: CaptionModel) -> int:
+    """Tokens of a caption, its end among them, up to which every stage learns it whole."""
+    return min(longest_caption(stage, model) for stage in settings.in_stages())
+
+
 def _sample(tokenizer: Tokenizer, shards: ShardSet) -> list[list[int]]:
     return [tokenizer.encode(caption) for caption in islice(captions_of(shards), _SAMPLE)]
 
@@ -90,16 +100,16 @@ def make_parts(
             model.grow_vocabulary(tokenizer.vocab_size)
         if shards is not None:
             captions = _sample(tokenizer, shards)
-            longest = min(settings.max_tokens, model.max_positions() or settings.max_tokens)
+            longest = longest_caption(settings, model)
             decoding, lines = fit_decoding(decoding, captions, longest=longest, keep=settings.decoding)
-            for line in [*lines, *cut_lines(captions, settings.max_tokens)]:
+            for line in [*lines, *cut_lines(captions, _learned_whole(settings, model))]:
                 tell(line)
         return Parts(model, tokenizer, config.preprocess, decoding)
-    if shards is not None:
-        for line in cut_lines(_sample(tokenizer, shards), settings.max_tokens):
-            tell(line)
     vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
     torch.manual_seed(settings.seed)
     model = build_model(settings.model, vocabulary, settings.preprocess)
+    if shards is not None:
+        for line in cut_lines(_sample(tokenizer, shards), _learned_whole(settings, model)):
+            tell(line)
     decoding = override_decoding(DecodingSettings(), settings.decoding)
     return Parts(model, tokenizer, settings.preprocess, decoding)

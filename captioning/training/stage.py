@@ -59,7 +59,7 @@ class Stage:
         if self.spread is not None and objective.extra is not None:
             # One call for many tensors takes spread ones or others, not both.
             for group in self.optimizer.param_groups:
-                group["foreach"] = False
+                group["foreach"] = group["fused"] = False
         decay = settings.optim.ema_decay
         self.average = None if decay is None else WeightAverage(model, decay)
         self._start = trained_weights(model) if settings.optim.start_share else {}

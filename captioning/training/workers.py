@@ -60,11 +60,21 @@ class Workers:
         return dict(totals)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by the sum over the workers; one that a worker lacks counts as zero."""
+        """Replace every gradient by the sum over the workers.
+
+        One that a worker lacks counts as zero; one that all of them lack stays None, as with one worker: a zero would
+        have the optimiser's decay shrink weights that learn nothing.
+        """
         if self.world == 1:
             return
+        parameters = list(parameters)
+        there = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32)
+        there = there.to(self.device)
+        dist.all_reduce(there, dist.ReduceOp.MAX)
         bucket: list[Tensor] = []
-        for parameter in parameters:
+        for parameter, anywhere in zip(parameters, there.tolist(), strict=True):
+            if not anywhere:
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             bucket.append(parameter.grad)

@@ -6,6 +6,7 @@ replicas as are asked for. Knows how they are put on Ray, nothing of what they d
 
 import io
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from typing import Any
@@ -100,7 +101,8 @@ def _application(captioners: Mapping[str, str | None], settings: ServeSettings, 
     cpus, gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
     share = settings.gpus_per_replica
     if share == "auto":
-        share = min(1.0, gpus / processes)
+        # As many on each GPU: of 0.67 a GPU holds one.
+        share = 1 / math.ceil(processes / gpus) if gpus else 0.0
     threads = 1 if gpus and settings.threads == "auto" else cores.threads
     options = {
         "num_cpus": min(1.0, 0.5 * cpus / processes),
@@ -119,7 +121,7 @@ def _application(captioners: Mapping[str, str | None], settings: ServeSettings, 
             graceful_shutdown_timeout_s=5,
             max_constructor_retry_count=2,
         )
-        .bind(ref, settings, threads, cores.captioners)
+        .bind(ref, settings, threads, cores.captioners, "auto" if share else "cpu")
         for name, ref in captioners.items()
     ]
     gateway = serve.deployment(Gateway).options(

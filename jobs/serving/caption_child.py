@@ -5,6 +5,7 @@ waits for its turn between any two operations, thousands of times a batch.
 """
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from jobs.cores import keep_to
 from jobs.serving.failures import refusal
 from jobs.serving.settings import ServeSettings
 from jobs.workers.child_process import Requests
+from jobs.workers.micro_batches import BROKEN, is_broken_gpu
 
 if TYPE_CHECKING:
     from captioning.captioner import Caption, Captioner
@@ -42,7 +44,7 @@ def main() -> int:
     return 0
 
 
-def _load(ref: str | None, settings: dict[str, Any], threads: int, cores: Sequence[int]) -> "Captioner":
+def _load(ref: str | None, settings: dict[str, Any], threads: int, cores: Sequence[int], device: str) -> "Captioner":
     # Before PyTorch starts threads of its own, which take over where this one may run.
     keep_to(cores)
     import torch
@@ -53,6 +55,7 @@ def _load(ref: str | None, settings: dict[str, Any], threads: int, cores: Sequen
     given = build(ServeSettings, settings, where="the server's settings")
     return load_captioner(
         ref,
+        device=device,
         precision=given.precision,
         encoder=given.encoder,
         cuda_graphs=given.cuda_graphs,
@@ -82,6 +85,8 @@ def _answer(captioner: "Captioner", asked: dict[str, Any], data: bytes) -> dict[
         return {"refused": [why.status, why.error_class, why.message, why.retry_after]}
     except Exception as error:
         traceback.print_exc()
+        if is_broken_gpu(error):
+            os._exit(BROKEN)  # a new process has a chance
         return {"failed": f"{type(error).__name__}: {error}"}
 
 

@@ -23,8 +23,10 @@ _TRIES = 2
 class CaptionProcess:
     """Used by one thread at a time. Raises `UnfinishedError` where the captioner cannot be loaded."""
 
-    def __init__(self, ref: str | None, settings: ServeSettings, threads: int, cores: Sequence[int] = ()) -> None:
-        start = {"ref": ref, "settings": to_dict(settings), "threads": threads, "cores": list(cores)}
+    def __init__(
+        self, ref: str | None, settings: ServeSettings, threads: int, cores: Sequence[int] = (), device: str = "auto"
+    ) -> None:
+        start = {"ref": ref, "settings": to_dict(settings), "threads": threads, "cores": list(cores), "device": device}
         self._start = [json.dumps(start).encode()]
         self._child: ChildProcess | None = None
         about = self._begin()

@@ -31,9 +31,11 @@ Key = tuple[bool, tuple[tuple[str, Any], ...]]
 class CaptionerReplica:
     """Loads a captioner and captions images for whoever asks."""
 
-    def __init__(self, ref: str | None, settings: ServeSettings, threads: int, cores: Sequence[int] = ()) -> None:
-        """`cores` are the numbers of those that its captioner is to keep to, if any."""
-        self._captioner = CaptionProcess(ref, settings, threads, cores)
+    def __init__(
+        self, ref: str | None, settings: ServeSettings, threads: int, cores: Sequence[int] = (), device: str = "auto"
+    ) -> None:
+        """`cores` are the numbers of those that its captioner is to keep to, if any; `device` as `load_captioner`'s."""
+        self._captioner = CaptionProcess(ref, settings, threads, cores, device)
         size = settings.batch_size
         if size == "auto":
             # On CPUs no more than half of what is waited for at once, or all would wait for all.

@@ -54,7 +54,7 @@ class RoomWatch:
         elif waited:  # twice in a row: they are not just being started
             self._tell(
                 f"Training waits for its places: {needed} must be free at once. Free: {free_places(loads)}. Other work "
-                "of the cluster holds the rest; it goes on when that ends, or with a smaller `workers`."
+                "of the cluster holds the rest; it goes on when that ends, or with a smaller `min_workers`."
             )
 
     def _no_nodes(self, now: float, why: str) -> None:

@@ -9,6 +9,7 @@ import gc
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -79,9 +80,10 @@ class MicroBatches:
         return found
 
     def _one_by_one(self, batch: Pixels, error: Exception) -> list[CaptionLike | ImageError]:
-        if _is_broken_gpu(error):
+        if is_broken_gpu(error):
             # Nothing works in this process any more: a new one finds out which image it was.
             os._exit(BROKEN)
+        traceback.clear_frames(error.__traceback__)  # which hold on to what was allocated
         free_memory()
         try:
             self._call(grey(batch))
@@ -97,7 +99,7 @@ class MicroBatches:
         try:
             return self._call(image)[0]
         except Exception as error:
-            if _is_broken_gpu(error):
+            if is_broken_gpu(error):
                 os._exit(BROKEN)
             kind = "memory" if is_out_of_memory(error) else "model"
             return ImageError(kind, f"The captioner failed on this image: {type(error).__name__}: {error}")
@@ -119,7 +121,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text))
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in text)
+        or (isinstance(error, RuntimeError) and ("can't allocate memory" in text or "alloc_failed" in text))
     )
 
 
@@ -131,7 +133,8 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _is_broken_gpu(error: BaseException) -> bool:
+def is_broken_gpu(error: BaseException) -> bool:
+    """Whether nothing works on the GPU any more in this process."""
     return isinstance(error, RuntimeError) and "CUDA error" in str(error) and not is_out_of_memory(error)
 
 

@@ -19,7 +19,7 @@ from captioning.data.preprocess import Preprocess, PreprocessSettings
 from captioning.data.shards import ShardSet
 from captioning.data.tokenizers import Tokenizer
 from captioning.errors import SettingsError
-from captioning.models.base import CaptionModel
+from captioning.models.base import PAD_TARGET, CaptionModel
 from captioning.models.text_tower import TextTower
 from captioning.training.batches import Batch, decode_sample, grouped
 from captioning.training.objectives.base import Loss, Objective
@@ -140,7 +140,13 @@ class Contrastive(Objective):
         """The loss of this worker's images and captions among those of all workers, which must call it as often."""
         drawn = self._draw(batch.images)
         images = model.embed_images(batch.stem_of(model))
-        return self._loss(images, self._texts.tower(batch.captions[drawn]), batch.images[drawn])
+        return self._loss(images, self._texts.tower(self._ended(batch.captions[drawn])), batch.images[drawn])
+
+    def _ended(self, captions: Tensor) -> Tensor:
+        """Captions (N, T) with the end token, at which the tower looks, in the last place where they were cut."""
+        ends = captions[:, -1:]
+        cut = (ends != PAD_TARGET) & (ends != self._tokenizer.eos_id)
+        return torch.cat([captions[:, :-1], torch.where(cut, self._tokenizer.eos_id, ends)], dim=1)
 
     def absent(self, model: CaptionModel) -> Loss:
         """What a worker without a batch does while the others have one: it takes part in comparing theirs."""

@@ -43,6 +43,8 @@ def guessed(model: CaptionModel, features: object, batch: Batch, share: float) -
     scored = model(features, batch.captions, batch.images)
     own = torch.full_like(batch.captions, PAD_TARGET)
     own[asked] = torch.multinomial(scored.logits.float().softmax(-1), 1).squeeze(1)
+    # Before 2026 PyTorch's autocast kept these weights as it had cast them, without a way to their gradients.
+    torch.clear_autocast_cache()
     replaced = asked & (torch.rand(asked.shape, device=asked.device) < share)
     return torch.where(replaced, own, batch.captions)
 

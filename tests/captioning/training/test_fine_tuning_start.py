@@ -178,7 +178,7 @@ class TestDecoding:
     def test_captions_that_are_cut_are_told_and_have_no_end(self) -> None:
         assert cut_lines([[1] * 11, [1] * 3], 12) == []
         [line] = cut_lines([[1] * 12, [1] * 3, [1] * 20, [1] * 3], 12)
-        assert line.startswith("50.0% of the captions are longer than max_tokens=12")
+        assert line.startswith("50.0% of the captions are longer than 12 tokens")
         assert "has 21 tokens" in line
         maker = BatchMaker(Preprocess(PREPROCESS), KNOWN, Augment(flip=False, crop=1.0, seed=0), max_tokens=4)
         rows = maker.make_of_text(["a red square at the top", "a red top"]).captions.tolist()

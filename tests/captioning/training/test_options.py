@@ -353,6 +353,8 @@ class TestSteps:
                 calls[name] += 1
                 if name == "all_reduce":
                     numbers.append(args[0].numel())
+                    if args[0].dtype == torch.int32:
+                        args[0].fill_(1)
                 elif name == "all_gather_object":
                     args[0][:] = [args[1]] * len(args[0])
 
@@ -376,8 +378,17 @@ class TestSteps:
             made.step(passes, 0)
             found.append(dict(calls))
             trained = sum(parameter.numel() for parameter in made.trained)
-            assert sorted(numbers) == [3, trained]
-        assert found[0] == found[1] == {"all_reduce": 2, "all_gather_object": 1}
+            assert sorted(numbers) == [3, len(made.trained), trained]
+        assert found[0] == found[1] == {"all_reduce": 3, "all_gather_object": 1}
+
+    def test_weights_that_nobody_has_a_gradient_for_are_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A zero would have the optimiser's decay shrink them."""
+        monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: None)
+        learning, resting = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+        learning.grad = torch.ones(2)
+        Workers(rank=0, world=2).sum_gradients([learning, resting])
+        assert learning.grad.tolist() == [1, 1]
+        assert resting.grad is None
 
     def test_the_seed_decides(self, shards: ShardSet, tmp_path: Path) -> None:
         runs = []

@@ -282,3 +282,36 @@ class TestSearch:
         for name in ("config.json", "model.safetensors", "README.md"):
             assert (place / "best" / name).read_bytes() == (expected / name).read_bytes()
         assert (place / "summary.json").exists()
+
+
+@pytest.mark.parametrize("override", ["encoder=late", "tune={dropout: 0.1}", "seed=1"])
+def test_what_starts_random_learns_as_such_however_it_is_tuned(shards: ShardSet, tmp_path: Path, override: str) -> None:
+    run = start(recipe("stages=[]", override, text=CLIP_STAGES), shards, tmp_path)
+    rates = {group["peak_lr"] for group in run.enter(None).optimizer.param_groups}
+    assert rates == {0.01}
+
+
+def test_what_an_earlier_stage_has_taught_is_no_longer_random(shards: ShardSet, tmp_path: Path) -> None:
+    maker = start(recipe(text=CLIP_STAGES), shards, tmp_path)._make
+    assert [maker.model(number, None).pretrained_parts for number in range(4)] == [
+        (),
+        ("clip.encoder.",),
+        ("clip.encoder.", "gpt2."),
+        ("clip.encoder.", "gpt2."),
+    ]
+
+
+def test_a_stage_that_samples_more_than_there_is_room_for_is_refused_at_once(shards: ShardSet, tmp_path: Path) -> None:
+    stages = "stages=[{name: first}, {name: reward, objective: self_critical, self_critical: {max_new_tokens: 50}}]"
+    with pytest.raises(SettingsError, match="self_critical.max_new_tokens is 50"):
+        start(recipe(stages, text=CLIP_STAGES), shards, tmp_path)
+
+
+def test_a_language_model_is_judged_within_the_room_that_it_has(shards: ShardSet, tmp_path: Path) -> None:
+    language = "stages=[{name: language, objective: language_model, epochs: 1, tune: {train: gpt2}}]"
+    small = "model.gpt2={n_embd: 16, n_layer: 1, n_head: 2, n_positions: 12}"
+    run = start(
+        recipe(language, small, "max_tokens=40", "decoding.max_new_tokens=6", text=CLIP_STAGES), shards, tmp_path
+    )
+    objective = run.enter(None).objective
+    assert objective._max_tokens == run.model.max_positions()
