@@ -43,7 +43,7 @@ def train(
     if not settings.data:
         raise UsageError("There is nothing to train on: give --data URI, a folder of shards that `prepare` made.")
     shards = ShardSet.open(Location.parse(settings.data, settings.storage))
-    for split in {stage.validation.split for stage in settings.in_stages()}:
+    for split in dict.fromkeys(stage.validation.split for stage in settings.in_stages()):
         _check_splits(shards, split)
     place = Location.parse(output, settings.storage)
     check(place, settings, shards)
