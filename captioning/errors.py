@@ -73,17 +73,23 @@ class StorageError(CaptioningError):
 class LogitsError(CaptioningError):
     """The model gave logits that no word can be chosen by. `images` are the rows of the batch that had them."""
 
-    def __init__(self, images: Sequence[int]) -> None:
+    def __init__(self, message: str, images: Sequence[int] = ()) -> None:
+        super().__init__(message)
         self.images = tuple(images)
-        rows = ", ".join(str(image) for image in self.images)
-        super().__init__(
+
+    @classmethod
+    def of(cls, images: Sequence[int]) -> "LogitsError":
+        """The error of these rows of a batch."""
+        rows = ", ".join(map(str, images))
+        return cls(
             f"The model gave logits that are not numbers (NaN or infinite) for image {rows} of the batch, or none for "
             "any word that the decoding settings allow. Its weights or the image's features are damaged, or the "
-            "precision is too low: try runtime.precision=fp32."
+            "precision is too low: try runtime.precision=fp32.",
+            images,
         )
 
     def __reduce__(self) -> tuple[object, ...]:
-        return LogitsError, (self.images,)
+        return LogitsError, (str(self), self.images)
 
 
 class DivergedError(CaptioningError):

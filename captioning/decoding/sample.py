@@ -47,7 +47,7 @@ def sample(
     while len(captions):
         broken = ~probabilities[:, 0].isfinite()
         if broken.any():
-            raise LogitsError(sorted(set((captions[broken] // count).tolist())))
+            raise LogitsError.of(sorted(set((captions[broken] // count).tolist())))
         chosen = _draw(probabilities)
         tokens[captions, length] = chosen
         length += 1

@@ -194,7 +194,7 @@ def _open_rows(is_open: Tensor, broken: Tensor, images: Tensor) -> Tensor:
     """The places of open images; refuses broken ones. Both flags (N,) come in one device transfer."""
     flags = torch.stack((is_open, broken)).cpu()
     if flags[1].any():
-        raise LogitsError(images.cpu()[flags[1]].tolist())
+        raise LogitsError.of(images.cpu()[flags[1]].tolist())
     return flags[0].nonzero().squeeze(1).to(images.device)
 
 

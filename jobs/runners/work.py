@@ -158,8 +158,6 @@ def error_of(row: Mapping[str, Any]) -> Exception | None:
         return StorageError(row["error_class"], row["text"], passing=row["passing"])
     if kind is errors.ImageError:
         return ImageError(row["error_class"], row["text"])
-    if kind is errors.LogitsError:  # which makes its text itself
-        return CaptioningError(row["text"])
     if isinstance(kind, type) and issubclass(kind, CaptioningError):
         return kind(row["text"])
     return RuntimeError(f"A worker failed, its traceback is above: {row['text']}")

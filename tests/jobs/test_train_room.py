@@ -44,7 +44,7 @@ def test_workers_that_wait_for_others_are_told_with_what_is_free() -> None:
     cluster.pass_time(50)
     [said] = cluster.said
     assert "2 workers with 0.9 CPU each must be free at once. Free: head 1.5 of 2 CPU." in said
-    assert "smaller `workers`" in said
+    assert "smaller `min_workers`" in said
     cluster.pass_time(250)
     assert len(cluster.said) == 1
     cluster.pass_time(100)
