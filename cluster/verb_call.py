@@ -19,7 +19,7 @@ import typer
 from captioning.errors import UsageError
 from cluster.packaging import ROOT, travels
 from jobs.__main__ import VERBS, app
-from jobs.settings_of import SAME, settings_class
+from jobs.settings_schema import SAME_SETTINGS, settings_class
 from jobs.verb_settings import read_verb_settings
 
 #: What arguments that are places are called in `--help`.
@@ -78,7 +78,7 @@ def _value(given: Sequence[tuple[Any, Any]], option: str) -> Any:
 
 def _check_settings(verb: str, config: Path | None, overrides: Sequence[str]) -> Any:
     """The settings as the verb reads them."""
-    if verb in ("caption", *SAME):  # which have rules of their own
+    if verb in ("caption", *SAME_SETTINGS):  # which have rules of their own
         from jobs.caption_settings import read_caption_settings
 
         return read_caption_settings(config, overrides)[0]

@@ -1,7 +1,6 @@
 """The command line: `python -m jobs VERB …`.
 
-Each verb is a function of its name in a module of its name, imported when it is asked for.
-This module knows the verbs' names and one line about each, nothing of what they do.
+Each verb is a function in a module, both of its name; the module is imported when the verb is asked for.
 """
 
 import importlib
@@ -25,7 +24,7 @@ from jobs.shared_options import (
     ProgressOption,
     TracebackOption,
     VerboseOption,
-    in_force,
+    apply_shared_options,
     with_shared_options,
 )
 
@@ -34,19 +33,19 @@ VERBS = (
     *("caption", "plan", "status", "verify", "retry", "report", "compare", "export", "serve"),
     *("prepare", "train", "evaluate", "average", "doctor"),
 )
-#: Those that show progress.
+#: The verbs that show progress.
 _WITH_PROGRESS = frozenset({"caption", "plan", "retry", "export", "prepare", "train", "evaluate"})
 
 
 class VerbGroup(TyperGroup):
-    """The verbs, each loaded from its module on demand, so that no verb waits for another's imports."""
+    """Loads each verb from its module on demand, so that no verb waits for another's imports."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         """The verbs' names."""
         return list(VERBS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | None:  # noqa: ARG002
-        """The command of one verb, or None for a name that is no verb."""
+        """The command of a verb, or None for an unknown name."""
         if cmd_name not in VERBS:
             return None
         verb = guard(getattr(importlib.import_module(f"jobs.{cmd_name}"), cmd_name))
@@ -54,7 +53,7 @@ class VerbGroup(TyperGroup):
         single.command(name=cmd_name)(with_shared_options(verb, progress=cmd_name in _WITH_PROGRESS))
         command = typer.main.get_command(single)
         assert isinstance(command, TyperCommand)
-        # One that needs nothing does its work when nothing is given.
+        # A verb without required parameters runs when called without arguments.
         command.no_args_is_help = any(parameter.required for parameter in command.params)
         return command
 
@@ -65,7 +64,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="A caption for every image of an archive. Give a verb and --help for what it takes.",
+    help="A caption for every image of an archive. VERB --help lists a verb's arguments and options.",
     epilog="Exit codes: 0 done, 1 unfinished or not verified, 2 wrong usage (nothing written), 130 interrupted.",
 )
 
@@ -76,25 +75,25 @@ def main(
     progress: ProgressOption = None,
     verbose: VerboseOption = False,
     traceback: TracebackOption = False,
-    show_completion: ShowCompletionOption = None,  # noqa: ARG001 - it ends the command by itself
+    show_completion: ShowCompletionOption = None,  # noqa: ARG001 - its callback ends the command
 ) -> None:
-    """Caption archives of images, and train and measure the captioners that do it.
+    """Caption archives of images, and train and evaluate captioners.
 
-    Begin with these:
+    Start with these:
 
-    python -m jobs doctor                                  is everything here that is needed?
+    python -m jobs doctor                                  checks that everything needed is here
 
     python -m jobs caption ~/Pictures -o build/pictures    captions a folder of photos
 
-    python -m jobs report build/pictures                   makes a page to look at
+    python -m jobs report build/pictures                   makes an HTML page of the captions
 
-    python -m jobs caption --help                          what a verb takes, with examples
+    python -m jobs caption --help                          explains a verb, with examples
     """
-    context.with_resource(in_force(verbose=verbose, traceback=traceback, progress=progress))
+    context.with_resource(apply_shared_options(verbose=verbose, traceback=traceback, progress=progress))
 
 
 if __name__ == "__main__":
     if COMPLETE_VARIABLE in os.environ:
-        # Typer makes shells known only with options of its own for it, which know no `python -m`.
+        # Typer registers shells only through its own completion options, which do not support `python -m`.
         completion_init()
     app(prog_name="python -m jobs", complete_var=COMPLETE_VARIABLE)

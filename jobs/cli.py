@@ -1,6 +1,6 @@
-"""What every verb of the command line shares: option types, and errors turned into exit codes.
+"""Shared by every verb of the command line: option types, and errors turned into exit codes.
 
-Knows no verb, and imports neither Ray nor PyTorch: `--help` must stay quick.
+Imports neither Ray nor PyTorch: `--help` must stay quick.
 """
 
 import functools
@@ -14,8 +14,8 @@ import typer
 
 from captioning.errors import UsageError
 from jobs.completion import complete_model, complete_setting
-from jobs.display import say_end
-from jobs.interrupts import INTERRUPTED, forget_interrupts, terminate_as_interrupt
+from jobs.display import print_end
+from jobs.interrupts import INTERRUPTED, reset_interrupts, sigterm_as_interrupt
 from jobs.shared_options import wants_traceback
 from jobs.user_errors import find_user_error
 
@@ -26,14 +26,14 @@ OK, UNFINISHED, USAGE = 0, 1, 2
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="Settings in YAML; configs/README.md has all of them."),
+    typer.Option("--config", metavar="FILE", help="Settings in YAML; configs/README.md lists all of them."),
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="One setting, over those of --config; can be repeated.",
+        help="One setting, overriding --config; can be repeated.",
         autocompletion=complete_setting,
     ),
 ]
@@ -50,7 +50,7 @@ ModelOption = Annotated[
 
 
 def guard(verb: Callable[P, R]) -> Callable[P, R]:
-    """Wrap a verb so that it ends with one message on stderr and the design's exit code.
+    """Wrap a verb so that an error ends it with one message on stderr and an exit code.
 
     2 for a `UsageError`, 1 for any other `CaptioningError`, 130 for an interrupt (Ctrl-C or
     SIGTERM). Anything else is a bug and keeps its traceback.
@@ -58,9 +58,9 @@ def guard(verb: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(verb)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-        forget_interrupts()
+        reset_interrupts()
         try:
-            with terminate_as_interrupt():
+            with sigterm_as_interrupt():
                 return verb(*args, **kwargs)
         except KeyboardInterrupt as interrupt:
             how = str(interrupt) or "Give the same command again to go on."
@@ -78,10 +78,10 @@ def guard(verb: Callable[P, R]) -> Callable[P, R]:
 
 
 def _help_text(verb: Callable[..., Any]) -> str:
-    """A verb's docstring as `--help` shows it: every paragraph one line, for the terminal to break."""
+    """A verb's docstring for `--help`: every paragraph on one line, for the terminal to wrap."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in (inspect.getdoc(verb) or "").split("\n\n"))
 
 
 def _end(message: str, code: int) -> typer.Exit:
-    say_end(message, code)
+    print_end(message, code)
     return typer.Exit(code)

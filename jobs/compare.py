@@ -11,7 +11,7 @@ from jobs.verb_settings import read_verb_settings
 def compare(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The OUTPUT of a caption run.", show_default=False)],
     other: Annotated[
-        str, typer.Argument(metavar="RUN", help="That of another one over the same archive.", show_default=False)
+        str, typer.Argument(metavar="RUN", help="The OUTPUT of another run over the same archive.", show_default=False)
     ],
     file: Annotated[
         str | None,
@@ -21,16 +21,17 @@ def compare(
     config: ConfigOption = None,
     set_values: SetOption = None,
 ) -> None:
-    """Compare two runs over one archive: two captioners, or one before and after fine-tuning.
+    """Compare two runs over one archive: two captioners, or one captioner before and after fine-tuning.
 
-    Tells how many captions agree and how far, which errors differ, which images one run alone has,
-    and what differs in settings and speed. CIDEr-D is that of one run's captions with the other's
-    as their only references: how alike the two are, not how good. With -o FILE, one HTML page shows
-    the photos on which the two agree least, with both captions.
+    Prints how many captions agree and how far, which errors differ, which images only one run has,
+    and how settings and speed differ. CIDEr-D scores one run's captions with the other's as their
+    only references: it measures how similar the two are, not how good. With -o FILE, one HTML page
+    shows the photos on which the two agree least, with both captions.
 
     Rows are matched by image_id. Memory is bounded: some 0.6 GB for any number of rows up to 64
-    million, which go through temporary files. Settings: max_photos (100), cider_images (50000: of
-    more images CIDEr-D is that of so many, drawn), unfinished (false), storage.*. Example:
+    million, which go through temporary files. Settings: max_photos (100), cider_images (50000; of
+    more images, CIDEr-D is computed on that many drawn at random), unfinished (false), storage.*.
+    Example:
 
     python -m jobs compare build/lstm build/clip -o build/compare.html
     """

@@ -1,9 +1,9 @@
-"""Completion in the shell of what follows `python -m jobs`: verbs, options, their values, settings.
+"""Shell completion of what follows `python -m jobs`: verbs, options, their values, settings.
 
     eval "$(python -m jobs --show-completion bash)"
 
 The shell completes commands by their first word, here `python`: the function that is set up looks for
-`-m jobs` behind it, and leaves every other use of Python to the completion that was there before.
+`-m jobs` after it, and leaves every other use of Python to the completion that was there before.
 """
 
 from enum import StrEnum
@@ -11,11 +11,11 @@ from typing import Annotated
 
 import typer
 
-#: Tells `python -m jobs` that it is asked for completions, and in which shell's manner.
+#: Set when `python -m jobs` is asked for completions; names the shell's format.
 COMPLETE_VARIABLE = "_CAPTIONING_JOBS_COMPLETE"
 
-#: What stands behind `-m jobs` is handed on as if the command were one word, `jobs`. It is cut anew at blanks, for bash
-#: takes `=` and `:` for the ends of words, which here are parts of one: `--set decoding.beam_size=5`.
+#: Passes on what follows `-m jobs` as if the command were one word, `jobs`. The line is split again at blanks, because
+#: bash also splits at `=` and `:`, which here are parts of a word: `--set decoding.beam_size=5`.
 _BASH = r"""
 _captioning_jobs() {
     local line=${COMP_LINE:0:COMP_POINT} words current head
@@ -31,7 +31,7 @@ _captioning_jobs() {
     local IFS=$'\n'
     COMPREPLY=($(COMP_WORDS="jobs $line" COMP_CWORD=$((${#words[@]} + 1)) \
         __VARIABLE__=complete_bash "$1" -m jobs 2>/dev/null))
-    # What stands before the last `=` or `:` is there already.
+    # What comes before the last `=` or `:` is typed already.
     head=${current%"${current##*[=:]}"}
     COMPREPLY=("${COMPREPLY[@]#"$head"}")
     if [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[./=] ]]; then compopt -o nospace 2>/dev/null; fi
@@ -44,14 +44,14 @@ complete -o default -o bashdefault -F _captioning_jobs python python3
 
 
 class Shell(StrEnum):
-    """The shells whose completion there is."""
+    """The shells that are supported."""
 
     bash = "bash"
     zsh = "zsh"
 
 
 def script(shell: Shell) -> str:
-    """What the shell has to run to complete `python -m jobs`."""
+    """The code that sets up completion of `python -m jobs` in a shell."""
     text = _BASH.replace("__VARIABLE__", COMPLETE_VARIABLE).lstrip("\n")
     if shell is Shell.zsh:
         return "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n" + text
@@ -59,11 +59,11 @@ def script(shell: Shell) -> str:
 
 
 def complete_setting(context: typer.Context, incomplete: str) -> list[str]:
-    """Settings of the verb that begin so, and the values of those that have a few words for values."""
-    from jobs.settings_of import PLACES, SAME, keys
+    """The verb's settings that start with `incomplete`; after `=`, the values of a setting that has fixed choices."""
+    from jobs.settings_schema import SAME_SETTINGS, SETTINGS_CLASSES, keys
 
     verb = context.info_name or ""
-    if SAME.get(verb, verb) not in PLACES:
+    if SAME_SETTINGS.get(verb, verb) not in SETTINGS_CLASSES:
         return []
     found = keys(verb)
     key, equals, value = incomplete.partition("=")
@@ -75,7 +75,7 @@ def complete_setting(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def complete_model(incomplete: str) -> list[str]:
-    """Bundled captioners that begin so; folders are completed by the shell."""
+    """Bundled captioners that start with `incomplete`; the shell completes folders."""
     from captioning.refs import bundled_names
 
     return [name for name in bundled_names() if name.startswith(incomplete)]
@@ -94,6 +94,6 @@ ShowCompletionOption = Annotated[
         callback=_show,
         is_eager=True,
         show_default=False,
-        help='Print what sets up completion; in ~/.bashrc: eval "$(python -m jobs --show-completion bash)"',
+        help='Print the completion script; in ~/.bashrc: eval "$(python -m jobs --show-completion bash)"',
     ),
 ]

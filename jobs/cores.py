@@ -1,4 +1,4 @@
-"""The cores of this machine: which a process may use, and who was first to claim them. Knows nothing of what runs."""
+"""CPU cores: which ones this process may use, pinning to some of them, and a machine-wide lock to claim them."""
 
 import fcntl
 import os
@@ -9,31 +9,31 @@ from pathlib import Path
 
 
 def usable_cores() -> set[int]:
-    """Numbers of the cores that this process may use."""
+    """Ids of the cores that this process may use."""
     return set(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
-def keep_to(cores: Collection[int]) -> None:
-    """Have this thread, and all that it starts, use these cores alone. Does nothing for none, or but on Linux."""
+def set_affinity(cores: Collection[int]) -> None:
+    """Pin this thread, and the threads and processes it starts, to `cores`. Does nothing for no cores, or off Linux."""
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
 
 
 @contextmanager
-def kept_to(cores: Collection[int]) -> Iterator[None]:
-    """The same while the body runs."""
+def affinity(cores: Collection[int]) -> Iterator[None]:
+    """`set_affinity` while the body runs."""
     before = usable_cores()
-    keep_to(cores)
+    set_affinity(cores)
     try:
         yield
     finally:
-        keep_to(before)
+        set_affinity(before)
 
 
 @contextmanager
-def first_claim(what: str) -> Iterator[bool]:
-    """Whether no other process of this user here has a claim to `what`: then this one has it until the body ends."""
-    with (Path(tempfile.gettempdir()) / f"captioning-{what}-{os.getuid()}.lock").open("a") as file:
+def try_lock(name: str) -> Iterator[bool]:
+    """Take this user's lock `name` on this machine while the body runs; yields False where another process has it."""
+    with (Path(tempfile.gettempdir()) / f"captioning-{name}-{os.getuid()}.lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

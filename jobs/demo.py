@@ -1,7 +1,4 @@
-"""The demo: real photos that come with installed packages, captioned the way an archive is.
-
-Knows where the photos are; the rest is the same command that anyone gives.
-"""
+"""The demo: captions real photos that come with installed packages, with the same commands that anyone gives."""
 
 import importlib.util
 import shutil
@@ -16,10 +13,10 @@ from typer.main import get_command
 
 from captioning.errors import InputError
 
-#: Where everything goes.
+#: The demo's output.
 FOLDER = Path("build/demo")
 
-#: Photos of free licence: package, place in it, and the name that it gets here.
+#: Freely licensed photos: package, path in it, and the file name in the demo.
 PHOTOS = (
     ("skimage", "data/astronaut.png", "astronaut.png"),
     ("skimage", "data/camera.png", "cameraman.png"),
@@ -34,7 +31,7 @@ PHOTOS = (
 
 
 def copy_photos(folder: Path) -> int:
-    """Copy the sample photos into `folder`; the number of them. Raises `InputError` when there are none."""
+    """Copy the sample photos into `folder` and return their number. Raises `InputError` when there are none."""
     folder.mkdir(parents=True, exist_ok=True)
     copied = 0
     for package, place, name in PHOTOS:
@@ -65,7 +62,7 @@ def show(output: Path) -> None:
 
 
 def main(model: str | None = None) -> int:
-    """Caption the sample photos with the bundled captioner, or another; returns an exit code."""
+    """Caption the sample photos with the bundled captioner, or `model`; returns an exit code."""
     from jobs.__main__ import app
 
     shutil.rmtree(FOLDER, ignore_errors=True)

@@ -1,7 +1,6 @@
-"""Where progress is shown: a live view in a terminal, plain lines, JSON lines, or nowhere.
+"""Shows progress: as a live view in a terminal, as plain lines, as JSON lines, or not at all.
 
-Knows how often and in what form something is shown, and nothing of what it is: that tells a line for
-people, a few details for the live view, and facts for programs.
+Decides how often and in what form; the text and the numbers come from a `ProgressSource`.
 """
 
 import json
@@ -13,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from captioning.redaction import redacted, without_secrets
-from jobs.gpus import GpuWatch
+from jobs.gpus import GpuMonitor
 from jobs.shared_options import ProgressMode, progress_mode
 
 if TYPE_CHECKING:
@@ -23,44 +22,44 @@ if TYPE_CHECKING:
 #: Seconds between two plain lines, and between two JSON lines of progress.
 PLAIN_EVERY = 10.0
 JSON_EVERY = 1.0
-#: How often a second the live view is drawn.
+#: Refreshes of the live view per second.
 _FRAMES = 2
 
 
-class Subject(Protocol):
-    """What makes progress."""
+class ProgressSource(Protocol):
+    """Something whose progress can be shown."""
 
     def line(self) -> str:
-        """How far it is, in one line."""
+        """The progress in one line, for people."""
         ...
 
-    def share(self) -> float | None:
-        """How much is done, from 0 to 1; None when that cannot be said."""
+    def fraction(self) -> float | None:
+        """The fraction done, from 0 to 1; None when unknown."""
         ...
 
     def details(self) -> Sequence[tuple[str, str]]:
-        """More for the live view: names, each with a text."""
+        """More rows for the live view: (name, text)."""
         ...
 
     def facts(self) -> Mapping[str, Any]:
-        """The same as plain values."""
+        """The progress as plain values, for programs."""
         ...
 
 
 class Display:
-    """Shows a subject while in its `with` block; `say` prints a line beside it, also before and after."""
+    """Shows a source's progress within a `with` block; `print_line` also works before and after."""
 
     def __init__(
-        self, subject: Subject, *, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+        self, source: ProgressSource, *, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._subject = subject
+        self._source = source
         self._stream = stream if stream is not None else sys.stderr
         self._clock = clock
         self._mode = resolve_mode(self._stream)
         self._every = JSON_EVERY if self._mode is ProgressMode.json else PLAIN_EVERY
         self._shown = clock()
         self._live: Live | None = None
-        self._gpus = GpuWatch()
+        self._gpus = GpuMonitor()
 
     def __enter__(self) -> "Display":
         if self._mode is ProgressMode.live:
@@ -81,22 +80,22 @@ class Display:
             self._live = None
         self._gpus.stop()
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line, above the live view where there is one."""
         if self._live is not None:
             self._live.console.print(without_secrets(text), highlight=False, markup=False)
         else:
-            say(text, self._stream)
+            print_line(text, self._stream)
 
-    def tell(self, kind: str, facts: Mapping[str, Any], text: str) -> None:
-        """Tell what happened, whatever time it is: `facts` to programs, `text` to people."""
+    def emit(self, kind: str, facts: Mapping[str, Any], text: str) -> None:
+        """Show an event at once: `facts` as a JSON line, or `text` for people."""
         if self._mode is ProgressMode.json:
             _print_json(self._stream, kind, facts)
         elif self._mode is not ProgressMode.none:
-            self.say(text)
+            self.print_line(text)
 
-    def changed(self, *, last: bool = False) -> None:
-        """Show how far it is if that is due; what is `last` always is. Costs next to nothing when it is not."""
+    def refresh(self, *, last: bool = False) -> None:
+        """Show the progress if an update is due, or if it is the `last`. Cheap otherwise."""
         if self._live is not None or self._mode is ProgressMode.none:
             return
         now = self._clock()
@@ -104,9 +103,9 @@ class Display:
             return
         self._shown = now
         if self._mode is ProgressMode.json:
-            _print_json(self._stream, "progress", self._subject.facts())
+            _print_json(self._stream, "progress", self._source.facts())
         else:
-            print(self._subject.line(), file=self._stream, flush=True)
+            print(self._source.line(), file=self._stream, flush=True)
 
     def _view(self) -> "RenderableType":
         from rich.console import Group
@@ -115,25 +114,25 @@ class Display:
         from rich.text import Text
 
         rows = Table.grid(padding=(0, 2))
-        for name, text in (*self._subject.details(), *self._gpus.lines()):
+        for name, text in (*self._source.details(), *self._gpus.lines()):
             rows.add_row(Text(name, style="dim"), Text(text))
-        share = self._subject.share()
-        parts: list[RenderableType] = [Text(self._subject.line())]
-        if share is not None:
-            parts.append(ProgressBar(total=1.0, completed=share, width=60))
+        fraction = self._source.fraction()
+        parts: list[RenderableType] = [Text(self._source.line())]
+        if fraction is not None:
+            parts.append(ProgressBar(total=1.0, completed=fraction, width=60))
         return Group(*parts, rows) if rows.row_count else Group(*parts)
 
 
 def resolve_mode(stream: TextIO) -> ProgressMode:
-    """How progress is shown on `stream`: what was asked for, else what suits it."""
+    """How progress is shown on `stream`: as asked for, or by default live in a terminal and plain elsewhere."""
     mode = progress_mode()
     if mode is ProgressMode.auto:
         return ProgressMode.live if stream.isatty() else ProgressMode.plain
     return mode
 
 
-def say(text: str, stream: TextIO | None = None) -> None:
-    """Tell people one line on stderr, or on `stream`: a JSON line where those are asked for."""
+def print_line(text: str, stream: TextIO | None = None) -> None:
+    """Print a message on stderr, or on `stream`; as a JSON line where those are asked for."""
     stream = stream if stream is not None else sys.stderr
     if progress_mode() is ProgressMode.json:
         _print_json(stream, "message", {"text": text})
@@ -141,11 +140,11 @@ def say(text: str, stream: TextIO | None = None) -> None:
         print(without_secrets(text), file=stream, flush=True)
 
 
-def say_end(message: str, code: int) -> None:
-    """Say on stderr why a command ends, with its exit code where JSON lines are asked for."""
+def print_end(message: str, code: int) -> None:
+    """Print on stderr why a command ends; as a JSON line with the exit code where those are asked for."""
     try:
         as_json = progress_mode() is ProgressMode.json
-    except ValueError:  # that may be what the message is about
+    except ValueError:  # the message may be about this very error
         as_json = False
     if as_json:
         _print_json(sys.stderr, "end", {"text": message, "exit_code": code})

@@ -1,4 +1,4 @@
-"""The verb `doctor`: is everything here that captioning needs, and what to do where it is not."""
+"""The verb `doctor`: checks that everything captioning needs is here, and says what to do where it is not."""
 
 from typing import Annotated
 
@@ -12,23 +12,23 @@ def doctor(
     model: ModelOption = None,
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", metavar="URI", help="See whether this archive can be listed and read; repeatable."),
+        typer.Option("--input", metavar="URI", help="Check that this archive can be listed and read; repeatable."),
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="URI", help="See whether a run could be written here: a small file is."),
+        typer.Option("--output", "-o", metavar="URI", help="Check that a run can be written here, with a small file."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
     config: ConfigOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Check everything that captioning needs, and say how to mend what does not work.
+    """Check everything that captioning needs, and say how to fix what does not work.
 
-    Looks at Python and its packages, cores, memory, disks, GPUs, storage (where its credentials come
-    from, never what they are), Ray (this machine's, or the cluster of RAY_ADDRESS and its nodes), and
-    lets the captioner caption a made picture. A check that fails stops no other one.
+    Checks Python and its packages, cores, memory, disks, GPUs, storage (where its credentials come
+    from, never what they are) and Ray (on this machine, or the cluster of RAY_ADDRESS and its nodes),
+    and has the captioner caption a test picture. A check that fails stops no other.
 
-    Exit code 0 when all that is needed works (! is worth a look), 1 when not. Settings: storage.*.
+    Exit code 0 when everything needed works (! marks a warning), 1 when not. Settings: storage.*.
 
     Examples:
 
@@ -60,8 +60,8 @@ def doctor(
     if as_json:
         print(json.dumps({"ok": not failed, "checks": [finding.to_dict() for finding in found]}))
     elif failed:
-        print(f"\nNot well: {', '.join(finding.name for finding in failed)}. Do what the arrows say, then ask again.")
+        print(f"\nFailed: {', '.join(finding.name for finding in failed)}. Follow the arrows, then run doctor again.")
     else:
-        print("\nAll that is needed works. Next: python -m jobs caption FOLDER -o OUTPUT")
+        print("\nEverything needed works. Next: python -m jobs caption FOLDER -o OUTPUT")
     if failed:
         raise typer.Exit(UNFINISHED)

@@ -1,7 +1,7 @@
-"""The GPUs of this machine as its driver tells of them: what they are, and how busy they are.
+"""The GPUs of this machine and how busy they are, as its driver reports them.
 
-Asks `nvidia-smi`, which comes with every driver; where there is none, there are no GPUs. Knows
-nothing of PyTorch, Ray, or GPUs of other machines.
+Asks `nvidia-smi`, which comes with every driver; where there is none, there are no GPUs. Imports neither PyTorch
+nor Ray.
 """
 
 import os
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _FIELDS = ("index", "name", "driver_version", "memory.total", "memory.used", "utilization.gpu")
-#: Seconds that the driver may take to answer, and between two looks at how busy GPUs are.
+#: Time limit of nvidia-smi, and the interval between two polls, in seconds.
 _ANSWER_SECONDS = 20.0
 _WATCH_EVERY = 3.0
 #: More GPUs than this are shown as one line.
@@ -21,7 +21,7 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU: memory in MiB, `busy` in percent (None where the driver does not say)."""
+    """A GPU: memory in MiB, utilisation `busy` in percent (None where the driver does not report it)."""
 
     index: int
     name: str
@@ -36,18 +36,18 @@ class Gpu:
 
 
 class GpuDriverError(Exception):
-    """There is a driver's program, and it fails: its message."""
+    """nvidia-smi is there but failed; the message is its output."""
 
 
 def has_gpu() -> bool:
-    """Whether there is a GPU that a captioner would be put on; without importing PyTorch."""
+    """Whether there is a visible GPU that a captioner would use; without importing PyTorch."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles"):
         return False
     return any(Path("/proc/driver/nvidia/gpus").glob("*")) or any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def read_gpus() -> list[Gpu]:
-    """The GPUs of this machine, those hidden by CUDA_VISIBLE_DEVICES too. Raises `GpuDriverError`."""
+    """The GPUs of this machine, including those hidden by CUDA_VISIBLE_DEVICES. Raises `GpuDriverError`."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -62,29 +62,29 @@ def read_gpus() -> list[Gpu]:
 
 
 def parse_gpu(line: str) -> Gpu:
-    """A line of the driver's answer; the name may hold commas."""
+    """Parse a line of nvidia-smi's CSV; the name may contain commas."""
     index, *name, driver, memory, used, busy = (part.strip() for part in line.split(","))
     return Gpu(int(index), ", ".join(name), driver, _number(memory) or 0, _number(used) or 0, _number(busy))
 
 
-class GpuWatch:
-    """Looks every few seconds at how busy this machine's GPUs are, between `start` and `stop`."""
+class GpuMonitor:
+    """Polls the utilisation of this machine's GPUs every few seconds, between `start` and `stop`."""
 
     def __init__(self) -> None:
         self._gpus: list[Gpu] = []
         self._ended = threading.Event()
 
     def start(self) -> None:
-        """Begin to look, where there is a GPU to look at."""
+        """Start polling, where there is a visible GPU."""
         if shutil.which("nvidia-smi") is not None and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
             threading.Thread(target=self._watch, name="gpus", daemon=True).start()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop polling."""
         self._ended.set()
 
     def lines(self) -> list[tuple[str, str]]:
-        """What was seen last, a name and a text each."""
+        """The latest reading as (name, text) rows."""
         gpus = self._gpus
         if len(gpus) <= _SHOWN:
             return [(f"GPU {gpu.index}", str(gpu)) for gpu in gpus]

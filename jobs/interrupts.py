@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first ends the work cleanly, a second one at once. Knows no verb."""
+"""Ctrl-C and SIGTERM: the first ends the work cleanly, a second one at once."""
 
 import os
 import signal
@@ -14,14 +14,14 @@ INTERRUPTED = 130
 class _Interrupts:
     """The first Ctrl-C or SIGTERM ends the work cleanly, a further one at once."""
 
-    #: What wraps a command may pass on the signal that a terminal gave to both: seconds in which two are one.
+    #: A wrapper may forward a signal that the terminal also sent to this process: signals this close count as one.
     _SAME = 0.5
 
     def __init__(self) -> None:
         self._first: float | None = None
 
     def reset(self) -> None:
-        """Forget signals of a command that has ended."""
+        """Forget the signals of a previous command."""
         self._first = None
 
     def __call__(self, number: int, frame: object) -> None:  # noqa: ARG002 - a signal handler's arguments
@@ -37,17 +37,17 @@ class _Interrupts:
 _interrupts = _Interrupts()
 
 
-def forget_interrupts() -> None:
-    """A new command begins: its first signal ends it cleanly."""
+def reset_interrupts() -> None:
+    """Start a new command: its first signal ends it cleanly again."""
     _interrupts.reset()
 
 
 @contextmanager
-def terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the work the way Ctrl-C does: finished shards kept, exit code 130; a second one ends it at once.
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Have SIGTERM end the body as Ctrl-C does: finished shards kept, exit code 130; a second signal ends it at once.
 
-    Only the main thread of a process can say so; elsewhere this changes nothing. A process that was
-    started to ignore Ctrl-C goes on doing so.
+    Only the main thread can set signal handlers; elsewhere this does nothing. A process that was started
+    to ignore Ctrl-C continues to ignore it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

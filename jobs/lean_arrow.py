@@ -1,8 +1,8 @@
-"""pyarrow with as little memory as it needs, for programs of ours: without pandas, and with malloc's pool.
+"""pyarrow with less memory, for our own programs: without pandas, and with malloc as its allocator.
 
-pyarrow imports pandas, where it is installed, with the first array that it makes, so as to know one of
-pandas's should it come by: 0.2 seconds and 40 MB in every process. And its own allocator keeps what is
-freed for each thread apart: folding 320 shards took 22 MB more with it than with malloc. Knows nothing of arrays.
+Where pandas is installed, pyarrow imports it when it makes its first array, to recognise pandas objects: 0.2
+seconds and 40 MB in every process. Its own allocator keeps freed memory per thread: folding 320 shards took 22 MB
+more with it than with malloc.
 """
 
 import sys
@@ -10,11 +10,11 @@ from importlib.abc import MetaPathFinder
 
 
 def lean_arrow() -> None:
-    """Have pyarrow do with less in this process: malloc, and no pandas until something asks for that by name.
+    """Make pyarrow use malloc in this process, and not import pandas until something asks for it by name.
 
-    `to_pandas` and `from_pandas` import pandas then and work as ever. For the beginning of a program of
-    ours, not for a library: pyarrow takes a bare DataFrame or Series for nothing special from here on.
-    Leaves pandas alone where it has been imported already.
+    `to_pandas` and `from_pandas` then import pandas and work as usual. Call this at the start of a program, not in
+    a library: from here on pyarrow does not recognise a bare DataFrame or Series. Does nothing about pandas where
+    it has been imported already.
     """
     import pyarrow
 
@@ -24,13 +24,13 @@ def lean_arrow() -> None:
     hidden = _Hidden()
     sys.meta_path.insert(0, hidden)
     try:
-        pyarrow.scalar(0)  # pyarrow looks for it once
+        pyarrow.scalar(0)  # pyarrow looks for pandas once
     finally:
         sys.meta_path.remove(hidden)
 
 
 class _Hidden(MetaPathFinder):
-    """Says that pandas is not installed."""
+    """An import finder that reports pandas as not installed."""
 
     def find_spec(self, name: str, path: object, target: object = None) -> None:  # noqa: ARG002 - an importer's arguments
         if name == "pandas":

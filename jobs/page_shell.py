@@ -1,7 +1,6 @@
-"""A page that needs nothing else: markup, style, script and data in one HTML file.
+"""The frame of a self-contained HTML page: markup, style, script and data in one file.
 
-Nothing can be loaded into it, and no script runs in it but its own: the page's policy names that
-script by its hash. Knows nothing of what a page shows.
+Its content security policy lets it load nothing and run no script but its own, which it names by hash.
 """
 
 import base64
@@ -16,22 +15,22 @@ _TEMPLATE = Path(__file__).with_suffix(".html")
 
 
 def escape(text: str) -> str:
-    """`text` for a page: no markup, and no credentials, since a page is sent around."""
+    """`text` for a page: markup escaped, and credentials removed, since pages are sent around."""
     return escape_markup(without_secrets(text))
 
 
-def shell(title: str, body: str, *, script: Path, data: str = "") -> bytes:
-    """The page: `body` is markup, `script` a file of JavaScript, `data` what `reporting.rows.pack` makes for it."""
+def render_page(title: str, body: str, *, script: Path, data: str = "") -> bytes:
+    """The page: `body` is markup, `script` a file of JavaScript, `data` its input from `reporting.rows.pack`."""
     code = script.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     template = Template(_TEMPLATE.read_text(encoding="utf-8"))
     page = template.substitute(title=escape(title), body=body, policy=f"'sha256-{digest}'", data=data, script=code)
-    # What was escaped may still hold what UTF-8 cannot: a name's stray bytes.
+    # Escaped text may still contain what UTF-8 cannot encode: a name's stray bytes.
     return page.encode("utf-8", "replace")
 
 
-def copied(command: str) -> str:
-    """A command to copy, with a button that does."""
+def command_block(command: str) -> str:
+    """A command with a button that copies it."""
     return (
         f'<div class="command"><code>{escape(command)}</code>'
         '<button type="button" data-copy hidden aria-label="Copy the command">Copy</button></div>'

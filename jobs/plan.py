@@ -1,4 +1,4 @@
-"""The verb `plan`: what captioning an archive will take, told from a sample of it."""
+"""The verb `plan`: forecasts what captioning an archive will take, from a sample of it."""
 
 from typing import Annotated
 
@@ -22,8 +22,8 @@ def plan(
             "--output",
             "-o",
             metavar="OUTPUT",
-            help="Where the run is to be, or is: checked that it can be written, and what is done there is left out "
-            "of the time. Nothing is written.",
+            help="The run's future or present place. It must be writable, though nothing is written; what is done "
+            "there is left out of the time.",
             show_default=False,
         ),
     ] = None,
@@ -34,7 +34,7 @@ def plan(
             "--price-per-hour",
             metavar="X",
             min=0.0,
-            help="What one machine costs an hour, in any currency; a cluster costs as much a node.",
+            help="What one machine costs an hour, in any currency; a cluster costs that much per node.",
             show_default=False,
         ),
     ] = None,
@@ -44,7 +44,7 @@ def plan(
             "--sample",
             metavar="N",
             min=1,
-            help="Images to caption, drawn from all over the archive. Without it: as many as about a minute takes.",
+            help="Images to caption, drawn from the whole archive. Without it: as many as take about a minute.",
             show_default=False,
         ),
     ] = None,
@@ -52,11 +52,11 @@ def plan(
     config: ConfigOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Tell what captioning an archive will take, before you start it.
+    """Forecast what captioning an archive will take, before you start it.
 
-    Lists the archive, captions a sample on the machines that `caption` would use, and prints: the
-    rate, the share of each stage, the time and the cost for the whole, the sizes of what will be
-    written, the share of errors, and settings that suit. Nothing is written.
+    Lists the archive, captions a sample on the machines that `caption` would use, and prints the
+    rate, the share of each stage, the time and the cost of the whole, the sizes of what will be
+    written, the share of errors, and suitable settings. Nothing is written.
 
     Takes the settings of `caption` (--set decoding.beam_size=5, --set runtime.batch_size=64). Example:
 
@@ -65,7 +65,7 @@ def plan(
     import json
 
     from jobs.caption_settings import read_caption_settings
-    from jobs.display import say
+    from jobs.display import print_line
     from jobs.planning.run import PlanRequest, make_plan
     from jobs.planning.text import plan_json, plan_lines
 
@@ -79,7 +79,7 @@ def plan(
         sample=sample,
         price_per_hour=price_per_hour,
     )
-    made = make_plan(request, say)
+    made = make_plan(request, print_line)
     if as_json:
         print(json.dumps(plan_json(made)))
         return

@@ -1,7 +1,4 @@
-"""How far a run is: what is done of how much, how fast, and how long it takes still.
-
-Knows counts and seconds, nothing of images, Ray or files; how it is shown is `display`'s.
-"""
+"""A run's progress: how much is done, how fast, and the time left. `display` shows it."""
 
 import time
 from collections import Counter, deque
@@ -11,16 +8,16 @@ from typing import Any, TextIO
 
 from jobs.display import Display
 
-#: The present rate is that of about the last this many seconds.
+#: The current rate is measured over about this many seconds.
 _RATE_WINDOW = 60.0
-#: No rate is told from less than this many seconds.
+#: No rate is reported from less than this many seconds.
 _LEAST_SECONDS = 3.0
 
 
 class Progress:
-    """The progress of one run over `total` images (or whatever `noun` says), `already_done` of which were done before.
+    """The progress of a run over `total` images (or another `noun`), `already_done` of which were done before it.
 
-    A context manager: `say` prints a line, `add` counts what a shard brought.
+    A context manager: `add` counts a finished shard, `print_line` prints a message.
     """
 
     def __init__(
@@ -53,9 +50,9 @@ class Progress:
     ) -> None:
         self._display.__exit__(kind, error, trace)
 
-    def say(self, text: str) -> None:
-        """Print one line, above the live view where there is one."""
-        self._display.say(text)
+    def print_line(self, text: str) -> None:
+        """Print a line, above the live view where there is one."""
+        self._display.print_line(text)
 
     def add(self, images: int, errors: int, stages: Mapping[str, float] | None = None) -> None:
         """Count a finished shard: its images, those that failed, and busy seconds by stage."""
@@ -69,7 +66,7 @@ class Progress:
         self._recent.append((now, self.done))
         while len(self._recent) > 2 and now - self._recent[1][0] > _RATE_WINDOW:
             self._recent.popleft()
-        self._display.changed(last=self._finished())
+        self._display.refresh(last=self._finished())
 
     @property
     def seconds(self) -> float:
@@ -79,7 +76,7 @@ class Progress:
     def steady_rate(self) -> float | None:
         """Images a second from the first finished shard to the last, start-up left out.
 
-        None while that is too short a time to say.
+        None while that time is too short to measure.
         """
         if self._first is None or not self._recent:
             return None
@@ -87,7 +84,7 @@ class Progress:
         return images / seconds if seconds >= _LEAST_SECONDS and images else None
 
     def line(self) -> str:
-        """Done of total, errors, rate and time left, in one line."""
+        """Images done, errors, rate and time left, in one line."""
         at = self.already_done + self.done
         parts = [f"{at:,} of {counted(self.total, self._noun)} ({percent(at, self.total)})"]
         parts.append(counted(self.errors, "error"))
@@ -100,12 +97,12 @@ class Progress:
                 parts.append(f"{duration(left)} left")
         return ", ".join(parts)
 
-    def share(self) -> float:
-        """How much is done, from 0 to 1."""
+    def fraction(self) -> float:
+        """The fraction done, from 0 to 1."""
         return min(1.0, (self.already_done + self.done) / self.total) if self.total else 0.0
 
     def details(self) -> list[tuple[str, str]]:
-        """The time so far, and the stages' shares of the busy seconds."""
+        """The time so far, and each stage's share of the busy seconds."""
         found = [("time", duration(self.seconds))]
         busy = self._stages.total()
         if busy > 0:
@@ -113,7 +110,7 @@ class Progress:
         return found
 
     def facts(self) -> dict[str, Any]:
-        """All of it as plain values; counts are of what `noun` says, times in seconds."""
+        """The progress as plain values; counts are of `noun`s, times in seconds."""
         rate, left = self._rate(), self._seconds_left()
         return {
             "unit": self._noun,
@@ -130,7 +127,7 @@ class Progress:
         return self.already_done + self.done >= self.total
 
     def _rate(self) -> float | None:
-        """Images a second of late."""
+        """The current rate in images a second."""
         if len(self._recent) < 2:
             return None
         (start, before), (end, after) = self._recent[0], self._recent[-1]
@@ -149,7 +146,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: `8 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
+    """A duration for people: `8 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -161,6 +158,6 @@ def duration(seconds: float) -> str:
 
 
 def percent(part: int, whole: int) -> str:
-    """A percentage that says 100% only when all is done."""
+    """A percentage, 100% only when all is done."""
     share = 100 * part / whole if whole else 100.0
     return "100%" if part >= whole else f"{min(share, 99.9):.1f}%"

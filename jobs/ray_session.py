@@ -1,6 +1,6 @@
-"""A Ray to run on: the one that is there, the cluster that RAY_ADDRESS names, or a local one.
+"""Connects to Ray: the one this process already uses, the cluster of RAY_ADDRESS, or a local one.
 
-Knows nothing of what runs on it. What it started it stops; what it found it leaves as it was.
+Stops what it started, and leaves what it found as it was.
 """
 
 import os
@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from captioning.errors import UnfinishedError
-from jobs.interrupts import terminate_as_interrupt
+from jobs.interrupts import sigterm_as_interrupt
 from jobs.shared_options import is_verbose
 
 _GIB = 1024**3
 _MIB = 1024**2
 _START_ATTEMPTS = 5
 
-#: Private and fair to the machine; each can be set otherwise in the environment.
+#: No usage reports, no lowered priority; each variable can be overridden in the environment.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Workers at a lower priority than everything else starve on a busy machine.
@@ -27,17 +27,17 @@ _ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-#: And quiet, unless --verbose asks for all that Ray says.
+#: Also set unless --verbose asks for Ray's messages.
 _QUIET = {"RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 
 
 @contextmanager
 def ray_session(*, num_cpus: int | None = None) -> Iterator[None]:
-    """Run the body on a Ray, and leave things as they were.
+    """Run the body with Ray, and restore the previous state afterwards.
 
-    A Ray that this process already uses is used as it is. Otherwise the cluster of RAY_ADDRESS is
-    joined, or a single-node Ray started on this machine with `num_cpus` CPUs (all of them by
-    default) and shut down afterwards. Raises `UnfinishedError` where no Ray can be had.
+    A Ray that this process already uses is used as it is. Otherwise this joins the cluster of
+    RAY_ADDRESS, or starts a single-node Ray on this machine with `num_cpus` CPUs (all of them by
+    default) and shuts it down afterwards. Raises `UnfinishedError` where that fails.
     """
     quiet_environment()
 
@@ -52,8 +52,8 @@ def ray_session(*, num_cpus: int | None = None) -> Iterator[None]:
     else:
         start_local(num_cpus=num_cpus)
     try:
-        # ray.init puts its own handler on SIGTERM, so ours goes on again.
-        with terminate_as_interrupt():
+        # ray.init installs its own SIGTERM handler, so ours is set again.
+        with sigterm_as_interrupt():
             yield
     finally:
         ray.shutdown()
@@ -80,10 +80,10 @@ def join_cluster(address: str) -> None:
 
 
 def start_local(*, num_cpus: int | None = None, object_store_memory: int | None = None) -> None:
-    """Start a single-node Ray on this machine: no dashboard, no chatter. Raises `UnfinishedError`.
+    """Start a single-node Ray on this machine, without a dashboard and quietly. Raises `UnfinishedError`.
 
-    Ray gives its processes half a minute to come up, too little on a very busy machine; so it is
-    tried a few times.
+    Ray gives its processes half a minute to start, too little on a very busy machine, so this retries a
+    few times.
     """
     quiet_environment()
 
@@ -116,7 +116,7 @@ def start_local(*, num_cpus: int | None = None, object_store_memory: int | None 
 
 
 def _terminated() -> KeyboardInterrupt:
-    """SIGTERM while Ray starts: its own handler ends the process with an exit code that says nothing."""
+    """SIGTERM while Ray starts, whose own handler would exit with a meaningless code; shuts Ray down."""
     import ray
 
     ray.shutdown()
@@ -125,7 +125,7 @@ def _terminated() -> KeyboardInterrupt:
 
 @contextmanager
 def _silent_start() -> Iterator[None]:
-    """Send what Ray's C++ part prints while it starts nowhere: it is in its logs, and errors are raised."""
+    """Discard what Ray's C++ code prints while it starts: its logs have it, and errors are raised."""
     if is_verbose():
         yield
         return
@@ -142,7 +142,7 @@ def _silent_start() -> Iterator[None]:
 
 
 def _stop_half_started(error: BaseException) -> None:
-    """Kill the processes of a node that did not come up in time; Ray itself leaves them behind."""
+    """Kill the processes of a node that did not start in time; Ray leaves them behind."""
     trace = error.__traceback__
     while trace is not None:
         node: Any = trace.tb_frame.f_locals.get("self")
@@ -154,28 +154,28 @@ def _stop_half_started(error: BaseException) -> None:
 
 
 def quiet_environment() -> None:
-    """Set the variables that Ray reads when it is imported and started, where they are not set."""
+    """Set the variables that Ray reads when it is imported and started, unless they are set already."""
     for name, value in (_ENVIRONMENT if is_verbose() else _ENVIRONMENT | _QUIET).items():
         os.environ.setdefault(name, value)
-    # `ray start` asks for tokens where there is one, but whoever connects does not show it unless told to. A cluster
-    # that asks for none does not mind.
+    # `ray start` requires a token where one exists, but clients send theirs only in token mode. A cluster without
+    # authentication ignores it.
     if os.environ.get("RAY_ADDRESS") and _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _has_token() -> bool:
-    """Whether there is a token where Ray looks for it."""
+    """Whether there is a token in one of the places where Ray looks."""
     named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
     return bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
 
 
 def _logging() -> dict[str, Any]:
-    """How much Ray tells this process, of itself and of its workers."""
+    """How much Ray logs to this process, about itself and its workers."""
     return {"logging_level": "info" if is_verbose() else "error", "log_to_driver": is_verbose()}
 
 
 def object_store_bytes() -> int:
-    """A modest object store for one machine: 20% of its memory, at most 2 GiB and half of free /dev/shm."""
+    """The object store's size on one machine: 20% of its memory, at most 2 GiB and half of free /dev/shm."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     size = min(2 * _GIB, memory // 5, _cgroup_memory_bytes() // 5)
     shared = Path("/dev/shm")
@@ -185,7 +185,7 @@ def object_store_bytes() -> int:
 
 
 def _cgroup_memory_bytes() -> int:
-    """The memory a container is allowed, or a number too large to matter."""
+    """The container's memory limit, or a very large number where there is none."""
     for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             return int(Path(name).read_text())

@@ -1,4 +1,4 @@
-"""The verb `report`: one self-contained HTML page about a caption run, for people."""
+"""The verb `report`: one self-contained HTML page about a caption run."""
 
 from typing import Annotated
 
@@ -12,14 +12,14 @@ def report(
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="The output of a caption run: a folder or a URI.")],
     file: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Where the page goes. Default: OUTPUT/_run/report.html"),
+        typer.Option("--output", "-o", metavar="FILE", help="The page to write. Default: OUTPUT/_run/report.html"),
     ] = None,
     config: ConfigOption = None,
     set_values: SetOption = None,
 ) -> None:
     """Make one HTML page of a caption run: photos and captions, errors, scores, speed.
 
-    The page holds everything it shows, thumbnails included: send it to anyone. Settings:
+    The page is self-contained, thumbnails included: send it to anyone. Settings:
     max_photos (200), storage.*. Example:
 
     python -m jobs report build/pictures -o pictures.html --set max_photos=500

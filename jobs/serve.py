@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from jobs.serving.cores import Cores
     from jobs.serving.settings import ServeSettings
 
-#: Addresses that only this machine reaches.
-_OWN = ("127.0.0.1", "localhost", "::1")
-#: Seconds between two looks at the server, and of silence after which it is gone.
-_LOOK, _SILENCE = 5.0, 45.0
+#: Addresses that only this machine can reach.
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+#: Health check interval, and the time without an answer after which the server is taken for dead, in seconds.
+_CHECK_EVERY, _TIMEOUT = 5.0, 45.0
 
 
 def serve(
@@ -38,7 +38,7 @@ def serve(
     ] = None,
     host: Annotated[
         str,
-        typer.Option(help="Where to listen. 127.0.0.1 is this machine alone; 0.0.0.0 is everybody who reaches it."),
+        typer.Option(help="Where to listen. 127.0.0.1: for this machine alone; 0.0.0.0: for anyone who can reach it."),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0 takes a free one.", min=0, max=65535)] = 8000,
     config: ConfigOption = None,
@@ -46,12 +46,12 @@ def serve(
 ) -> None:
     """Serve captions: a page to try them in a browser, and an HTTP endpoint for programs.
 
-    Prints the address once it is ready, and runs until Ctrl-C. The page takes photos by drop, paste or
-    choice; the endpoint is POST /caption, described at /docs; there are /health and /metrics too.
-    Nobody is asked for a password: whoever reaches the address can use it.
+    Prints the address once it is ready, and runs until Ctrl-C. The page takes photos by drag and drop, paste or
+    file choice; the endpoint is POST /caption, described at /docs; there are /health and /metrics too.
+    There is no password: anyone who can reach the address can use it.
 
-    Settings: replicas, threads, own_cores, gpus_per_replica, batch_size, precision, encoder, decoding.* over the
-    captioner's own, limits.* (sizes, rates, beams, time), storage.allow_http for web addresses in requests.
+    Settings: replicas, threads, own_cores, gpus_per_replica, batch_size, precision, encoder, decoding.* (overriding
+    the captioner's), limits.* (sizes, rates, beams, time), storage.allow_http for web addresses in requests.
 
     Example: python -m jobs serve --model flickr-lstm --model flickr-clip-gpt2
 
@@ -71,15 +71,15 @@ def _run(captioners: dict[str, str | None], settings: "ServeSettings", host: str
     print(f"Starting {' and '.join(captioners)} on Ray Serve …", flush=True)
     processes = len(captioners) * settings.replicas
     with ExitStack() as until_ray_ends, _shared_out(settings, processes) as cores, ray_session():
-        from jobs.interrupts import terminate_as_interrupt
+        from jobs.interrupts import sigterm_as_interrupt
         from jobs.serving.app import serving
 
-        with serving(captioners, settings, host, port, cores, until_ray_ends), terminate_as_interrupt():
+        with serving(captioners, settings, host, port, cores, until_ray_ends), sigterm_as_interrupt():
             shown = f"[{host}]" if ":" in host else host
             if host in ("0.0.0.0", "::"):
                 shown = socket.gethostname()
             print(f"Ready: http://{shown}:{port}/  (endpoint: POST /caption, described at /docs)")
-            if host in _OWN:
+            if host in _LOOPBACK:
                 print("Only this machine can reach it; --host 0.0.0.0 opens it to others, without a password.")
             else:
                 print("Anybody who reaches this address can use it: there is no password.")
@@ -92,22 +92,22 @@ def _run(captioners: dict[str, str | None], settings: "ServeSettings", host: str
 
 
 def _watch(host: str, port: int) -> None:
-    """Look from time to time whether the server answers. Raises `UnfinishedError` when it does not any more."""
+    """Check regularly that the server answers. Raises `UnfinishedError` when it no longer does."""
     here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     silent = 0.0
-    while silent < _SILENCE:
-        time.sleep(_LOOK)
-        silent = 0.0 if _answers(here, port) else silent + _LOOK
+    while silent < _TIMEOUT:
+        time.sleep(_CHECK_EVERY)
+        silent = 0.0 if _answers(here, port) else silent + _CHECK_EVERY
     raise UnfinishedError(
-        f"The server has given no answer for {_SILENCE:.0f} s: its Ray has ended, for want of memory perhaps. "
+        f"The server has given no answer for {_TIMEOUT:.0f} s: its Ray has ended, for want of memory perhaps. "
         "The same command starts it again."
     )
 
 
 def _answers(host: str, port: int) -> bool:
-    connection = HTTPConnection(host, port, timeout=_LOOK)
+    connection = HTTPConnection(host, port, timeout=_CHECK_EVERY)
     try:
-        connection.request("GET", "/-/healthz")  # of Serve itself: nobody else is troubled
+        connection.request("GET", "/-/healthz")  # answered by Serve's proxy, without the gateway
         return connection.getresponse().status == 200
     except (OSError, HTTPException):
         return False
@@ -117,22 +117,22 @@ def _answers(host: str, port: int) -> bool:
 
 @contextmanager
 def _shared_out(settings: "ServeSettings", processes: int) -> Iterator["Cores"]:
-    """The cores of this machine shared out among captioners and the rest of the server, which keeps to its own."""
-    from jobs.cores import first_claim, kept_to, usable_cores
+    """Allocate this machine's cores to captioners and to the rest of the server, which is pinned to its share."""
+    from jobs.cores import affinity, try_lock, usable_cores
     from jobs.gpus import has_gpu
     from jobs.serving.cores import share_out
 
-    # On a cluster others may have given the cores away; and beside a GPU a captioner waits more than it works.
+    # On a cluster, others may have assigned the cores; with a GPU, a captioner's CPU thread mostly waits.
     wanted = settings.own_cores and not os.environ.get("RAY_ADDRESS") and not has_gpu()
-    # A second server would choose the cores that a first one has.
-    with first_claim("own-cores") if wanted else nullcontext(False) as own:
+    # A second server would choose the same cores as the first.
+    with try_lock("own-cores") if wanted else nullcontext(False) as own:
         cores = share_out(usable_cores(), processes, settings.threads, own=own)
-        with kept_to(cores.others):
+        with affinity(cores.others):
             yield cores
 
 
 def _names(refs: Sequence[str], settings: "ServeSettings") -> dict[str, str | None]:
-    """The captioners by the short names that requests use. What is wrong with one is said before anything starts."""
+    """The captioners by the short names that requests use, checked before anything starts. Raises `UsageError`."""
     from captioning.captioner_info import inspect_captioner
 
     captioners: dict[str, str | None] = {}
@@ -154,7 +154,7 @@ def _free_port(host: str, port: int) -> int:
     """`port`, or a free one for 0. Raises `UsageError` where it cannot be listened on."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # A port that has just been left is free.
+        # A port that was released a moment ago counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

@@ -6,28 +6,28 @@ python -m jobs.settings_page          (or: make configs)
 import sys
 from pathlib import Path
 
-from jobs.settings_of import PLACES, SAME, Group, groups, settings_class
+from jobs.settings_schema import SAME_SETTINGS, SETTINGS_CLASSES, Group, groups, settings_class
 
 FILE = Path(__file__).resolve().parent.parent / "configs" / "README.md"
 
 _HEAD = """# Settings
 
-Every setting of every verb: give them in YAML with `--config FILE`, or singly with `--set key=value`, which goes over
-the file. Values are YAML: `--set decoding.beam_size=5`, `--set input.keep_columns=[license,width]`, `--set epochs=3`.
+Every setting of every verb. Give them in YAML with `--config FILE`, or one by one with `--set key=value`, which takes
+precedence. Values are YAML: `--set decoding.beam_size=5`, `--set input.keep_columns=[license,width]`, `--set epochs=3`.
 The folders beside this file have presets: `configs/VERB/*.yaml`.
 
-Made from the settings' dataclasses by `make configs`; do not edit it here.
+Generated from the settings' dataclasses by `make configs`; do not edit it here.
 """
 
 
 def page() -> str:
-    """The page in Markdown. What a verb shares with one before it stands there alone."""
+    """The page in Markdown. Settings that a verb shares with an earlier one are described there only."""
     parts, seen = [_HEAD], dict[tuple[str, str], str]()
-    for verb in PLACES:
-        others = [name for name, other in SAME.items() if other == verb]
-        others += [name for name in PLACES if name != verb and PLACES[name] == PLACES[verb]]
-        if any(PLACES[name] == PLACES[verb] for name in list(PLACES)[: list(PLACES).index(verb)]):
+    for verb, place in SETTINGS_CLASSES.items():
+        same = [name for name in SETTINGS_CLASSES if SETTINGS_CLASSES[name] == place]
+        if verb != same[0]:
             continue
+        others = [name for name, other in SAME_SETTINGS.items() if other == verb] + same[1:]
         parts.append(f"## {', '.join(f'`{name}`' for name in (verb, *others))}\n")
         found = list(groups(settings_class(verb)))
         several = {group.key for group in found if sum(other.key == group.key for other in found) > 1}
@@ -41,8 +41,8 @@ def page() -> str:
 
 
 def _anchor(verb: str) -> str:
-    """The anchor that a heading which begins with this verb gets."""
-    others = [name for name, other in SAME.items() if other == verb]
+    """The anchor of the heading that starts with this verb."""
+    others = [name for name, other in SAME_SETTINGS.items() if other == verb]
     return "-".join([verb, *others])
 
 

@@ -1,7 +1,6 @@
-"""Options that verbs share whatever they do: --progress, --verbose, --traceback.
+"""Options that all verbs share: --progress, --verbose, --traceback.
 
-They are variables of the environment while a verb runs, so that whatever it starts has them too.
-Knows no verb, and nothing of what the options change.
+They are environment variables while a verb runs, so that the processes it starts have them too.
 """
 
 import functools
@@ -16,9 +15,9 @@ import typer
 
 from captioning.errors import UsageError
 
-#: Set to 1 to see the traceback of an error that is otherwise one message.
+#: Set to 1 to see the traceback of an error that is otherwise shown as one message.
 TRACEBACK_VARIABLE = "CAPTIONING_TRACEBACK"
-#: Set to 1 to see what Ray says of itself.
+#: Set to 1 to see Ray's own messages.
 VERBOSE_VARIABLE = "CAPTIONING_VERBOSE"
 #: How progress is shown: a name of `ProgressMode`.
 PROGRESS_VARIABLE = "CAPTIONING_PROGRESS"
@@ -55,7 +54,7 @@ ProgressOption = Annotated[
 
 
 def with_shared_options(verb: Callable[..., Any], *, progress: bool) -> Callable[..., Any]:
-    """`verb` with these options added to its own; --progress only where it shows any."""
+    """`verb` with these options added to its own; --progress only for verbs that show it."""
     added: dict[str, Any] = {"verbose": VerboseOption, "traceback": TracebackOption}
     if progress:
         added = {"progress": ProgressOption, **added}
@@ -64,7 +63,7 @@ def with_shared_options(verb: Callable[..., Any], *, progress: bool) -> Callable
     @functools.wraps(verb)
     def with_options(*args: Any, **kwargs: Any) -> Any:
         shared = {name: kwargs.pop(name, defaults[name]) for name in added}
-        with in_force(**shared):
+        with apply_shared_options(**shared):
             return verb(*args, **kwargs)
 
     signature = inspect.signature(verb)
@@ -77,8 +76,10 @@ def with_shared_options(verb: Callable[..., Any], *, progress: bool) -> Callable
 
 
 @contextmanager
-def in_force(*, verbose: bool = False, traceback: bool = False, progress: ProgressMode | None = None) -> Iterator[None]:
-    """Have these options for as long as the body takes, also in processes that it starts."""
+def apply_shared_options(
+    *, verbose: bool = False, traceback: bool = False, progress: ProgressMode | None = None
+) -> Iterator[None]:
+    """Apply these options while the body runs, also to the processes it starts."""
     wanted = {}
     if verbose:
         wanted[VERBOSE_VARIABLE] = "1"
@@ -99,17 +100,17 @@ def in_force(*, verbose: bool = False, traceback: bool = False, progress: Progre
 
 
 def is_verbose() -> bool:
-    """Whether what Ray says of itself is shown."""
+    """Whether Ray's own messages are shown."""
     return os.environ.get(VERBOSE_VARIABLE, "0") not in ("", "0")
 
 
 def wants_traceback() -> bool:
-    """Whether a person's error is shown with its traceback."""
+    """Whether users' errors are shown with their traceback."""
     return os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0")
 
 
 def progress_mode() -> ProgressMode:
-    """How progress is shown. Raises `UsageError` for a variable that says something else."""
+    """How progress is shown. Raises `UsageError` for an invalid value of the variable."""
     given = os.environ.get(PROGRESS_VARIABLE) or ProgressMode.auto.value
     try:
         return ProgressMode(given)

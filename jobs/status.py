@@ -1,4 +1,4 @@
-"""The verb `status`: where a run stands."""
+"""The verb `status`: a run's progress."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,15 +16,15 @@ def status(
         str, typer.Argument(metavar="OUTPUT", help="The run: what `caption` was given with -o.", show_default=False)
     ],
     errors: Annotated[
-        bool, typer.Option("--errors", help="Count errors in the table itself, not by the event log: slower, exact.")
+        bool, typer.Option("--errors", help="Count errors in the table, not in the event log: slower, but exact.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
     config: ConfigOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Tell where a run stands: how much is done, how fast it goes, how long it takes still.
+    """Show a run's progress: how much is done, how fast it goes, and the time left.
 
-    Reads names of files and the run's event log, no table, so it is quick for any archive. Exit code 0
+    Reads file names and the run's event log, not the table, so it is quick for any archive. Exit code 0
     when every image has its row, 1 when not, 2 when there is no run. Settings: storage.*. Examples:
 
     watch python -m jobs status build/pictures
@@ -52,7 +52,7 @@ def status(
 
 
 def status_lines(found: "Status", output: str) -> list[str]:
-    """The status as a small table, a line each."""
+    """The status as the lines of a small table."""
     from jobs.progress import duration, percent
 
     at = found.standing
@@ -103,7 +103,7 @@ def status_json(found: "Status") -> dict[str, Any]:
 
 
 def _event(event: dict[str, Any]) -> str:
-    """An event on one line, of bounded length."""
+    """An event as one line of bounded length."""
     facts = ", ".join(f"{key} {_fact(value)}" for key, value in event.items() if key not in ("time", "event"))
     text = " ".join(f"{event.get('time', '?')} {event.get('event', '?')}{f': {facts}' if facts else ''}".split())
     return text if len(text) <= 160 else text[:159] + "…"

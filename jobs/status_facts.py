@@ -1,7 +1,4 @@
-"""What `status` finds out about a run, from file names and the event log; from the table only when asked.
-
-Knows where these facts are; how they are told is `status`'s.
-"""
+"""Collects a run's status from file names and the event log, and from the table only when asked. `status` prints it."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,22 +17,22 @@ from captioning.run.standing import Standing, standing
 from captioning.storage import Location
 from captioning.storage_errors import storage_errors
 
-#: The rate of late is that of the last so many seconds of the event log.
-_LATE_SECONDS = 120.0
-#: A driver writes into the event log every few seconds: after so many without a line it is not at work.
+#: The current rate is measured over this many seconds at the end of the event log.
+_RATE_SECONDS = 120.0
+#: A driver writes to the event log every few seconds; after this long without a line it is taken for stopped.
 _SILENCE_SECONDS = 90.0
 _LAST_EVENTS = 3
 
 
 @dataclass(frozen=True)
 class Status:
-    """Where a run stands. `errors` are error rows by class: of the table if `errors_read`, else by the event log."""
+    """A run's status. `errors` counts error rows by class, in the table if `errors_read`, else in the event log."""
 
     standing: Standing
     state: str
     """`done`, `running` or `stopped`."""
     holder: str | None
-    """Who is at work; None where nobody is."""
+    """The driver at work; None where there is none."""
     errors: dict[str, int]
     errors_read: bool
     images_per_second: float | None
@@ -44,7 +41,7 @@ class Status:
 
 
 def status_of(layout: RunLayout, *, read_errors: bool = False, now: datetime | None = None) -> Status:
-    """Where the run in `layout` stands. Raises `UsageError` where there is none, and `StorageError`."""
+    """The status of the run in `layout`. Raises `UsageError` where there is none, and `StorageError`."""
     if not layout.exists():
         raise UsageError(f"There is no run in {layout.root} (it has no _run/run.json). Give the OUTPUT of `caption`.")
     stands = standing(layout)
@@ -67,9 +64,9 @@ def status_of(layout: RunLayout, *, read_errors: bool = False, now: datetime | N
 
 
 def rate_of_late(events: Sequence[Mapping[str, Any]]) -> float | None:
-    """Images a second in the last minutes of the last stretch of work; None where the event log does not tell.
+    """Images a second in the last minutes of the last session; None where the event log does not tell.
 
-    From its first finished shards on, where there are others: what it takes to start says nothing about the rate.
+    Start-up is left out: the rate is measured from the session's first finished shards on, if others followed.
     """
     begun: float | None = None
     marks: list[tuple[float, int]] = []
@@ -84,7 +81,7 @@ def rate_of_late(events: Sequence[Mapping[str, Any]]) -> float | None:
             marks.append((at, event["images"]))
     if len(marks) == 1 and begun is not None:
         marks = [(begun, 0), *marks]
-    late = [mark for mark in marks if mark[0] >= marks[-1][0] - _LATE_SECONDS]
+    late = [mark for mark in marks if mark[0] >= marks[-1][0] - _RATE_SECONDS]
     if len(late) < 2:
         return None
     seconds = late[-1][0] - late[0][0]
@@ -93,10 +90,10 @@ def rate_of_late(events: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def errors_in_log(events: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Error rows by class as the event log has them.
+    """Error rows by class, from the event log.
 
-    A run that finished has counted its table. What comes after is added; what is made again changes nothing until it
-    has finished too. Without such a count, shards that were done twice after a kill are counted twice.
+    A finished run has logged the counts of its table. Later shards are added to them; shards of a retry change
+    nothing until it has finished too. Without such counts, shards that were done twice after a kill count twice.
     """
     found: Counter[str] = Counter()
     again = False
@@ -114,7 +111,7 @@ def errors_in_log(events: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def errors_in_table(layout: RunLayout) -> dict[str, int]:
-    """Error rows by class, from the parts and from what is staged. Raises `StorageError`."""
+    """Error rows by class, from the parts and the staged shards. Raises `StorageError`."""
     found: Counter[str] = Counter()
     parts = layout.parts()
     folded = {number for part in parts for number in part.numbers}
@@ -138,7 +135,7 @@ def _error_classes(file: Location) -> list[dict[str, Any]]:
 
 
 def _holder(layout: RunLayout) -> tuple[Holder | None, bool | None]:
-    """Who holds the OUTPUT, and whether it lives; None where that cannot be seen: then only the event log tells."""
+    """Who holds the OUTPUT, and whether it is alive; None where that cannot be read, and only the event log tells."""
     try:
         found = holder(layout)
     except StorageError:

@@ -1,10 +1,10 @@
-"""The error for the user in what went wrong, wherever it comes from. Knows Ray's wrapping, and no verb."""
+"""Finds the error meant for the user in an exception, also where Ray has wrapped it."""
 
 from captioning.errors import CaptioningError
 
 
 def find_user_error(error: BaseException) -> CaptioningError | None:
-    """The `CaptioningError` in an exception's chain, also where Ray wrapped it on its way from a worker."""
+    """The `CaptioningError` in an exception's chain, also where Ray wrapped one raised in a worker."""
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
     while pending:

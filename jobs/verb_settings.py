@@ -1,4 +1,4 @@
-"""A verb's settings: a YAML file, and single values over it. Knows no verb."""
+"""Reads a verb's settings: a YAML file, overridden by single values."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +11,13 @@ T = TypeVar("T")
 
 
 def read_verb_settings(cls: type[T], config: Path | None, overrides: Sequence[str] | None) -> T:
-    """Settings of type `cls` from a `--config` file and what `--set` says over it. Raises `UsageError`."""
+    """Settings of type `cls` from a `--config` file, overridden by `--set`. Raises `UsageError`."""
     text, where = read_config(config)
     return read_settings(cls, text, overrides or (), where=where)
 
 
 def read_config(config: Path | None) -> tuple[str | None, str]:
-    """The text of a `--config` file, if one is given, and how errors name where settings came from."""
+    """The text of a `--config` file, if one is given, and how errors refer to it."""
     if config is None:
         return None, "the settings"
     try:

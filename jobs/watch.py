@@ -1,4 +1,4 @@
-"""Something that is looked at now and then beside the work, in a thread of its own."""
+"""A periodic check beside the work, in a thread of its own."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -7,7 +7,7 @@ from typing import Self
 
 
 class Watch(ABC):
-    """A context manager: looks every so many seconds for as long as its body takes."""
+    """A context manager that calls `look` every `every` seconds while its body runs."""
 
     def __init__(self, name: str, every: float) -> None:
         self._every = every
@@ -26,7 +26,7 @@ class Watch(ABC):
 
     @abstractmethod
     def look(self) -> None:
-        """See how things are. What it raises ends the watch, not the work."""
+        """Check once. An exception ends the watch, not the work."""
 
     def _watch(self) -> None:
         while not self._end.wait(self._every):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.comparing.count import OVERLAP_BINS, Pair, Side
-from jobs.page_shell import escape, shell
+from jobs.page_shell import escape, render_page
 from jobs.progress import counted, duration, percent
 from jobs.reporting.browse import picture
 from jobs.reporting.charts import histogram
@@ -28,7 +28,7 @@ def compare_page(found: "Comparison", thumbnails: Mapping[str, Thumbnail]) -> by
     names = [run.name for run in found.runs]
     sections = [_head(found), _figures(found), _pairs(found, thumbnails), _agreement(found), _errors(found)]
     sections += [_alone(found), _settings(found)]
-    return shell(f"{names[0]} and {names[1]} compared", "\n".join(filter(None, sections)), script=_SCRIPT)
+    return render_page(f"{names[0]} and {names[1]} compared", "\n".join(filter(None, sections)), script=_SCRIPT)
 
 
 def _head(found: "Comparison") -> str:

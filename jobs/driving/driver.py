@@ -22,7 +22,7 @@ from captioning.run.layout import RunLayout
 from captioning.run.redo import forget_leftovers
 from captioning.run.verify import verify
 from jobs.caption_settings import CaptionSettings
-from jobs.display import say
+from jobs.display import print_line
 from jobs.driving.make_work import make_work
 from jobs.driving.outcome import Outcome, summarise
 from jobs.progress import Progress, counted
@@ -126,7 +126,7 @@ class RunDriver:
 
     def say(self, text: str) -> None:
         """Tell people one line."""
-        say(text, self.stream)
+        print_line(text, self.stream)
 
     @contextmanager
     def with_runner(self, images: int | None) -> Iterator[None]:
@@ -168,7 +168,7 @@ class RunDriver:
         pools: Pools | None = plan(len(left.shards))
         self.note(event, model=self.info.name, pending=images, shards=len(shards), pools=str(pools))
         with Progress(total, total - images, stream=self.stream) as progress:
-            progress.say(
+            progress.print_line(
                 f"{counted(images, 'image')} in {counted(len(shards), 'shard')} with {self.info.name}: {pools}."
             )
             log = _LogWriter(self)
@@ -201,7 +201,7 @@ class RunDriver:
         replan = Replan(plan, pools, len(left.shards))
         run = without_secrets(str(self.layout.root))
         with (
-            self.runner.observe(run, pools, progress.say, self.note) as observer,
+            self.runner.observe(run, pools, progress.print_line, self.note) as observer,
             closing(self.runner.caption_shards(self._work(book, pools), pools, list(left.shards))) as results,
         ):
             for result in results:
@@ -210,7 +210,7 @@ class RunDriver:
                     observer.finished(result, images=left.images, shards=len(left.shards), rate=self.steady)
                 better = replan.after(len(left.shards))
                 if better is not None:
-                    progress.say(f"The cluster has grown: going on with {better}.")
+                    progress.print_line(f"The cluster has grown: going on with {better}.")
                     self.note("pools", pools=str(better), shards=len(left.shards))
                     return better
         return None

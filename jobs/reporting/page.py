@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.page_shell import copied, escape, shell
+from jobs.page_shell import command_block, escape, render_page
 from jobs.progress import duration
 from jobs.reporting.browse import browse, browse_data
 from jobs.reporting.charts import curve, histogram, stacked
@@ -46,7 +46,7 @@ def page(facts: PageFacts) -> bytes:
     sections = [_head(facts, name), _figures(facts), browse(facts.table, facts.thumbnails), _errors(facts)]
     sections += [_distributions(facts), _frequent(facts), _speed(facts), _settings(facts)]
     body = "\n".join(section for section in sections if section)
-    return shell(f"Captions of {name}", body, script=_SCRIPT, data=browse_data(facts.table))
+    return render_page(f"Captions of {name}", body, script=_SCRIPT, data=browse_data(facts.table))
 
 
 def _head(facts: PageFacts, name: str) -> str:
@@ -86,7 +86,7 @@ def _errors(facts: PageFacts) -> str:
         return ""
     again = f"python -m jobs retry {shlex.quote(facts.output)}"
     classes = "".join(_error_class(error, again) for error in facts.table.errors)
-    every = f"<p>All of them again:</p>{copied(again)}" if len(facts.table.errors) > 1 else ""
+    every = f"<p>All of them again:</p>{command_block(again)}" if len(facts.table.errors) > 1 else ""
     return (
         f'<section id="errors"><h2>Errors</h2><p class="quiet">{facts.table.failed:,} of {facts.table.rows:,} images '
         f'have no caption. Their rows say why.</p>{every}<div class="panels">{classes}</div></section>'
@@ -102,7 +102,7 @@ def _error_class(error: ErrorClass, again: str) -> str:
     rest = f'<p class="quiet">and {more:,} more</p>' if more else ""
     return (
         f'<div class="panel"><h3><span class="bad">{escape(error.name)}</span>: {error.count:,}</h3>'
-        f"{copied(f'{again} --error-class {shlex.quote(error.name)}')}"
+        f"{command_block(f'{again} --error-class {shlex.quote(error.name)}')}"
         f'<div class="scroll"><table><tr><th>image</th><th>reason</th></tr>{rows}</table></div>{rest}</div>'
     )
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from captioning.config import build, to_dict
 from captioning.errors import CaptioningError
-from jobs.cores import keep_to
+from jobs.cores import set_affinity
 from jobs.serving.failures import refusal
 from jobs.serving.settings import ServeSettings
 from jobs.workers.child_process import Requests
@@ -46,7 +46,7 @@ def main() -> int:
 
 def _load(ref: str | None, settings: dict[str, Any], threads: int, cores: Sequence[int], device: str) -> "Captioner":
     # Before PyTorch starts threads of its own, which take over where this one may run.
-    keep_to(cores)
+    set_affinity(cores)
     import torch
 
     from captioning.captioner import load_captioner

@@ -42,7 +42,7 @@ class Teller(Watch):
         self._display.__enter__()
         saved = saved_step(self._output) or 0
         if saved:
-            self._display.say(f"Going on from step {saved:,}.")
+            self._display.print_line(f"Going on from step {saved:,}.")
         return super().__enter__()
 
     def __exit__(
@@ -57,7 +57,7 @@ class Teller(Watch):
         """The last step's record, or that there is none yet."""
         return describe_record(self._last) if self._last else "Starting: workers, model and data are being loaded."
 
-    def share(self) -> float | None:
+    def fraction(self) -> float | None:
         """The share of steps done."""
         return self._last["step"] / max(self._last["total_steps"], 1) if self._last else None
 
@@ -84,9 +84,9 @@ class Teller(Watch):
             record = json.loads(line)
             self._learn(record)
             if record["kind"] == "step":
-                self._display.changed()
+                self._display.refresh()
             else:
-                self._display.tell(record["kind"], record, describe_record(record))
+                self._display.emit(record["kind"], record, describe_record(record))
                 validated = validated or record["kind"] == "validation"
         if validated:
             self._draw()
@@ -103,7 +103,7 @@ class Teller(Watch):
         try:
             self._page.write()
         except CaptioningError as error:  # a page that cannot be written stops no training
-            self._display.say(f"The page {self._page.file} could not be written: {error}")
+            self._display.print_line(f"The page {self._page.file} could not be written: {error}")
             self._page = None
 
     def _lines(self) -> list[str]:

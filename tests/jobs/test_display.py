@@ -7,10 +7,17 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.__main__ import app
-from jobs.display import say
+from jobs.display import print_line
 from jobs.progress import Progress
 from jobs.ray_session import _logging
-from jobs.shared_options import PROGRESS_VARIABLE, VERBOSE_VARIABLE, ProgressMode, in_force, is_verbose, progress_mode
+from jobs.shared_options import (
+    PROGRESS_VARIABLE,
+    VERBOSE_VARIABLE,
+    ProgressMode,
+    apply_shared_options,
+    is_verbose,
+    progress_mode,
+)
 
 
 class Clock:
@@ -22,8 +29,8 @@ class Clock:
 
 def run(mode: ProgressMode) -> str:
     clock, stream = Clock(), io.StringIO()
-    with in_force(progress=mode), Progress(300, stream=stream, clock=clock) as progress:
-        progress.say("two captioners, s3://key:secret@bucket")
+    with apply_shared_options(progress=mode), Progress(300, stream=stream, clock=clock) as progress:
+        progress.print_line("two captioners, s3://key:secret@bucket")
         for second in (4, 12, 24):
             clock.now = second
             progress.add(100, 1, {"fetch": 1.0, "model": 3.0})
@@ -59,7 +66,7 @@ def test_a_wrong_variable_is_refused_with_the_valid_ones(monkeypatch: pytest.Mon
 
 def test_shared_options_hold_for_the_command_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VERBOSE_VARIABLE, raising=False)
-    with in_force(verbose=True):
+    with apply_shared_options(verbose=True):
         assert is_verbose()
         assert _logging() == {"logging_level": "info", "log_to_driver": True}
     assert not is_verbose()
@@ -78,5 +85,5 @@ def test_an_error_is_a_json_line_too(command: list[str], tmp_path) -> None:
 
 def test_a_message_outside_of_progress() -> None:
     stream = io.StringIO()
-    say("hello", stream)
+    print_line("hello", stream)
     assert stream.getvalue() == "hello\n"

@@ -9,7 +9,7 @@ import typer
 
 from captioning.config import read_values
 from jobs.__main__ import VERBS, app
-from jobs.settings_of import PLACES, SAME, keys
+from jobs.settings_schema import SAME_SETTINGS, SETTINGS_CLASSES, keys
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GROUP = typer.main.get_command(app)
@@ -67,4 +67,4 @@ def test_the_readme_shows_what_the_command_line_takes() -> None:
 def test_verbs_with_settings_are_on_the_page() -> None:
     for verb in VERBS:
         options = {name for parameter in GROUP.get_command(None, verb).params for name in parameter.opts}
-        assert ("--set" in options) == (SAME.get(verb, verb) in PLACES), verb
+        assert ("--set" in options) == (SAME_SETTINGS.get(verb, verb) in SETTINGS_CLASSES), verb

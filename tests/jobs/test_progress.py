@@ -43,7 +43,7 @@ def test_a_terminal_gets_a_live_line() -> None:
 
     clock, stream = Clock(), Terminal()
     with Progress(10, stream=stream, clock=clock) as progress:
-        progress.say("two captioners [start]")
+        progress.print_line("two captioners [start]")
         progress.add(10, 0)
     assert "two captioners [start]" in stream.getvalue()
 

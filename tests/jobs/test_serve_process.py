@@ -11,7 +11,7 @@ import pytest
 
 from captioning.captioner import load_captioner
 from captioning.errors import UnfinishedError
-from jobs.cores import first_claim, keep_to, kept_to, usable_cores
+from jobs.cores import affinity, set_affinity, try_lock, usable_cores
 from jobs.serving.caption_process import CaptionProcess
 from jobs.serving.cores import Cores, share_out
 from jobs.serving.failures import RequestError
@@ -120,15 +120,15 @@ def test_where_cores_are_shared_captioners_have_threads_for_all_of_them() -> Non
 
 def test_cores_are_given_back() -> None:
     before = usable_cores()
-    with kept_to([min(before)]):
+    with affinity([min(before)]):
         assert usable_cores() == {min(before)}
     assert usable_cores() == before
-    keep_to(())
+    set_affinity(())
     assert usable_cores() == before
 
 
 def test_a_claim_is_one_process_s_until_it_ends() -> None:
-    with first_claim("test") as first, first_claim("test") as second, first_claim("other-test") as other:
+    with try_lock("test") as first, try_lock("test") as second, try_lock("other-test") as other:
         assert (first, second, other) == (True, False, True)
-    with first_claim("test") as again:
+    with try_lock("test") as again:
         assert again

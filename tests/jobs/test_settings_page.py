@@ -1,7 +1,7 @@
 """configs/README.md says what the dataclasses say."""
 
-from jobs.settings_of import PLACES, keys
 from jobs.settings_page import FILE, page
+from jobs.settings_schema import SETTINGS_CLASSES, keys
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -9,7 +9,7 @@ def test_the_page_is_up_to_date() -> None:
 
 
 def test_every_setting_has_a_meaning() -> None:
-    for verb in PLACES:
+    for verb in SETTINGS_CLASSES:
         for setting in keys(verb).values():
             assert setting.meaning, f"{verb}: the field {setting.key} has no docstring under it"
 

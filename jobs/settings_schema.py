@@ -1,7 +1,6 @@
-"""The settings of each verb: which dataclass, its keys, their types, defaults and meanings.
+"""The settings of each verb: their dataclass, keys, types, defaults and meanings.
 
-Read from the dataclasses and from the docstrings under their fields. Knows where a verb's settings are, and
-nothing of what they do.
+Read from the dataclasses and from the docstrings under their fields.
 """
 
 import ast
@@ -18,10 +17,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from captioning.config import to_dict
 
-#: Verbs whose settings are those of another's.
-SAME = {"plan": "caption", "retry": "caption"}
-#: Where the settings of the others are.
-PLACES = {
+#: Verbs that take the settings of another verb.
+SAME_SETTINGS = {"plan": "caption", "retry": "caption"}
+#: The settings class of every other verb, as `module:class`.
+SETTINGS_CLASSES = {
     "caption": "jobs.caption_settings:CaptionSettings",
     "status": "jobs.verify_settings:VerifySettings",
     "verify": "jobs.verify_settings:VerifySettings",
@@ -50,7 +49,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Group:
-    """The settings of one dataclass, `about` in a sentence; `key` is "" at the top."""
+    """The settings of one dataclass, with its description `about`; `key` is "" at the top level."""
 
     key: str
     name: str
@@ -60,14 +59,14 @@ class Group:
 
 def settings_class(verb: str) -> Any:
     """The dataclass of a verb's settings."""
-    module, _, name = PLACES[SAME.get(verb, verb)].partition(":")
+    module, _, name = SETTINGS_CLASSES[SAME_SETTINGS.get(verb, verb)].partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 def groups(cls: Any, key: str = "", defaults: str | None = None) -> Iterator[Group]:
-    """The settings of a dataclass, then those of each that is a field of it.
+    """The settings of a dataclass, then those of each dataclass among its fields.
 
-    `defaults` says where they are not the dataclass's own: a field's metadata has it of what is below it.
+    `defaults` describes defaults that are not the dataclass's own; a field's metadata sets it for what is below.
     """
     hints = get_type_hints(cls, include_extras=False)
     docs = field_docs(cls)
@@ -88,13 +87,13 @@ def groups(cls: Any, key: str = "", defaults: str | None = None) -> Iterator[Gro
 
 
 def keys(verb: str) -> dict[str, Setting]:
-    """All settings of a verb by their keys."""
+    """All settings of a verb, by key."""
     return {setting.key: setting for group in groups(settings_class(verb)) for setting in group.settings}
 
 
 @cache
 def field_docs(cls: Any) -> Mapping[str, str]:
-    """The docstring under each field of a dataclass, on one line."""
+    """The docstring under each field of a dataclass, joined to one line."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
     found = {}
@@ -111,12 +110,12 @@ def field_docs(cls: Any) -> Mapping[str, str]:
 
 
 def choices(kind: Any) -> tuple[str, ...]:
-    """The words that a setting of this type can be, where there are such."""
+    """The allowed words of a setting of this type, if it has such."""
     return tuple(word for option in _options(kind) for word in get_args(option) if get_origin(option) is Literal)
 
 
 def type_text(kind: Any) -> str:
-    """A type as people read it: `number`, `list of whole number`, `auto` or whole number."""
+    """A type for people: `number`, `list of whole number`, `auto` or whole number."""
     plain = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "any"}
     if kind in plain:
         return plain[kind]
@@ -136,7 +135,7 @@ def type_text(kind: Any) -> str:
 
 
 def default_text(field: "dataclasses.Field[Any]") -> str:
-    """A field's default as YAML has it on one line."""
+    """A field's default as one line of YAML."""
     if field.default is not dataclasses.MISSING:
         value = field.default
     elif field.default_factory is not dataclasses.MISSING:
@@ -158,7 +157,7 @@ def default_text(field: "dataclasses.Field[Any]") -> str:
 
 
 def _options(kind: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type alone; what annotates a type is taken off."""
+    """The members of a union, or the type itself, without annotations."""
     while hasattr(kind, "__metadata__"):
         kind = kind.__origin__
     if get_origin(kind) in (Union, types.UnionType):
