@@ -16,7 +16,7 @@ from jobs.completion import complete_model
 from jobs.verb_settings import read_verb_settings
 
 if TYPE_CHECKING:
-    from jobs.serving.cores import Cores
+    from jobs.serving.cores import CoreAllocation
     from jobs.serving.settings import ServeSettings
 
 #: Addresses that only this machine can reach.
@@ -70,7 +70,7 @@ def _run(captioners: dict[str, str | None], settings: "ServeSettings", host: str
 
     print(f"Starting {' and '.join(captioners)} on Ray Serve …", flush=True)
     processes = len(captioners) * settings.replicas
-    with ExitStack() as until_ray_ends, _shared_out(settings, processes) as cores, ray_session():
+    with ExitStack() as until_ray_ends, _allocated_cores(settings, processes) as cores, ray_session():
         from jobs.interrupts import sigterm_as_interrupt
         from jobs.serving.app import serving
 
@@ -116,17 +116,17 @@ def _answers(host: str, port: int) -> bool:
 
 
 @contextmanager
-def _shared_out(settings: "ServeSettings", processes: int) -> Iterator["Cores"]:
+def _allocated_cores(settings: "ServeSettings", processes: int) -> Iterator["CoreAllocation"]:
     """Allocate this machine's cores to captioners and to the rest of the server, which is pinned to its share."""
     from jobs.cores import affinity, try_lock, usable_cores
     from jobs.gpus import has_gpu
-    from jobs.serving.cores import share_out
+    from jobs.serving.cores import allocate_cores
 
     # On a cluster, others may have assigned the cores; with a GPU, a captioner's CPU thread mostly waits.
     wanted = settings.own_cores and not os.environ.get("RAY_ADDRESS") and not has_gpu()
     # A second server would choose the same cores as the first.
     with try_lock("own-cores") if wanted else nullcontext(False) as own:
-        cores = share_out(usable_cores(), processes, settings.threads, own=own)
+        cores = allocate_cores(usable_cores(), processes, settings.threads, dedicated=own)
         with affinity(cores.others):
             yield cores
 

@@ -1,1 +1,1 @@
-"""The endpoint and the page of `serve`: requests, batches, bounds. Only `app` imports Ray."""
+"""The HTTP endpoint and the page of `serve`: requests, batches, limits. Only `app` imports Ray."""

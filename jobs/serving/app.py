@@ -1,7 +1,7 @@
-"""The endpoint on Ray Serve: a gateway that speaks HTTP, and a deployment for each captioner.
+"""The server on Ray Serve: an HTTP gateway, and a deployment for each captioner.
 
-The gateway is one process, so that bounds hold for the whole server; captioners have as many
-replicas as are asked for. Knows how they are put on Ray, nothing of what they do.
+The gateway is a single process, so that limits hold for the whole server; each captioner has as many
+replicas as the settings say.
 """
 
 import io
@@ -16,23 +16,23 @@ from fastapi import FastAPI
 from ray import serve
 
 from captioning.errors import UnfinishedError, UsageError
-from jobs.serving.cores import Cores
+from jobs.serving.cores import CoreAllocation
 from jobs.serving.replica import CaptionerReplica
 from jobs.serving.settings import ServeSettings
-from jobs.serving.web import Site, build_app
+from jobs.serving.web import CaptionService, build_app
 
 _APP = "captioning"
-#: The gateway refuses what is too much itself, with a reason; Serve's own bounds lie beyond.
-_AMPLE = 1000
+#: Above any limit of the gateway, which refuses excess requests itself, with a reason.
+_NO_LIMIT = 1000
 
 
 def _build_app() -> FastAPI:
-    """The routes over the gateway's site; Serve calls it in the gateway's process, once that is made."""
-    return build_app(Site.latest())
+    """The routes of the gateway's service; Serve calls this in the gateway's process, after `Gateway` was made."""
+    return build_app(CaptionService.latest())
 
 
-class _Handle:
-    """A captioner's deployment, asked as one of this process would be."""
+class _DeploymentClient:
+    """A captioner's deployment, as a `CaptionerClient`."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
@@ -48,11 +48,11 @@ class _Handle:
 
 @serve.ingress(_build_app)
 class Gateway:
-    """Takes requests, and asks the captioners `handles` that go by `names`."""
+    """Takes requests and passes them to the captioners: deployment `handles`, called `names`."""
 
     def __init__(self, settings: ServeSettings, names: Sequence[str], *handles: Any) -> None:
-        asked = {name: _Handle(handle) for name, handle in zip(names, handles, strict=True)}
-        Site(asked, settings)
+        captioners = {name: _DeploymentClient(handle) for name, handle in zip(names, handles, strict=True)}
+        CaptionService(captioners, settings)
 
 
 @contextmanager
@@ -61,14 +61,14 @@ def serving(
     settings: ServeSettings,
     host: str,
     port: int,
-    cores: Cores,
+    cores: CoreAllocation,
     until_ray_ends: ExitStack,
 ) -> Iterator[None]:
-    """Serve the captioners (short name → REF) while the body runs. A Ray is there; Serve is started and ended here.
+    """Serve the captioners (short name → REF) while the body runs. Starts and stops Serve on the connected Ray.
 
-    From the end of the body on nothing is printed to stdout, until `until_ray_ends` is closed.
+    After the body, stdout is silenced until `until_ray_ends` is closed.
 
-    Raises `UsageError` where another Serve runs on that Ray, `UnfinishedError` where a captioner does not start.
+    Raises `UsageError` where that Ray already runs Serve, and `UnfinishedError` where a captioner does not start.
     """
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     logging_config = {"log_level": "ERROR", "enable_access_log": False}
@@ -89,25 +89,25 @@ def serving(
             ) from error
         yield
     finally:
-        # The controller ends itself, which Ray's own listener prints as a failure, at once or while Ray ends.
+        # The controller exits by itself, which Ray prints as a failure, at once or while Ray shuts down.
         until_ray_ends.enter_context(redirect_stdout(io.StringIO()))
         with suppress(Exception):
             serve.shutdown()
 
 
-def _application(captioners: Mapping[str, str | None], settings: ServeSettings, cores: Cores) -> Any:
+def _application(captioners: Mapping[str, str | None], settings: ServeSettings, cores: CoreAllocation) -> Any:
     processes = len(captioners) * settings.replicas
     resources = ray.cluster_resources()
     cpus, gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
     share = settings.gpus_per_replica
     if share == "auto":
-        # As many on each GPU: of 0.67 a GPU holds one.
+        # Equally many per GPU: with shares of 0.67 a GPU would hold only one.
         share = 1 / math.ceil(processes / gpus) if gpus else 0.0
     threads = 1 if gpus and settings.threads == "auto" else cores.threads
     options = {
         "num_cpus": min(1.0, 0.5 * cpus / processes),
         "num_gpus": share,
-        # Ray gives a process one thread for each CPU that it asks for.
+        # By default Ray gives a process one thread per requested CPU.
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}},
     }
     handles = [
@@ -115,7 +115,7 @@ def _application(captioners: Mapping[str, str | None], settings: ServeSettings, 
         .options(
             name=f"captioner-{name}",
             num_replicas=settings.replicas,
-            max_ongoing_requests=_AMPLE,
+            max_ongoing_requests=_NO_LIMIT,
             ray_actor_options=options,
             health_check_timeout_s=120,
             graceful_shutdown_timeout_s=5,
@@ -125,7 +125,7 @@ def _application(captioners: Mapping[str, str | None], settings: ServeSettings, 
         for name, ref in captioners.items()
     ]
     gateway = serve.deployment(Gateway).options(
-        max_ongoing_requests=_AMPLE, ray_actor_options={"num_cpus": 0}, graceful_shutdown_timeout_s=5
+        max_ongoing_requests=_NO_LIMIT, ray_actor_options={"num_cpus": 0}, graceful_shutdown_timeout_s=5
     )
     return gateway.bind(settings, list(captioners), *handles)
 
@@ -138,7 +138,7 @@ def _serve_is_there() -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The last line of what the deployments say, or of `error`."""
+    """The last line of the deployments' messages, or of `error`."""
     text = str(error)
     with suppress(Exception):
         for application in serve.status().applications.values():

@@ -1,7 +1,7 @@
 """The process that captions for a server: `python -m jobs.serving.caption_child`, started by `caption_process`.
 
-It does nothing else. Python runs one thread of a process at a time, so that a captioner beside an event loop
-waits for its turn between any two operations, thousands of times a batch.
+It does nothing else: beside an event loop in one process, a captioner would wait for Python's global interpreter
+lock between operations, thousands of times per batch.
 """
 
 import json
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from captioning.config import build, to_dict
 from captioning.errors import CaptioningError
 from jobs.cores import set_affinity
-from jobs.serving.failures import refusal
+from jobs.serving.request_errors import to_request_error
 from jobs.serving.settings import ServeSettings
 from jobs.workers.child_process import Requests
 from jobs.workers.micro_batches import BROKEN, is_broken_gpu
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Answer batches until the parent is gone."""
+    """Caption batches until the parent is gone."""
     requests = Requests()
     start = requests.next()
     if start is None:
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def _load(ref: str | None, settings: dict[str, Any], threads: int, cores: Sequence[int], device: str) -> "Captioner":
-    # Before PyTorch starts threads of its own, which take over where this one may run.
+    # Before PyTorch starts its threads, which inherit this one's affinity.
     set_affinity(cores)
     import torch
 
@@ -76,17 +76,17 @@ def _about(captioner: "Captioner") -> dict[str, Any]:
 
 
 def _answer(captioner: "Captioner", asked: dict[str, Any], data: bytes) -> dict[str, Any]:
-    """`results`, one an image; or what is wrong with the request (`refused`), or here (`failed`)."""
+    """`results`, one per image; or the request's fault (`refused`), or an error of the captioner (`failed`)."""
     pixels = np.frombuffer(data, np.uint8).reshape(asked["shape"])
     try:
         return {"results": _results(captioner, pixels, asked["overrides"], attention=asked["attention"])}
     except CaptioningError as error:
-        why = refusal(error)
+        why = to_request_error(error)
         return {"refused": [why.status, why.error_class, why.message, why.retry_after]}
     except Exception as error:
         traceback.print_exc()
         if is_broken_gpu(error):
-            os._exit(BROKEN)  # a new process has a chance
+            os._exit(BROKEN)  # a new process may still work
         return {"failed": f"{type(error).__name__}: {error}"}
 
 

@@ -1,8 +1,7 @@
-"""Which of this machine's cores captioners have to themselves.
+"""Allocates this machine's cores to captioners and to the rest of the server.
 
-A request wakes half a dozen processes for a fraction of a millisecond each, on whatever core comes first. A captioner
-that is on it waits each time: on two cores it captions a fifth more with one of them to itself than
-with both shared. Knows numbers of cores, nothing of captioners or Ray.
+A request wakes half a dozen processes for a fraction of a millisecond each, on any core, and a captioner running
+there waits each time: on two cores it captions a fifth more images with one core to itself than with both shared.
 """
 
 from collections.abc import Collection
@@ -11,27 +10,29 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class Cores:
-    """Who runs where."""
+class CoreAllocation:
+    """Threads per captioner, and which cores the parts of the server are pinned to."""
 
     threads: int
-    """Of each captioner's process."""
+    """Threads of each captioner's process."""
     captioners: tuple[int, ...] = ()
-    """Numbers of the cores that are theirs alone; none where all share all."""
+    """Cores dedicated to captioners; empty where everything shares all cores."""
     others: tuple[int, ...] = ()
-    """Those of everything else, likewise."""
+    """Cores of everything else, likewise."""
 
 
-def share_out(cores: Collection[int], processes: int, threads: int | Literal["auto"], *, own: bool) -> Cores:
-    """`cores` shared out among so many captioner processes and everything else, which gets a quarter or more.
+def allocate_cores(
+    cores: Collection[int], processes: int, threads: int | Literal["auto"], *, dedicated: bool
+) -> CoreAllocation:
+    """Divide `cores` between the captioner processes and everything else, which gets a quarter or more.
 
-    All share all where captioners are not to have their `own`, or more threads are given than that leaves.
+    Everything shares all cores unless `dedicated` is set and the given number of threads fits.
     """
-    left = len(cores) - max(1, len(cores) // 4) if own else len(cores)
-    each = max(1, left // processes) if threads == "auto" else threads
-    wanted = processes * each
-    if not own or wanted > left:
-        return Cores(each)
+    available = len(cores) - max(1, len(cores) // 4) if dedicated else len(cores)
+    each = max(1, available // processes) if threads == "auto" else threads
+    needed = processes * each
+    if not dedicated or needed > available:
+        return CoreAllocation(each)
     ordered = sorted(cores)
-    # The first cores are those that other programs are found on.
-    return Cores(each, tuple(ordered[-wanted:]), tuple(ordered[:-wanted]))
+    # Other programs tend to run on the first cores.
+    return CoreAllocation(each, tuple(ordered[-needed:]), tuple(ordered[:-needed]))

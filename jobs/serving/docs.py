@@ -1,4 +1,4 @@
-"""The page about the endpoint for people, made of the same models as `openapi.json`. Loads nothing from elsewhere."""
+"""The endpoint's documentation page, from the same models as `openapi.json`. It loads nothing from elsewhere."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -8,7 +8,7 @@ from typing import Any
 
 import pydantic
 
-from jobs.serving.openapi import REFUSALS, Alternative, Attention, Caption, Timing
+from jobs.serving.openapi import ERROR_RESPONSES, Alternative, Attention, Caption, Timing
 from jobs.serving.requests import Options
 
 _PAGE = Path(__file__).with_suffix(".html")
@@ -19,11 +19,11 @@ curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' '{base}caption?beam_
 base64 -w0 photo.jpg | jq -R '{{image: ., beam_size: 5}}' |
     curl --data-binary @- -H 'Content-Type: application/json' {base}caption"""
 
-_REFUSAL = '{"error": {"class": "not_an_image", "message": "…"}}'
+_ERROR_EXAMPLE = '{"error": {"class": "not_an_image", "message": "…"}}'
 
 
 def docs_page(spec: Mapping[str, Any], base: str) -> str:
-    """The page; `spec` is what `openapi.json` says, `base` the address of the server, with a slash at its end."""
+    """The page; `spec` is the content of `openapi.json`, `base` the server's address with a trailing slash."""
     sections = [
         "<h2><b>POST</b> /caption</h2>"
         "<p>Captions an image: a form's file <code>image</code>, the image as the body with its options in the query, "
@@ -36,14 +36,14 @@ def docs_page(spec: Mapping[str, Any], base: str) -> str:
         _section("attention", ("field", "type", ""), _fields(Attention)),
         _section("timing", ("field", "type", ""), _fields(Timing)),
         _section(
-            "Refusals",
+            "Errors",
             ("status", ""),
-            [(str(status), about["description"]) for status, about in REFUSALS.items()],
-            f"<p>Whatever cannot be answered says what it is, and why: <code>{escape(_REFUSAL)}</code>. "
-            "Where it may pass, <code>Retry-After</code> says when to ask again.</p>",
+            [(str(status), about["description"]) for status, about in ERROR_RESPONSES.items()],
+            f"<p>An error names its class and the reason: <code>{escape(_ERROR_EXAMPLE)}</code>. "
+            "Where it may pass, <code>Retry-After</code> says when to try again.</p>",
         ),
         _section(
-            "Beside it",
+            "Other paths",
             ("path", ""),
             [(path, ways["get"]["summary"]) for path, ways in spec["paths"].items() if "get" in ways],
         ),

@@ -1,20 +1,20 @@
-"""Images that a request names by web address, where the server's settings allow it. Nothing else is ever fetched."""
+"""Fetches images that a request names by web address, where the settings allow it, and nothing else."""
 
 from urllib.parse import urlsplit
 
 from captioning.errors import StorageError
 from captioning.patience import Patience
 from captioning.storage import Location, StorageSettings
-from jobs.serving.failures import RequestError
+from jobs.serving.request_errors import RequestError
 from jobs.serving.settings import LimitSettings
 
 _PATIENCE = Patience(attempts=2, seconds=20.0, attempt_seconds=10.0)
 
 
 def fetch(url: str, storage: StorageSettings, limits: LimitSettings) -> bytes:
-    """The bytes behind a web address. Raises `RequestError`, or `StorageError` where it cannot be had.
+    """The bytes behind a web address. Raises `RequestError`, or `StorageError` where it cannot be fetched.
 
-    A file of this machine or an object of a store is none of the asker's business, whatever the server may read.
+    Clients get no access to this machine's files or to object stores, whatever the server itself may read.
     """
     try:
         scheme = urlsplit(url).scheme.lower()
@@ -32,7 +32,7 @@ def fetch(url: str, storage: StorageSettings, limits: LimitSettings) -> bytes:
     try:
         data = Location.from_uri(url, storage).read_range(0, limits.max_bytes + 1, patience=_PATIENCE)
     except StorageError as error:
-        if error.error_class == "forbidden":  # where names of this network lead is nobody's business
+        if error.error_class == "forbidden":  # do not reveal where names resolve in this network
             raise RequestError(403, "forbidden", "This address may not be fetched.") from error
         raise
     if len(data) > limits.max_bytes:

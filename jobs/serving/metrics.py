@@ -1,4 +1,4 @@
-"""What a server counts, as Prometheus reads it. Knows names and numbers, nothing of requests."""
+"""The server's Prometheus metrics."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -36,7 +36,7 @@ class Metrics:
             buckets=(1, 2, 4, 8, 16, 32, 64, 128),
             **made,
         )
-        self._under_way = Gauge("captioning_requests_under_way", "Requests to /caption under way.", **made)
+        self._in_flight = Gauge("captioning_requests_under_way", "Requests to /caption under way.", **made)
 
     def request(self, status: int, seconds: float) -> None:
         """Count a request that has been answered."""
@@ -51,7 +51,7 @@ class Metrics:
                 self._stages.labels(stage).observe(timing[f"{stage}_ms"] / 1000)
             self._batches.observe(timing["batch_size"])
 
-    def text(self, under_way: int) -> bytes:
-        """Everything, in Prometheus's text format."""
-        self._under_way.set(under_way)
+    def text(self, in_flight: int) -> bytes:
+        """All metrics in Prometheus's text format."""
+        self._in_flight.set(in_flight)
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""What the OpenAPI page tells of `/caption`: the forms of a request, the answer, the refusals. Checks nothing."""
+"""The OpenAPI description of `/caption`: request bodies, answers and errors. Nothing is validated with it."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ class Attention(pydantic.BaseModel):
 
 
 class Timing(pydantic.BaseModel):
-    """Milliseconds that the image took, and how many shared its batch."""
+    """Milliseconds that the image took, and the size of its batch."""
 
     decode_ms: float
     queue_ms: float
@@ -42,7 +42,9 @@ class Caption(pydantic.BaseModel):
     model: str
     width: int
     height: int
-    attention: Attention | None = pydantic.Field(None, description="null unless asked for, and where there is none.")
+    attention: Attention | None = pydantic.Field(
+        None, description="null unless asked for, and where the captioner has none."
+    )
     timing: Timing
 
 
@@ -56,7 +58,7 @@ class ErrorText(pydantic.BaseModel):
 
 
 class Refusal(pydantic.BaseModel):
-    """An answer that is no caption."""
+    """An error instead of a caption."""
 
     error: ErrorText
 
@@ -67,15 +69,15 @@ class Results(pydantic.BaseModel):
     results: list[Caption | Refusal]
 
 
-REFUSALS: dict[int | str, dict[str, Any]] = {
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": Refusal, "description": text}
     for status, text in {
         400: "The request cannot be read, or holds no image.",
         403: "A web address that may not be fetched.",
         404: "A captioner that is not served.",
-        413: "More bytes or images than are taken.",
-        415: "A content type that is not taken.",
-        422: "An image that cannot be decoded, or an option of a wrong value.",
+        413: "Too many bytes or images.",
+        415: "A content type that is not supported.",
+        422: "An image that cannot be decoded, or an option with a wrong value.",
         429: "Too many requests from this address: see Retry-After.",
         503: "Too many requests at once: see Retry-After.",
         504: "The request took too long.",

@@ -1,7 +1,7 @@
-"""One captioner that answers requests: decodes what they send, batches, captions. Knows nothing of HTTP, or of Ray.
+"""One captioner's replica: decodes, batches and captions the images of requests, without HTTP or Ray.
 
-Images are decoded in small processes that may die (`jobs.workers.decode_process`), since anybody may have
-sent them; the captioner has a process of its own (`caption_process`). The event loop only hands things on.
+Images are untrusted, so they are decoded in small processes that may die (`jobs.workers.decode_process`); the
+captioner has a process of its own (`caption_process`). The event loop only passes data between them.
 """
 
 import asyncio
@@ -17,30 +17,30 @@ from numpy.typing import NDArray
 from captioning.errors import CaptioningError, UnfinishedError
 from jobs.serving.batcher import Batcher
 from jobs.serving.caption_process import CaptionProcess
-from jobs.serving.failures import refusal
+from jobs.serving.request_errors import to_request_error
 from jobs.serving.settings import ServeSettings
 from jobs.workers.decode_process import decoder_of
 
 if TYPE_CHECKING:
     from captioning.data.preprocess import Pixels
 
-#: What decides which requests may share a batch: whether attention is wanted, and the decoding settings that are given.
+#: Requests with the same key may share a batch: whether attention is wanted, and the decoding settings given.
 Key = tuple[bool, tuple[tuple[str, Any], ...]]
 
 
 class CaptionerReplica:
-    """Loads a captioner and captions images for whoever asks."""
+    """Loads a captioner and captions images with it."""
 
     def __init__(
         self, ref: str | None, settings: ServeSettings, threads: int, cores: Sequence[int] = (), device: str = "auto"
     ) -> None:
-        """`cores` are the numbers of those that its captioner is to keep to, if any; `device` as `load_captioner`'s."""
+        """`cores`: ids of the cores to pin the captioner to, if any; `device` as in `load_captioner`."""
         self._captioner = CaptionProcess(ref, settings, threads, cores, device)
         size = settings.batch_size
         if size == "auto":
-            # On CPUs no more than half of what is waited for at once, or all would wait for all.
+            # On CPUs at most half of the requests in flight, or every request would wait for all others.
             size = 32 if self._captioner.device == "cpu" else 128
-        self._batcher: Batcher[Key, NDArray[np.uint8], dict[str, Any]] = Batcher(self._run, size=size)
+        self._batcher: Batcher[Key, NDArray[np.uint8], dict[str, Any]] = Batcher(self._caption_batch, size=size)
         preprocess = self._captioner.preprocess
         pixels = min(preprocess.max_pixels, settings.limits.max_pixels)
         self._preprocess = replace(preprocess, max_pixels=pixels)
@@ -48,11 +48,11 @@ class CaptionerReplica:
         self._decoders = ThreadPoolExecutor(settings.decode_processes, thread_name_prefix="decode")
 
     def about(self) -> dict[str, Any]:
-        """What this captioner is: name, kind, whether it attends to a grid, how it decodes unless asked otherwise."""
+        """The captioner's name, kind, whether it has attention, and its default decoding."""
         return self._captioner.about
 
     def check_health(self) -> None:
-        """Asked by Ray Serve, which replaces a replica that raises time and again."""
+        """Called by Ray Serve, which replaces a replica that keeps raising."""
         if self._captioner.lost:
             raise UnfinishedError("The captioner's process is lost.")
 
@@ -61,9 +61,9 @@ class CaptionerReplica:
         self._captioner.close()
 
     async def caption(self, data: bytes, overrides: Mapping[str, Any], attention: bool) -> dict[str, Any]:
-        """The answer about one image file, or `{"refused": RequestError}` where the fault is the request's.
+        """The answer for one image file, or `{"refused": RequestError}` where the request is at fault.
 
-        Errors are handed over, not raised: Ray would wrap them in tracebacks and log each bad image.
+        Errors are returned, not raised: Ray would wrap them in tracebacks and log every bad image.
         """
         begin = time.perf_counter()
         try:
@@ -72,11 +72,11 @@ class CaptionerReplica:
             key = (attention, tuple(sorted(overrides.items())))
             batched = await self._batcher.submit(key, pixels.pixels)
         except CaptioningError as error:
-            return {"refused": refusal(error)}
-        said = dict(batched.result)
-        words, weights = said.pop("words"), said.pop("weights")
+            return {"refused": to_request_error(error)}
+        result = dict(batched.result)
+        words, weights = result.pop("words"), result.pop("weights")
         return {
-            **said,
+            **result,
             "model": self._captioner.about["name"],
             "width": pixels.width,
             "height": pixels.height,
@@ -92,14 +92,14 @@ class CaptionerReplica:
     def _decode(self, data: bytes) -> "Pixels":
         return decoder_of(self._preprocess, self._limits).decode(data)[0]
 
-    def _run(self, key: Key, pixels: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
+    def _caption_batch(self, key: Key, pixels: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
         attention, overrides = key
         return self._captioner.caption(np.stack(pixels), dict(overrides), attention=attention)
 
     def _attention(
         self, words: Sequence[str], weights: Sequence[Sequence[Sequence[float]]], pixels: "Pixels"
     ) -> dict[str, Any]:
-        """Words and weights (W × rows × columns), and the part of the image that the grid lies on."""
+        """Words, weights (W × rows × columns), and the part of the image that the grid covers."""
         width = height = 1.0
         if self._preprocess.mode == "crop":
             side = min(pixels.width, pixels.height)

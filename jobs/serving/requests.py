@@ -1,11 +1,11 @@
-"""What a request to `/caption` asks for: images, decoding, a captioner. Reads it in every form that it may have.
+"""Reads a request to `/caption`: images, decoding options, a captioner. It can have one of these forms:
 
     POST /caption  Content-Type: image/jpeg           the file itself; options in the query
     POST /caption  Content-Type: multipart/form-data  files as `image`; options as fields, or in the query
     POST /caption  Content-Type: application/json     {"image": BASE64} or {"images": […]} or {"urls": […]}, and options
 
-One image is answered by one object; `images`, `urls` or several files by `{"results": […]}`, in their order,
-each an object or an error of its own. Knows nothing of captioners.
+One image is answered with one object; `images`, `urls` or several files with `{"results": […]}`, in their order,
+each an object or an error.
 """
 
 import base64
@@ -22,14 +22,14 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 
-from jobs.serving.failures import RequestError
+from jobs.serving.request_errors import RequestError
 from jobs.serving.settings import LimitSettings
 
 _FORMS = "Send an image as the body (Content-Type: image/…), as a file `image` of a form, or as JSON."
 
 
 class Options(pydantic.BaseModel):
-    """How images are to be captioned. What is not given is as the captioner's own decoding says."""
+    """How to caption the images. Options that are not given are the captioner's own."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
@@ -37,16 +37,16 @@ class Options(pydantic.BaseModel):
     beam_size: int | None = pydantic.Field(None, ge=1, description="Hypotheses kept; 1 is greedy search.")
     max_new_tokens: int | None = pydantic.Field(None, ge=1, description="The most tokens of a caption.")
     repetition_penalty: float | None = pydantic.Field(
-        None, gt=0, le=100, allow_inf_nan=False, description="Above 1: against words that came already."
+        None, gt=0, le=100, allow_inf_nan=False, description="Above 1: against repetition."
     )
-    prompt: str | None = pydantic.Field(None, max_length=500, description="Words that the caption goes on from.")
+    prompt: str | None = pydantic.Field(None, max_length=500, description="Words that the caption continues.")
     num_alternatives: int | None = pydantic.Field(
         None, ge=1, description="The n best captions, itself included; at most beam_size."
     )
-    attention: bool = pydantic.Field(False, description="Also where the captioner looked for each word.")
+    attention: bool = pydantic.Field(False, description="Also return where the captioner looked for each word.")
 
     def decoding(self) -> dict[str, Any]:
-        """The decoding settings that are given, by the names of `DecodingSettings`."""
+        """The given decoding settings, by the names of `DecodingSettings`."""
         given = {
             "beam_size": self.beam_size,
             "max_new_tokens": self.max_new_tokens,
@@ -58,29 +58,29 @@ class Options(pydantic.BaseModel):
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request, read: its images as bytes, or the web addresses to fetch them from (str)."""
+class CaptionRequest:
+    """A parsed request; an image is its bytes, or the web address (str) to fetch it from."""
 
     images: tuple[bytes | str, ...]
-    many: bool
+    multiple: bool
     options: Options
 
 
-async def read_request(request: Request, limits: LimitSettings) -> Asked:
-    """What `request` asks for, within `limits`. Raises `RequestError`."""
+async def read_request(request: Request, limits: LimitSettings) -> CaptionRequest:
+    """Parse `request` and check it against `limits`. Raises `RequestError`."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     given: dict[str, Any] = dict(request.query_params)
     images: list[bytes | str]
     body = await _body(request, limits)
     if kind == "application/json":
-        images, many, more = _json(body)
+        images, multiple, more = _json(body)
         given |= more
     elif kind == "multipart/form-data":
         images, more = await _form(request, body)
-        many = len(images) > 1
+        multiple = len(images) > 1
         given |= more
     elif kind.startswith("image/") or kind == "application/octet-stream":
-        images, many = [body], False
+        images, multiple = [body], False
     else:
         raise RequestError(415, "request", f"Content-Type {kind or '(none)'} cannot be read. {_FORMS}")
     if not images:
@@ -93,11 +93,11 @@ async def read_request(request: Request, limits: LimitSettings) -> Asked:
         raise _too_large(limits.max_bytes)
     options = _options(given)
     _check(options, limits)
-    return Asked(tuple(images), many, options)
+    return CaptionRequest(tuple(images), multiple, options)
 
 
 async def _body(request: Request, limits: LimitSettings) -> bytes:
-    # What is told is the bound on images; that of a body leaves room for what is around them.
+    # The message names the limit on images; the body's limit leaves room for what is around them.
     promised = request.headers.get("content-length", "")
     if promised.isdecimal() and int(promised) > limits.max_body_bytes:
         raise _too_large(limits.max_bytes)
@@ -120,7 +120,7 @@ async def _form(request: Request, body: bytes) -> tuple[list[bytes | str], dict[
     images: list[bytes | str] = []
     given: dict[str, Any] = {}
     try:
-        # Too many are counted, and said, by whoever asked for the form.
+        # The caller checks the number of images, with a better message.
         async with Request(request.scope, receive).form(max_files=math.inf, max_fields=20) as form:
             for name, value in form.multi_items():
                 if isinstance(value, UploadFile):

@@ -1,4 +1,4 @@
-"""The sample photos of the page: those of the demo that are on this machine, made small. Knows where they are."""
+"""The page's sample photos: those of the demo that are on this machine, scaled down."""
 
 import importlib.util
 import io
@@ -13,7 +13,7 @@ _SIDE = 640
 
 
 class Samples:
-    """Photos by name. Each is made small when it is first asked for, and kept."""
+    """Photos by name. Each is scaled down when it is first requested, and cached."""
 
     def __init__(self) -> None:
         self._paths = {
@@ -23,7 +23,7 @@ class Samples:
 
     @property
     def names(self) -> list[str]:
-        """The names of the photos that are here."""
+        """The names of the available photos."""
         return list(self._paths)
 
     def jpeg(self, name: str) -> bytes | None:

@@ -1,4 +1,4 @@
-"""Settings of the `serve` verb. Knows how they are written, not what is done with them."""
+"""Settings of the `serve` verb."""
 
 from dataclasses import field
 from typing import Annotated, Any, Literal
@@ -14,7 +14,7 @@ from jobs.workers.decode_process import DecodeSettings
 
 @settings
 class LimitSettings:
-    """Limits of the endpoint: what is beyond them is refused with a reason, before any work."""
+    """Limits of the endpoint: requests beyond them are refused with a reason, before any work."""
 
     max_mb: Annotated[int, Ge(1), Le(1024)] = 20
     """MiB of an image file, and of all images of a request together (status 413)."""
@@ -26,13 +26,13 @@ class LimitSettings:
     """Images of one request (status 413)."""
 
     max_requests: Annotated[int, Ge(1)] = 128
-    """Requests under way at once; one more is told to come again (status 503, Retry-After)."""
+    """Requests in flight at once; more are refused (status 503, Retry-After)."""
 
     client_rate: Annotated[float, Ge(0)] = 0.0
-    """Requests a second that one address may send, for long (status 429, Retry-After); 0 sets no bound."""
+    """Sustained requests a second from one address (status 429, Retry-After); 0 for no limit."""
 
     client_burst: Annotated[int, Ge(1)] = 20
-    """Requests that one address may send at once, after a rest. Only with `client_rate`."""
+    """Requests that one address may send in a burst. Only with `client_rate`."""
 
     max_beam_size: Annotated[int, Ge(1), Le(100)] = 10
     """The most beams that a request may ask for (status 422)."""
@@ -56,38 +56,38 @@ class LimitSettings:
 
 @settings
 class ServeSettings:
-    """Everything that `--config` and `--set` of `serve` can say."""
+    """How captioners are served."""
 
     decoding: dict[str, Any] = field(default_factory=dict)
-    """Settings of the decoding laid over the captioner's own; what a request asks for is laid over both."""
+    """Decoding settings that override the captioner's own; a request's options override both."""
 
     replicas: Annotated[int, Ge(1)] = 1
     """Processes that each captioner runs in."""
 
     threads: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
-    """Threads of each such process; `auto` shares out three quarters of this machine's cores among them."""
+    """Threads of each such process; `auto` divides three quarters of this machine's cores among them."""
 
     own_cores: bool = True
-    """On CPUs, captioners have cores that nothing else of the server runs on (Linux, a Ray that it
-    starts, and the first server of a machine)."""
+    """On CPUs, give captioners cores that nothing else of the server uses (on Linux, with a Ray that it
+    starts, and for the first server of a machine)."""
 
     gpus_per_replica: Annotated[float, Ge(0)] | Literal["auto"] = "auto"
-    """GPUs, or the share of one, that each such process takes; `auto` shares out those there are."""
+    """GPUs, or the share of one, for each such process; `auto` divides the available ones."""
 
     batch_size: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
-    """Images that go through the model together at most: 32 on CPUs and 128 on a GPU, unless given."""
+    """Images per batch at most; `auto` means 32 on CPUs and 128 on a GPU."""
 
     decode_processes: Annotated[int, Ge(1), Le(64)] = 2
-    """Images that are decoded at once, for each process of a captioner."""
+    """Images decoded at once, for each process of a captioner."""
 
     precision: Precision = "fp32"
     """bf16 is faster where the hardware has it; int8, for the image encoder of CNNs, on any CPU."""
 
     encoder: EncoderBackend = "auto"
-    """What runs the image encoder on CPUs: auto, eager, onednn or compile; changes the speed alone."""
+    """The image encoder's back end on CPUs: auto, eager, onednn or compile; affects only the speed."""
 
     cuda_graphs: bool = False
-    """On a GPU, the steps of a CLIP-GPT2's decoder are recorded and played back instead of started kernel by kernel."""
+    """On a GPU, record a CLIP-GPT2's decoding steps as CUDA graphs instead of launching kernel by kernel."""
 
     limits: LimitSettings = field(default_factory=LimitSettings)
     decode: DecodeSettings = field(default_factory=lambda: DecodeSettings(timeout_s=15.0, memory_mb=2048))

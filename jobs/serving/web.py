@@ -1,4 +1,4 @@
-"""The HTTP side: routes, statuses, pages. Knows captioners as things that are asked; nothing of Ray."""
+"""The HTTP side of `serve`: routes, statuses, pages. Captioners are reached through `CaptionerClient`, without Ray."""
 
 import asyncio
 import time
@@ -11,89 +11,91 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from captioning.errors import CaptioningError
-from jobs.serving.bounds import Bounds
 from jobs.serving.docs import docs_page
-from jobs.serving.failures import RequestError, refusal, said
 from jobs.serving.fetching import fetch
+from jobs.serving.limiter import RequestLimiter
 from jobs.serving.metrics import Metrics
-from jobs.serving.openapi import REFUSALS, REQUEST_BODY, Caption, Results
-from jobs.serving.requests import Asked, Options, read_request
+from jobs.serving.openapi import ERROR_RESPONSES, REQUEST_BODY, Caption, Results
+from jobs.serving.request_errors import RequestError, error_body, to_request_error
+from jobs.serving.requests import CaptionRequest, Options, read_request
 from jobs.serving.samples import Samples
 from jobs.serving.settings import ServeSettings
 
 PAGE = Path(__file__).with_name("page.html")
 
-#: A page is one file that loads nothing from elsewhere and is shown in no frame; the browser holds it to that.
+#: A page is one file that loads nothing from elsewhere and is shown in no frame; the browser enforces that.
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-_FETCHES_AT_ONCE = 8
+_MAX_FETCHES = 8
 
 
-class Asking(Protocol):
-    """How a captioner is asked, wherever it runs."""
+class CaptionerClient(Protocol):
+    """The interface to a captioner, wherever it runs."""
 
     def about(self) -> Awaitable[dict[str, Any]]:
-        """What `CaptionerReplica.about` tells."""
+        """See `CaptionerReplica.about`."""
         ...
 
     def caption(self, data: bytes, overrides: Mapping[str, Any], attention: bool) -> Awaitable[dict[str, Any]]:
-        """What `CaptionerReplica.caption` answers."""
+        """See `CaptionerReplica.caption`."""
         ...
 
 
-class Site:
-    """What the routes share: captioners by short name, bounds and counters."""
+class CaptionService:
+    """The state that the routes share: captioners by short name, limits and counters."""
 
-    _latest: "Site"
+    _latest: "CaptionService"
 
     @classmethod
-    def latest(cls) -> "Site":
-        """The one made last in this process: Serve builds the routes without saying for whom."""
+    def latest(cls) -> "CaptionService":
+        """The last one made in this process: Serve builds the routes without passing an instance."""
         return cls._latest
 
-    def __init__(self, captioners: Mapping[str, Asking], settings: ServeSettings) -> None:
+    def __init__(self, captioners: Mapping[str, CaptionerClient], settings: ServeSettings) -> None:
         self.captioners = dict(captioners)
         self.settings = settings
         limits = settings.limits
-        self.bounds = Bounds(at_once=limits.max_requests, rate=limits.client_rate, burst=limits.client_burst)
+        self.limiter = RequestLimiter(
+            max_in_flight=limits.max_requests, rate=limits.client_rate, burst=limits.client_burst
+        )
         self.metrics = Metrics()
         self.samples = Samples()
-        Site._latest = self
-        self._fetches = ThreadPoolExecutor(_FETCHES_AT_ONCE, thread_name_prefix="fetch")
+        CaptionService._latest = self
+        self._fetches = ThreadPoolExecutor(_MAX_FETCHES, thread_name_prefix="fetch")
 
     async def answer(self, request: Request) -> Response:
-        """The answer to a request to `/caption`: captions, or what is wrong."""
+        """Answer a request to `/caption` with captions or an error."""
         begin = time.perf_counter()
         client = request.client.host if request.client else ""
         limit = self.settings.limits.timeout_s
         try:
-            with self.bounds.admit(client):
-                asked = await asyncio.wait_for(read_request(request, self.settings.limits), limit)
+            with self.limiter.admit(client):
+                caption_request = await asyncio.wait_for(read_request(request, self.settings.limits), limit)
                 left = max(0.001, limit - (time.perf_counter() - begin))
-                content = await asyncio.wait_for(self._captions(asked, begin), left)
+                content = await asyncio.wait_for(self._captions(caption_request, begin), left)
             answer = JSONResponse(content)
         except TimeoutError:
             late = RequestError(504, "timeout", f"The request was not done within {limit:g} s.", retry_after=1)
-            answer = _refused(late)
+            answer = _error_response(late)
         except CaptioningError as error:
-            answer = _refused(refusal(error))
+            answer = _error_response(to_request_error(error))
         self.metrics.request(answer.status_code, time.perf_counter() - begin)
         return answer
 
-    async def _captions(self, asked: Asked, begin: float) -> dict[str, Any]:
-        name = self._name(asked.options.model)
-        each = [self._caption(name, image, asked.options, begin) for image in asked.images]
-        if not asked.many:
+    async def _captions(self, caption_request: CaptionRequest, begin: float) -> dict[str, Any]:
+        name = self._name(caption_request.options.model)
+        each = [self._caption(name, image, caption_request.options, begin) for image in caption_request.images]
+        if not caption_request.multiple:
             return await each[0]
         found = await asyncio.gather(*each, return_exceptions=True)
         results = []
         for result in found:
             if isinstance(result, CaptioningError):
-                results.append(said(refusal(result)))
+                results.append(error_body(to_request_error(result)))
             elif isinstance(result, BaseException):
                 raise result
             else:
@@ -108,7 +110,7 @@ class Site:
             if refused is not None:
                 raise refused
         except CaptioningError as error:
-            self.metrics.image(name, refusal(error).error_class)
+            self.metrics.image(name, to_request_error(error).error_class)
             raise
         self.metrics.image(name, "ok", answer["timing"])
         answer["timing"]["total_ms"] = round(1000 * (time.perf_counter() - begin), 1)
@@ -119,16 +121,16 @@ class Site:
         settings = self.settings
         return await loop.run_in_executor(self._fetches, fetch, url, settings.storage, settings.limits)
 
-    def _name(self, asked: str | None) -> str:
-        if asked is None:
+    def _name(self, requested: str | None) -> str:
+        if requested is None:
             return next(iter(self.captioners))
-        if asked not in self.captioners:
+        if requested not in self.captioners:
             served = ", ".join(self.captioners)
-            raise RequestError(404, "model", f"There is no captioner {asked[:80]!r} here. Served are: {served}.")
-        return asked
+            raise RequestError(404, "model", f"There is no captioner {requested[:80]!r} here. Served are: {served}.")
+        return requested
 
     async def about(self, seconds: float) -> list[dict[str, Any]]:
-        """What each captioner is, under its short name. Raises `TimeoutError`, and what asking raises."""
+        """What each captioner is, with its short name. Raises `TimeoutError`, and what the captioners raise."""
         found = await asyncio.wait_for(asyncio.gather(*(each.about() for each in self.captioners.values())), seconds)
         return [
             {**about, "checkpoint": about["name"], "name": name}
@@ -136,8 +138,8 @@ class Site:
         ]
 
 
-def build_app(site: Site) -> FastAPI:
-    """The routes over `site`."""
+def build_app(service: CaptionService) -> FastAPI:
+    """The routes of `service`."""
     from importlib.metadata import version
 
     app = FastAPI(
@@ -152,29 +154,29 @@ def build_app(site: Site) -> FastAPI:
     @app.post(
         "/caption",
         response_model=Caption | Results,
-        responses=REFUSALS,
+        responses=ERROR_RESPONSES,
         openapi_extra={"requestBody": REQUEST_BODY},
         summary="Caption an image, or several",
     )
     async def caption(request: Request) -> Response:
-        return await site.answer(request)
+        return await service.answer(request)
 
-    @app.get("/models", summary="The captioners that are served, the first one being the default, and the bounds")
+    @app.get("/models", summary="The captioners that are served, the first one being the default, and the limits")
     async def models() -> dict[str, Any]:
-        limits = site.settings.limits
+        limits = service.settings.limits
         bounds = {name: getattr(limits, name) for name in ("max_mb", "max_beam_size", "max_new_tokens", "max_images")}
-        return {"models": await site.about(30), "limits": bounds}
+        return {"models": await service.about(30), "limits": bounds}
 
     @app.get("/health", summary="200 where every captioner answers, else 503")
     async def health() -> JSONResponse:
         try:
-            return JSONResponse({"status": "ok", "models": [about["name"] for about in await site.about(10)]})
-        except Exception as error:  # whatever it is, the captioner cannot be asked
+            return JSONResponse({"status": "ok", "models": [about["name"] for about in await service.about(10)]})
+        except Exception as error:  # whatever it is, the captioner does not answer
             return JSONResponse({"status": "unavailable", "reason": type(error).__name__}, 503)
 
     @app.get("/metrics", summary="Counters and latencies, for Prometheus")
     async def metrics() -> Response:
-        return Response(site.metrics.text(site.bounds.under_way), media_type=site.metrics.content_type)
+        return Response(service.metrics.text(service.limiter.in_flight), media_type=service.metrics.content_type)
 
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
@@ -186,18 +188,18 @@ def build_app(site: Site) -> FastAPI:
 
     @app.get("/samples", include_in_schema=False)
     async def samples() -> list[str]:
-        return site.samples.names
+        return service.samples.names
 
     @app.get("/samples/{name}", include_in_schema=False)
     def sample(name: str) -> Response:
-        photo = site.samples.jpeg(name)
+        photo = service.samples.jpeg(name)
         if photo is None:
-            return _refused(RequestError(404, "missing", f"There is no sample {name[:80]!r}."))
+            return _error_response(RequestError(404, "missing", f"There is no sample {name[:80]!r}."))
         return Response(photo, media_type="image/jpeg", headers={"Cache-Control": "max-age=86400"})
 
     return app
 
 
-def _refused(error: RequestError) -> JSONResponse:
+def _error_response(error: RequestError) -> JSONResponse:
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    return JSONResponse(said(error), error.status, headers=headers)
+    return JSONResponse(error_body(error), error.status, headers=headers)

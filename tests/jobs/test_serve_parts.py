@@ -1,4 +1,4 @@
-"""The parts of `serve` without Ray: batches, bounds, requests, the routes over a tiny captioner in this process."""
+"""The parts of `serve` without Ray: batches, limiter, requests, the routes over a tiny captioner in this process."""
 
 import asyncio
 import base64
@@ -18,12 +18,12 @@ from captioning.storage import StorageSettings
 from jobs.__main__ import app
 from jobs.serve import _answers, _watch
 from jobs.serving.batcher import Batched, Batcher
-from jobs.serving.bounds import Bounds
-from jobs.serving.failures import RequestError
+from jobs.serving.limiter import RequestLimiter
 from jobs.serving.replica import CaptionerReplica
+from jobs.serving.request_errors import RequestError
 from jobs.serving.requests import Options
 from jobs.serving.settings import LimitSettings, ServeSettings
-from jobs.serving.web import Site, build_app
+from jobs.serving.web import CaptionService, build_app
 from tests.tiny import square
 
 SETTINGS = ServeSettings(
@@ -34,7 +34,7 @@ SETTINGS = ServeSettings(
 @pytest.fixture(scope="module")
 def client(tiny_captioner: Path) -> Iterator[TestClient]:
     replica = CaptionerReplica(str(tiny_captioner), SETTINGS, threads=1)
-    with TestClient(build_app(Site({"tiny": Here(replica)}, SETTINGS))) as client:
+    with TestClient(build_app(CaptionService({"tiny": Here(replica)}, SETTINGS))) as client:
         yield client
     replica.close()
 
@@ -104,20 +104,20 @@ def test_an_item_whose_asker_has_gone_is_not_run() -> None:
 
 
 def test_requests_at_once_are_bounded() -> None:
-    bounds = Bounds(at_once=1)
-    with bounds.admit("a"), pytest.raises(RequestError) as refused, bounds.admit("b"):
+    limiter = RequestLimiter(max_in_flight=1)
+    with limiter.admit("a"), pytest.raises(RequestError) as refused, limiter.admit("b"):
         pass
     assert (refused.value.status, refused.value.error_class, refused.value.retry_after) == (503, "busy", 1)
-    with bounds.admit("b"):
-        assert bounds.under_way == 1
+    with limiter.admit("b"):
+        assert limiter.in_flight == 1
 
 
 def test_an_address_has_a_rate_of_its_own() -> None:
     now = [0.0]
-    bounds = Bounds(at_once=10, rate=0.5, burst=2, clock=lambda: now[0])
+    limiter = RequestLimiter(max_in_flight=10, rate=0.5, burst=2, clock=lambda: now[0])
 
     def ask(client: str) -> None:
-        with bounds.admit(client):
+        with limiter.admit(client):
             pass
 
     ask("a")
@@ -240,7 +240,7 @@ def test_web_addresses_are_fetched_where_allowed_and_nothing_else(
             raise AssertionError("nothing may have been read")
 
     settings = ServeSettings(storage=StorageSettings(allow_http=allowed))
-    client = TestClient(build_app(Site({"never": Never()}, settings)))
+    client = TestClient(build_app(CaptionService({"never": Never()}, settings)))
     (result,) = client.post("/caption", json={"urls": [url]}).json()["results"]
     assert result["error"]["class"] == error_class
     # Where a name of the server's own network leads is nobody's business.

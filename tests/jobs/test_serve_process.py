@@ -13,8 +13,8 @@ from captioning.captioner import load_captioner
 from captioning.errors import UnfinishedError
 from jobs.cores import affinity, set_affinity, try_lock, usable_cores
 from jobs.serving.caption_process import CaptionProcess
-from jobs.serving.cores import Cores, share_out
-from jobs.serving.failures import RequestError
+from jobs.serving.cores import CoreAllocation, allocate_cores
+from jobs.serving.request_errors import RequestError
 from jobs.serving.settings import ServeSettings
 
 SETTINGS = ServeSettings()
@@ -70,14 +70,14 @@ def test_one_that_was_killed_is_replaced_and_answers(process: CaptionProcess) ->
 
 
 def test_images_that_end_it_twice_are_refused(process: CaptionProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = process._begin
+    start_child = process._start_child
 
-    def begin_and_die() -> dict[str, object]:
-        about = begin()
+    def start_and_die() -> dict[str, object]:
+        about = start_child()
         os.kill(pid_of(process), signal.SIGKILL)
         return about
 
-    monkeypatch.setattr(process, "_begin", begin_and_die)
+    monkeypatch.setattr(process, "_start_child", start_and_die)
     os.kill(pid_of(process), signal.SIGKILL)
     with pytest.raises(RequestError, match="ended twice") as refused:
         process.caption(pictures(process.preprocess.size, 1), {}, attention=False)
@@ -100,22 +100,22 @@ def test_it_keeps_to_its_cores(process: CaptionProcess) -> None:
 @pytest.mark.parametrize(
     ("cores", "processes", "threads", "expected"),
     [
-        ([0], 1, "auto", Cores(1)),
-        ([0, 1], 1, "auto", Cores(1, (1,), (0,))),
-        ([0, 1], 1, 2, Cores(2)),
-        ([0, 1], 2, "auto", Cores(1)),
-        ([4, 5, 6, 7], 1, "auto", Cores(3, (5, 6, 7), (4,))),
-        ([4, 5, 6, 7], 2, "auto", Cores(1, (6, 7), (4, 5))),
-        (range(16), 2, "auto", Cores(6, tuple(range(4, 16)), tuple(range(4)))),
-        (range(16), 1, 1, Cores(1, (15,), tuple(range(15)))),
+        ([0], 1, "auto", CoreAllocation(1)),
+        ([0, 1], 1, "auto", CoreAllocation(1, (1,), (0,))),
+        ([0, 1], 1, 2, CoreAllocation(2)),
+        ([0, 1], 2, "auto", CoreAllocation(1)),
+        ([4, 5, 6, 7], 1, "auto", CoreAllocation(3, (5, 6, 7), (4,))),
+        ([4, 5, 6, 7], 2, "auto", CoreAllocation(1, (6, 7), (4, 5))),
+        (range(16), 2, "auto", CoreAllocation(6, tuple(range(4, 16)), tuple(range(4)))),
+        (range(16), 1, 1, CoreAllocation(1, (15,), tuple(range(15)))),
     ],
 )
 def test_everything_else_has_a_quarter_of_the_cores(cores, processes, threads, expected) -> None:
-    assert share_out(cores, processes, threads, own=True) == expected
+    assert allocate_cores(cores, processes, threads, dedicated=True) == expected
 
 
 def test_where_cores_are_shared_captioners_have_threads_for_all_of_them() -> None:
-    assert share_out(range(8), 2, "auto", own=False) == Cores(4)
+    assert allocate_cores(range(8), 2, "auto", dedicated=False) == CoreAllocation(4)
 
 
 def test_cores_are_given_back() -> None:

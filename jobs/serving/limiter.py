@@ -1,4 +1,4 @@
-"""How many requests there may be: at once in all, and from one address over time. Knows nothing of HTTP."""
+"""Limits on requests: how many are in flight at once, and the rate per client address."""
 
 import math
 import time
@@ -6,40 +6,40 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from jobs.serving.failures import RequestError
+from jobs.serving.request_errors import RequestError
 
-#: Addresses that are remembered; the one not heard of for longest is forgotten first.
+#: Addresses to remember; the least recently seen is forgotten first.
 _CLIENTS = 10_000
 
 
-class Bounds:
-    """Counts requests under way, and keeps a token bucket an address. Used from one event loop."""
+class RequestLimiter:
+    """Counts requests in flight, and keeps a token bucket per address. Used from one event loop."""
 
     def __init__(
-        self, *, at_once: int, rate: float = 0.0, burst: int = 1, clock: Callable[[], float] = time.monotonic
+        self, *, max_in_flight: int, rate: float = 0.0, burst: int = 1, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._at_once, self._rate, self._burst, self._clock = at_once, rate, burst, clock
+        self._max_in_flight, self._rate, self._burst, self._clock = max_in_flight, rate, burst, clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        self.under_way = 0
+        self.in_flight = 0
 
     @contextmanager
     def admit(self, client: str) -> Iterator[None]:
-        """One request of `client`, from here to the end of the body. Raises `RequestError` with 429 or 503."""
-        self._take(client)
-        if self.under_way >= self._at_once:
+        """Count one request of `client` while the body runs. Raises `RequestError` with status 429 or 503."""
+        self._take_token(client)
+        if self.in_flight >= self._max_in_flight:
             raise RequestError(
                 503,
                 "busy",
-                f"{self.under_way} requests are under way, as many as may be at once. Send this one again in a second.",
+                f"{self.in_flight} requests are under way, as many as may be at once. Send this one again in a second.",
                 retry_after=1,
             )
-        self.under_way += 1
+        self.in_flight += 1
         try:
             yield
         finally:
-            self.under_way -= 1
+            self.in_flight -= 1
 
-    def _take(self, client: str) -> None:
+    def _take_token(self, client: str) -> None:
         if self._rate <= 0:
             return
         now = self._clock()
