@@ -41,18 +41,18 @@ def doctor(
     import json
     import sys
 
-    from jobs.diagnosis.all_checks import Doctor, examine
+    from jobs.diagnosis.all_checks import DoctorRequest, run_checks
     from jobs.diagnosis.settings import DoctorSettings
 
     parsed = read_verb_settings(DoctorSettings, config, settings)
-    doctor = Doctor(model=model, inputs=tuple(inputs or ()), output=output, settings=parsed)
+    doctor = DoctorRequest(model=model, inputs=tuple(inputs or ()), output=output, settings=parsed)
     marks = {"ok": "✓", "warn": "!", "fail": "✗"}
     try:
         "".join(marks.values()).encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
         marks = {"ok": "+", "warn": "!", "fail": "x"}
     found = []
-    for finding in examine(doctor):
+    for finding in run_checks(doctor):
         found.append(finding)
         if not as_json:
             print(finding.shown(marks[finding.state]), flush=True)

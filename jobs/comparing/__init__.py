@@ -1,1 +1,1 @@
-"""What `compare` does: two runs joined, counted, told in text and on a page."""
+"""The work of `compare`: joins two runs, counts, and presents the result as text and as a page."""

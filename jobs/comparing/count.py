@@ -1,7 +1,6 @@
-"""What two runs have in common, counted over joined rows in one pass and bounded memory.
+"""Counts what two runs have in common, over joined rows, in one pass and bounded memory.
 
-Captions are compared as the metrics do, as tokens (`ptb_tokenize`). Knows rows and words; nothing of
-files and pages.
+Captions are compared as tokens (`ptb_tokenize`), as in the metrics.
 """
 
 import heapq
@@ -15,12 +14,12 @@ import numpy as np
 
 from captioning.metrics.cider import CiderD
 from captioning.metrics.tokenize import ptb_tokenize
-from jobs.comparing.join import Joined, failed
+from jobs.comparing.join import JoinedBucket, failed
 from jobs.reporting.tally import SMALL_WORDS, Tally
 
-#: How many shared images CIDEr-D is computed on at most: its document frequencies are held in memory.
+#: Most shared images that CIDEr-D is computed on: its document frequencies are held in memory.
 CIDER_IMAGES = 50_000
-#: Bins of the histogram of overlaps, each a twentieth wide; all of 1 are in the last.
+#: Bins of the histogram of overlaps, each a twentieth wide; the last one includes 1.
 OVERLAP_BINS = 20
 
 _EXAMPLES = 10
@@ -29,7 +28,7 @@ _WORDS = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """What is counted of one run's rows."""
+    """Counts over one run's rows."""
 
     rows: int
     errors: dict[str, int]
@@ -37,7 +36,7 @@ class Side:
     mean_score: float | None
     mean_words: float | None
     only: int
-    """Rows whose image the other run does not have, the first of them in `only_examples`."""
+    """Rows whose image the other run does not have; `only_examples` has the first ones."""
     only_examples: tuple[str, ...]
     cider_d: float | None
     """CIDEr-D, in percent, of this run's captions with the other's as their only references."""
@@ -47,7 +46,7 @@ class Side:
 
 @dataclass(frozen=True)
 class ErrorPair:
-    """Images of an outcome in each run, `ok` or an error class, at least one an error."""
+    """Images with this pair of outcomes, `ok` or an error class, at least one of them an error."""
 
     outcomes: tuple[str, str]
     count: int
@@ -55,7 +54,7 @@ class ErrorPair:
 
 
 @dataclass(frozen=True)
-class Pair:
+class CaptionPair:
     """An image that both runs captioned."""
 
     image_id: str
@@ -68,22 +67,22 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Everything counted; `shared` images are in both runs, `captioned` of them have two captions."""
+    """All counts; `shared` images are in both runs, `captioned` of them have a caption in both."""
 
     sides: tuple[Side, Side]
     shared: int
     captioned: int
     identical: int
-    """Captions that are equal letter by letter."""
+    """Images whose captions are equal character by character."""
     same_tokens: int
-    """Captions that are equal as tokens: but for case and punctuation."""
+    """Images whose captions are equal as tokens, ignoring case and punctuation."""
     mean_overlap: float | None
     """Mean of `overlap` over captioned images."""
     overlaps: tuple[int, ...]
     error_pairs: tuple[ErrorPair, ...]
     cider_images: int
-    """How many images CIDEr-D is of."""
-    widest: tuple[Pair, ...]
+    """The number of images that CIDEr-D is computed on."""
+    widest: tuple[CaptionPair, ...]
 
     @property
     def different(self) -> int:
@@ -92,25 +91,25 @@ class Counts:
 
     @property
     def errors_differ(self) -> int:
-        """Images that failed in one run alone, or with another class."""
+        """Images that failed in one run only, or with different classes."""
         return sum(pair.count for pair in self.error_pairs if pair.outcomes[0] != pair.outcomes[1])
 
 
 def overlap(one: Sequence[str], other: Sequence[str]) -> float:
-    """Shared tokens of two captions, 0 to 1 (Dice: twice the shared ones over all, repeats counted); 1 for none."""
+    """The Dice coefficient of two captions' tokens as multisets, 0 to 1; 1 where both are empty."""
     total = len(one) + len(other)
     return 2 * (Counter(one) & Counter(other)).total() / total if total else 1.0
 
 
-def count(buckets: Iterable[Joined], *, widest: int, cider_images: int = CIDER_IMAGES) -> Counts:
-    """Count joined rows; keep the `widest` disagreements: fewest shared words, then those of which both are surest."""
-    counting = _Counting(widest, cider_images)
+def count(buckets: Iterable[JoinedBucket], *, widest: int, cider_images: int = CIDER_IMAGES) -> Counts:
+    """Count joined rows; keep the `widest` disagreements, by fewest shared words, then by the lower of the scores."""
+    counting = _RunningCounts(widest, cider_images)
     for bucket in buckets:
         counting.add(bucket)
     return counting.counts()
 
 
-class _SideCounting:
+class _SideCounts:
     def __init__(self) -> None:
         self.rows = self.only = self.captioned = self.words = 0
         self.score = 0.0
@@ -127,26 +126,26 @@ class _SideCounting:
             self.errors.update(name or "unknown" for name in classes)
 
 
-class _Counting:
+class _RunningCounts:
     def __init__(self, widest: int, cider_images: int) -> None:
-        self._sides = (_SideCounting(), _SideCounting())
+        self._sides = (_SideCounts(), _SideCounts())
         self._shared = self._captioned = self._identical = self._same = 0
         self._overlap = 0.0
         self._overlaps = np.zeros(OVERLAP_BINS, dtype=np.int64)
         self._pairs: Counter[tuple[str, str]] = Counter()
         self._pair_examples: dict[tuple[str, str], list[str]] = {}
         self._most, self._cider_images = widest, cider_images
-        # Heaps whose least item is the first to go.
-        self._widest: list[tuple[float, float, float, int, Pair]] = []
-        self._drawn: list[tuple[int, int, tuple[str, str]]] = []
+        # Heaps: the smallest item is replaced first.
+        self._widest: list[tuple[float, float, float, int, CaptionPair]] = []
+        self._sampled: list[tuple[int, int, tuple[str, str]]] = []
 
-    def add(self, bucket: Joined) -> None:
-        for side, shared, alone in zip(self._sides, bucket.both, bucket.alone, strict=True):
+    def add(self, bucket: JoinedBucket) -> None:
+        for side, shared, alone in zip(self._sides, bucket.matched, bucket.unmatched, strict=True):
             side.add(shared, alone)
-        one, other = bucket.both
+        one, other = bucket.matched
         self._shared += one.num_rows
         bad = failed(one), failed(other)
-        self._add_errors(*(rows.filter(bad[0] | bad[1]) for rows in bucket.both))
+        self._add_errors(*(rows.filter(bad[0] | bad[1]) for rows in bucket.matched))
         good = ~(bad[0] | bad[1])
         self._add_captions(one.filter(good), other.filter(good), bucket.digests["high"][good])
 
@@ -182,15 +181,15 @@ class _Counting:
                 side.words += len(its)
                 side.score += score if math.isfinite(score) else 0.0
                 seen.update(set(its))
-            self._draw(int(digest), texts)
+            self._sample(int(digest), texts)
             if tokens[0] != tokens[1]:
-                pair = Pair(image_id, uri, size, texts, scores, shared)
-                self._keep(pair, tokens, int(digest))
+                pair = CaptionPair(image_id, uri, size, texts, scores, shared)
+                self._keep_widest(pair, tokens, int(digest))
         for side, seen in zip(self._sides, counts, strict=True):
             side.vocabulary.update(seen)
 
-    def _keep(self, pair: Pair, tokens: Sequence[Sequence[str]], digest: int) -> None:
-        """Small words say nothing about a photo, so that all others count first."""
+    def _keep_widest(self, pair: CaptionPair, tokens: Sequence[Sequence[str]], digest: int) -> None:
+        """Stop words say nothing about a photo, so the overlap of all other words counts first."""
         content = overlap(*([token for token in its if token not in SMALL_WORDS] for its in tokens))
         item = (-content, -pair.overlap, min(pair.scores), digest, pair)
         if len(self._widest) < self._most:
@@ -198,17 +197,17 @@ class _Counting:
         elif self._most and item[:4] > self._widest[0][:4]:
             heapq.heapreplace(self._widest, item)
 
-    def _draw(self, digest: int, texts: tuple[str, str]) -> None:
-        """Keep the images of the least digests: as good as drawn, and the same ones each time."""
+    def _sample(self, digest: int, texts: tuple[str, str]) -> None:
+        """Keep the images with the smallest digests: a random sample, but the same one each time."""
         item = (-digest, self._captioned, texts)
-        if len(self._drawn) < self._cider_images:
-            heapq.heappush(self._drawn, item)
-        elif self._cider_images and item[0] > self._drawn[0][0]:
-            heapq.heapreplace(self._drawn, item)
+        if len(self._sampled) < self._cider_images:
+            heapq.heappush(self._sampled, item)
+        elif self._cider_images and item[0] > self._sampled[0][0]:
+            heapq.heapreplace(self._sampled, item)
 
     def counts(self) -> Counts:
         one, other = self._sides
-        forth, back = _cider(sorted(self._drawn, reverse=True))
+        forth, back = _cider(sorted(self._sampled, reverse=True))
         pairs = [ErrorPair(key, number, tuple(self._pair_examples[key])) for key, number in self._pairs.items()]
         return Counts(
             sides=(_side(one, other, forth), _side(other, one, back)),
@@ -219,12 +218,12 @@ class _Counting:
             mean_overlap=self._overlap / self._captioned if self._captioned else None,
             overlaps=tuple(self._overlaps.tolist()),
             error_pairs=tuple(sorted(pairs, key=lambda pair: (-pair.count, pair.outcomes))),
-            cider_images=len(self._drawn),
+            cider_images=len(self._sampled),
             widest=tuple(item[4] for item in sorted(self._widest, key=lambda item: item[:4], reverse=True)),
         )
 
 
-def _side(side: _SideCounting, other: _SideCounting, cider_d: float | None) -> Side:
+def _side(side: _SideCounts, other: _SideCounts, cider_d: float | None) -> Side:
     here, there = side.vocabulary.counts(), other.vocabulary.counts()
     more = ((word, count, there.get(word, 0)) for word, count in here.items() if word not in SMALL_WORDS)
     more = (item for item in more if item[1] > item[2])
@@ -241,7 +240,7 @@ def _side(side: _SideCounting, other: _SideCounting, cider_d: float | None) -> S
 
 
 def _cider(drawn: Sequence[tuple[int, int, tuple[str, str]]]) -> tuple[float | None, float | None]:
-    """CIDEr-D of each run's captions with the other's as references, the frequencies being those of the references."""
+    """CIDEr-D of each run's captions with the other's as references, which also give the document frequencies."""
     if not drawn:
         return None, None
     tokens = [(ptb_tokenize(texts[0]), ptb_tokenize(texts[1])) for _, _, texts in drawn]

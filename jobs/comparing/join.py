@@ -1,8 +1,7 @@
-"""The rows of two caption tables brought together by `image_id`, in bounded memory and any order of rows.
+"""Joins two caption tables by `image_id`, in bounded memory, whatever the order of their rows.
 
-Both tables are dealt into buckets by a hash of the id, in temporary files where there is more than
-one, and a bucket at a time is joined: in memory are the rows of one bucket of each. Knows the
-columns it takes; nothing of what is compared.
+A partitioned hash join: rows are split into buckets by a hash of the id, in temporary files where there is
+more than one, and joined a bucket at a time, so that memory holds one bucket of each table.
 """
 
 import tempfile
@@ -19,45 +18,45 @@ from pyarrow import ipc
 from captioning.run.digests import Digests, find
 from captioning.run.hashing import text_digests
 
-#: What is compared of a row.
+#: The columns that are compared.
 COLUMNS = ("image_id", "uri", "caption", "score", "status", "error_class", "error_message", "size_bytes")
 
-#: Rows of a bucket, on average, and the most buckets: files that are open at once are twice as many.
+#: Average rows per bucket, and the most buckets; twice as many files are open at once.
 BUCKET_ROWS, MOST_BUCKETS = 250_000, 256
 
 
 @dataclass(frozen=True)
-class Joined:
-    """A bucket: rows of the two tables that have the same ids, line by line, and those whose id one alone has."""
+class JoinedBucket:
+    """A bucket: matching rows of the two tables, aligned, and rows whose id only one table has."""
 
-    both: tuple[pa.Table, pa.Table]
-    alone: tuple[pa.Table, pa.Table]
+    matched: tuple[pa.Table, pa.Table]
+    unmatched: tuple[pa.Table, pa.Table]
     digests: Digests
-    """Of the ids in `both`, the same in every process: what to draw by."""
+    """Of the ids in `matched`; the same in every process, so usable for sampling."""
 
 
 def join(
     one: Iterable[pa.Table], other: Iterable[pa.Table], rows: int, bucket_rows: int = BUCKET_ROWS
-) -> Iterator[Joined]:
-    """Join two streams of tables that have `COLUMNS`; the longer one has about `rows` rows.
+) -> Iterator[JoinedBucket]:
+    """Join two streams of tables with `COLUMNS`; the longer one has about `rows` rows.
 
-    Within a bucket rows come in the order of the first table.
+    Within a bucket, rows are in the first table's order.
     """
     buckets = max(1, min(MOST_BUCKETS, -(-rows // bucket_rows)))
     with tempfile.TemporaryDirectory(prefix="captioning-compare-") as folder:
-        sides = [_deal(tables, buckets, Path(folder), name) for tables, name in ((one, "one"), (other, "other"))]
+        sides = [_partition(tables, buckets, Path(folder), name) for tables, name in ((one, "one"), (other, "other"))]
         for bucket in range(buckets):
-            yield _joined(*(side[bucket].take() for side in sides))
+            yield _join_bucket(*(side[bucket].take() for side in sides))
 
 
 class _Bucket:
-    """Rows held until they are asked for: in memory, or in a file."""
+    """Rows held in memory or in a file until they are taken."""
 
     def __init__(self, held: list[pa.Table], file: Path | None) -> None:
         self._held, self._file = held, file
 
     def take(self) -> pa.Table:
-        """The rows; what was held of them is let go."""
+        """Return the rows and release them."""
         if self._file is None:
             held, self._held = self._held, []
             return pa.concat_tables([_EMPTY, *held])
@@ -67,7 +66,7 @@ class _Bucket:
         return table
 
 
-def _deal(tables: Iterable[pa.Table], buckets: int, folder: Path, name: str) -> list[_Bucket]:
+def _partition(tables: Iterable[pa.Table], buckets: int, folder: Path, name: str) -> list[_Bucket]:
     if buckets == 1:
         return [_Bucket([table.select(COLUMNS).cast(_SCHEMA) for table in tables], None)]
     files = [folder / f"{name}-{bucket:03d}.arrow" for bucket in range(buckets)]
@@ -87,7 +86,7 @@ def _deal(tables: Iterable[pa.Table], buckets: int, folder: Path, name: str) -> 
     return [_Bucket([], file) for file in files]
 
 
-def _joined(one: pa.Table, other: pa.Table) -> Joined:
+def _join_bucket(one: pa.Table, other: pa.Table) -> JoinedBucket:
     ours, theirs = _digests(one), _digests(other)
     order = np.argsort(theirs["high"], kind="stable")
     at = find(theirs[order], ours)
@@ -95,7 +94,7 @@ def _joined(one: pa.Table, other: pa.Table) -> Joined:
     places = order[at[shared]]
     unmatched = np.ones(len(theirs), dtype=np.bool_)
     unmatched[places] = False
-    return Joined(
+    return JoinedBucket(
         (one.filter(pa.array(shared)), other.take(pa.array(places))),
         (one.filter(pa.array(~shared)), other.filter(pa.array(unmatched))),
         ours[shared],

@@ -1,7 +1,6 @@
-"""The comparison of two runs as one HTML page that needs nothing else.
+"""The comparison of two runs as one self-contained HTML page.
 
-Turns facts into text; whatever comes from an archive or a model is escaped. Knows nothing of where
-the facts come from.
+Everything that comes from an archive or a model is escaped.
 """
 
 import re
@@ -9,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.comparing.count import OVERLAP_BINS, Pair, Side
+from jobs.comparing.count import OVERLAP_BINS, CaptionPair, Side
 from jobs.page_shell import escape, render_page
 from jobs.progress import counted, duration, percent
 from jobs.reporting.browse import picture
@@ -54,11 +53,15 @@ def _figures(found: "Comparison") -> str:
                 figures.append((f"CIDEr-D of {escape(run.name)}", f"{side.cider_d:.1f}"))
     figures.append(("error rows that differ", f"{counts.errors_differ:,}"))
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures)
-    of = f" It is that of {counts.cider_images:,} images, drawn." if counts.cider_images < counts.captioned else ""
+    of = (
+        f" It is computed on {counts.cider_images:,} images drawn at random."
+        if counts.cider_images < counts.captioned
+        else ""
+    )
     return (
-        f'<dl class="figures">{cells}</dl><p class="quiet">Token overlap is the share of words that two captions have '
-        "in common, 0 to 1 (Dice). CIDEr-D takes the other run's captions as the only references: it says how alike "
-        f"the two runs are, not how good; papers' numbers, against people's captions, are something else.{of}</p>"
+        f'<dl class="figures">{cells}</dl><p class="quiet">Token overlap is the share of tokens that two captions have '
+        "in common, 0 to 1 (Dice). CIDEr-D takes the other run's captions as the only references: it measures how "
+        f"similar the runs are, not how good, and cannot be compared with papers' scores against human captions.{of}</p>"
     )
 
 
@@ -71,8 +74,8 @@ def _pairs(found: "Comparison", thumbnails: Mapping[str, Thumbnail]) -> str:
     cards = "".join(_pair(found, pair, thumbnails.get(pair.image_id)) for pair in pairs)
     return (
         f'<section id="photos"><h2>Widest disagreements</h2><p class="quiet">The {counted(len(pairs), "photo")} whose '
-        "captions share the fewest words, small ones aside; among equals first those of which both captioners are "
-        "surest. Marked words are in one caption only.</p>"
+        "captions share the fewest words, ignoring stop words; ties are sorted by how confident both captioners are. "
+        "Marked words are in one caption only.</p>"
         '<form class="filters" id="filters" role="search" hidden><label class="wide">Search<input type="search" '
         'id="find" autocomplete="off" spellcheck="false" placeholder="words of either caption, or of the name"></label>'
         '<p id="count" class="quiet" role="status"></p></form>'
@@ -80,7 +83,7 @@ def _pairs(found: "Comparison", thumbnails: Mapping[str, Thumbnail]) -> str:
     )
 
 
-def _pair(found: "Comparison", pair: Pair, thumbnail: Thumbnail | None) -> str:
+def _pair(found: "Comparison", pair: CaptionPair, thumbnail: Thumbnail | None) -> str:
     sides = "".join(
         f"<dt>{escape(run.name)} · {score:.2f}</dt><dd>{_marked(text, against)}</dd>"
         for run, text, against, score in zip(
@@ -95,7 +98,7 @@ def _pair(found: "Comparison", pair: Pair, thumbnail: Thumbnail | None) -> str:
 
 
 def _marked(text: str, other: str) -> str:
-    """The caption, escaped, with the words marked that the other one has not."""
+    """The caption, escaped, with the words that the other one lacks marked."""
     there = {_bare(word) for word in other.split()}
     if not text.split():
         return '<span class="quiet">(empty caption)</span>'

@@ -1,7 +1,4 @@
-"""Two caption runs compared, and the page about it written.
-
-Puts together what the modules beside it find and draw. Needs no model and no Ray.
-"""
+"""Compares two caption runs and writes the page about it. Needs no model and no Ray."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,7 +23,7 @@ from jobs.driving.outcome import read_summary
 from jobs.driving.storage import recorded_storage
 from jobs.reporting.photos import Thumbnail, thumbnails
 from jobs.reporting.table import table_batches, table_files
-from jobs.reporting.times import rate_over_time
+from jobs.reporting.throughput import rate_over_time
 
 
 @settings
@@ -34,11 +31,11 @@ class CompareSettings:
     """How two runs are compared."""
 
     max_photos: Annotated[int, Ge(0)] = 100
-    """Disagreements on the page at most: those of the fewest shared words."""
+    """Most disagreements on the page: those with the fewest shared words."""
     cider_images: Annotated[int, Ge(0)] = CIDER_IMAGES
-    """Images that CIDEr-D is computed on at most, some 3 kB of memory each; of more, so many are drawn."""
+    """Most images that CIDEr-D is computed on, some 3 kB of memory each; of more, a random sample of this size."""
     unfinished: bool = False
-    """Compare runs that are not finished, as far as they are done."""
+    """Compare unfinished runs, as far as they are done."""
     storage: StorageSettings | None = None
     """How the runs and their images are reached; the images by default as each run reached them."""
 
@@ -51,15 +48,15 @@ class ComparedRun:
     record: RunRecord
     name: str
     rows: int
-    """Images with a row, before anything was read."""
+    """Images with a row when the comparison began."""
     seconds: float | None
     images_per_second: float | None
     models: set[str] = field(default_factory=set)
-    """Found while its rows are read."""
+    """Collected while the rows are read."""
 
     @property
     def model(self) -> str:
-        """Who made the captions."""
+        """The model or models that made the captions."""
         return ", ".join(sorted(self.models)) or "no model"
 
 
@@ -74,7 +71,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class WrittenPage:
-    """What was written: thumbnails, photos without one, bytes."""
+    """The written page: thumbnails, photos without one, bytes."""
 
     photos: int
     missing_photos: int
@@ -84,16 +81,16 @@ class WrittenPage:
 def compare_runs(
     one: Location, other: Location, options: CompareSettings | None = None, *, page: Location | None = None
 ) -> Comparison:
-    """Compare the runs in two OUTPUTs; what is wrong with the place of a `page` is said before the work.
+    """Compare the runs in two OUTPUTs. A `page` that cannot be written is refused before the work.
 
-    Raises `UsageError` where one is no run, or the two share no image, `UnfinishedError` where one is
+    Raises `UsageError` where one is not a run, or the two share no image, `UnfinishedError` where one is
     not finished, and `StorageError`.
     """
     options = options or CompareSettings()
     if page is not None and page.is_dir():
         raise UsageError(f"The page cannot be written to {page}, which is a folder. Give a file, such as compare.html.")
     names = _names(str(one), str(other))
-    runs = _opened(one, names[0], options), _opened(other, names[1], options)
+    runs = _open_run(one, names[0], options), _open_run(other, names[1], options)
     tables = [_rows(run) for run in runs]
     buckets = join(tables[0], tables[1], max(run.rows for run in runs))
     counts = count(buckets, widest=options.max_photos, cider_images=options.cider_images)
@@ -110,15 +107,15 @@ def compare_runs(
 
 def write_page(found: Comparison, file: Location, options: CompareSettings) -> WrittenPage:
     """Write the page of the widest disagreements to `file`. Raises `StorageError`."""
-    pictures = _pictures(found, options)
+    pictures = _thumbnails(found, options)
     data = compare_page(found, pictures)
     file.write_bytes(data)
     good = sum(1 for picture in pictures.values() if picture.data_uri)
     return WrittenPage(good, len(pictures) - good, len(data))
 
 
-def _pictures(found: Comparison, options: CompareSettings) -> dict[str, Thumbnail]:
-    """Thumbnails as the first run finds the images, or else as the other does."""
+def _thumbnails(found: Comparison, options: CompareSettings) -> dict[str, Thumbnail]:
+    """Thumbnails from where the first run found the images, else from where the other did."""
     pictures: dict[str, Thumbnail] = {}
     for run in found.runs:
         wanted = [
@@ -131,7 +128,7 @@ def _pictures(found: Comparison, options: CompareSettings) -> dict[str, Thumbnai
     return pictures
 
 
-def _opened(output: Location, name: str, options: CompareSettings) -> ComparedRun:
+def _open_run(output: Location, name: str, options: CompareSettings) -> ComparedRun:
     layout = RunLayout(output)
     record = RunRecord.read(layout)
     if record is None:
@@ -147,7 +144,7 @@ def _opened(output: Location, name: str, options: CompareSettings) -> ComparedRu
     summary = read_summary(layout)
     rate = summary.get("steady_images_per_second") or summary.get("images_per_second")
     before = summary.get("already_done")
-    # A retry of some rows, say, tells little of how fast the run was.
+    # The summary of a short session, such as a retry, says little about the run's speed.
     of_all = isinstance(before, int) and before <= stands.done / 2
     if not isinstance(rate, int | float) or rate <= 0 or not of_all:
         rate = rate_over_time(read_events(layout)).mean
@@ -162,7 +159,7 @@ def _rows(run: ComparedRun) -> Iterator[pa.Table]:
 
 
 def _differences(one: RunRecord, other: RunRecord) -> Iterator[tuple[str, str, str]]:
-    # What the fingerprint hashes says the most; settings that say the same again are left out.
+    # The fingerprint's parts come first; settings that repeat them are left out.
     told = set()
     for part in ("fingerprint_parts", "settings", "selection", "versions"):
         for key, here, there in differences(getattr(one, part), getattr(other, part)):
@@ -175,7 +172,7 @@ def _differences(one: RunRecord, other: RunRecord) -> Iterator[tuple[str, str, s
 
 
 def _names(one: str, other: str) -> tuple[str, str]:
-    """The runs' names for people: the shortest ends of their places that differ."""
+    """The runs' display names: the shortest differing ends of their paths."""
     ours, theirs = one.rstrip("/").split("/"), other.rstrip("/").split("/")
     for length in range(1, max(len(ours), len(theirs)) + 1):
         if ours[-length:] != theirs[-length:]:

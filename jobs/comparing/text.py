@@ -1,4 +1,4 @@
-"""A comparison of two runs as lines for a terminal, and as plain values. Knows facts, not how they were found."""
+"""A comparison of two runs as lines for a terminal, and as plain values."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ _LONGEST = 60
 
 
 def comparison_lines(found: "Comparison") -> list[str]:
-    """A small table, a line or more a fact."""
+    """The comparison as the lines of a small table."""
     counts, (one, other), sides = found.counts, found.runs, found.counts.sides
     rows = [("runs", f"{one.name} ({one.model}) and {other.name} ({other.model})")]
     alone = [f"{side.only:,} only in {run.name}" for side, run in zip(sides, found.runs, strict=True) if side.only]
@@ -58,7 +58,7 @@ def comparison_lines(found: "Comparison") -> list[str]:
     times = [duration(run.seconds) if run.seconds is not None else "?" for run in found.runs]
     rows.append(("speed", f"{rates[0]} and {rates[1]} images/s, last runs of {times[0]} and {times[1]}"))
     rows.append(("settings", f"{len(found.settings):,} differ" if found.settings else "the same"))
-    # What people choose comes before how the captioners are built.
+    # Settings that people choose come before the captioners' architecture.
     settings = sorted(found.settings, key=lambda setting: ".architecture." in setting[0])
     rows += [("", f"{key}: {_short(here)} → {_short(there)}") for key, here, there in settings[:_SETTINGS_SHOWN]]
     if len(found.settings) > _SETTINGS_SHOWN:

@@ -1,1 +1,1 @@
-"""What `doctor` looks at: this machine, packages, storage, Ray, PyTorch and the captioner."""
+"""The checks of `doctor`: this machine, packages, storage, Ray, PyTorch and the captioner."""

@@ -1,7 +1,6 @@
-"""All checks of `doctor`, quick ones first. A check that fails, hangs or dies stops no other.
+"""Runs all checks of `doctor`, quick ones first. A check that fails, hangs or dies does not stop the others.
 
-What imports PyTorch or starts Ray does so in processes of its own, which begin at once and are heard
-last. Knows the order of the checks; what each looks at is told by modules beside this one.
+Checks that import PyTorch or start Ray run in processes of their own, which start first and report last.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ State = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found: `fail` where captioning cannot work so, `todo` what to do about it."""
+    """A check's result: `fail` where captioning cannot work; `todo` says what to do about it."""
 
     name: str
     state: State
@@ -27,7 +26,7 @@ class Finding:
     todo: str = ""
 
     def shown(self, mark: str) -> str:
-        """The finding as people read it."""
+        """The finding as text for people."""
         todo = f"\n  {'':<13}→ {without_secrets(self.todo)}" if self.todo else ""
         return f"{mark} {self.name:<13}{without_secrets(self.text)}{todo}"
 
@@ -36,14 +35,14 @@ class Finding:
         return {key: without_secrets(value) for key, value in asdict(self).items()}
 
     @classmethod
-    def of(cls, values: dict[str, Any]) -> "Finding":
-        """The finding that a process of its own has told."""
+    def from_dict(cls, values: dict[str, Any]) -> "Finding":
+        """The finding that a check's process has sent."""
         return cls(values["name"], values["state"], values["text"], values.get("todo", ""))
 
 
 @dataclass(frozen=True)
-class Doctor:
-    """What to look at."""
+class DoctorRequest:
+    """What to check."""
 
     model: str | None
     inputs: tuple[str, ...]
@@ -51,39 +50,41 @@ class Doctor:
     settings: DoctorSettings
 
 
-def examine(doctor: Doctor) -> Iterator[Finding]:
-    """The findings, each as soon as it is there."""
+def run_checks(doctor: DoctorRequest) -> Iterator[Finding]:
+    """Yield the findings, each as soon as it is known."""
     from jobs.diagnosis import machine_checks, package_checks, storage_checks
-    from jobs.diagnosis.child import Child
+    from jobs.diagnosis.check_process import CheckProcess
 
-    # Both take seconds: they begin now and are heard last.
-    captioner = Child("jobs.diagnosis.torch_checks", {"model": doctor.model, "settings": to_dict(doctor.settings)})
-    ray = Child("jobs.diagnosis.ray_checks", {})
+    # Both take seconds, so they start now and report last.
+    captioner = CheckProcess(
+        "jobs.diagnosis.torch_checks", {"model": doctor.model, "settings": to_dict(doctor.settings)}
+    )
+    ray = CheckProcess("jobs.diagnosis.ray_checks", {})
     try:
-        yield from _guarded("python", machine_checks.python)
-        yield from _guarded("packages", package_checks.packages)
-        yield from _guarded("extras", package_checks.extras)
-        yield from _guarded("cores", machine_checks.cores)
-        yield from _guarded("memory", machine_checks.memory)
-        yield from _guarded("disk", lambda: machine_checks.disks(doctor.output))
-        yield from _guarded("/dev/shm", machine_checks.shared_memory)
-        yield from _guarded("gpu", machine_checks.gpu)
+        yield from _safely("python", machine_checks.python)
+        yield from _safely("packages", package_checks.packages)
+        yield from _safely("extras", package_checks.extras)
+        yield from _safely("cores", machine_checks.cores)
+        yield from _safely("memory", machine_checks.memory)
+        yield from _safely("disk", lambda: machine_checks.disks(doctor.output))
+        yield from _safely("/dev/shm", machine_checks.shared_memory)
+        yield from _safely("gpu", machine_checks.gpu)
         for text in doctor.inputs:
-            yield from _guarded("input", partial(storage_checks.check_input, text, doctor.settings.storage))
+            yield from _safely("input", partial(storage_checks.check_input, text, doctor.settings.storage))
         if doctor.output is not None:
             output = doctor.output
-            yield from _guarded("output", lambda: storage_checks.check_output(output, doctor.settings.storage))
+            yield from _safely("output", lambda: storage_checks.check_output(output, doctor.settings.storage))
         yield from captioner.findings(("torch", "torchvision", "cuda", "captioner"), seconds=180)
         yield from ray.findings(("ray", "nodes"), seconds=120)
     finally:
-        captioner.end()
-        ray.end()
+        captioner.stop()
+        ray.stop()
 
 
-def _guarded(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+def _safely(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     try:
         yield from check()
     except CaptioningError as error:
         yield Finding(name, "fail", str(error))
-    except Exception as error:  # one check's bug is not the others'
+    except Exception as error:  # a bug in one check must not stop the others
         yield Finding(name, "fail", f"The check itself failed: {type(error).__name__}: {error}")

@@ -1,7 +1,4 @@
-"""What `doctor` sees of this machine: Python, cores, memory, disks, GPUs; what a container is allowed of them.
-
-Knows the operating system, and nothing of packages, Ray or storage.
-"""
+"""Checks of this machine: Python, cores, memory, disks, GPUs, and a container's limits on them."""
 
 import os
 import platform
@@ -18,11 +15,11 @@ from jobs.gpus import GpuDriverError, read_gpus
 
 _GIB = 2**30
 _OLDEST = (3, 11)
-#: A captioner on a CPU and what decodes for it, in bytes.
+#: Memory of a captioner on a CPU and its decoder, in bytes.
 _MEMORY_A_CORE = 1.0 * _GIB
-#: Free bytes of a disk: below the one work stops soon, below the other it is worth a look.
+#: Free bytes of a disk: below the first the check fails, below the second it warns.
 _LEAST_DISK, _LITTLE_DISK = 0.5 * _GIB, 5 * _GIB
-#: Beyond this share in use Ray writes nothing to a disk.
+#: Ray writes nothing to a disk that is fuller than this.
 _RAY_FULL = 0.95
 _LITTLE_SHARED = 1 * _GIB
 _CGROUP = Path("/sys/fs/cgroup")
@@ -41,7 +38,7 @@ def python() -> Iterator[Finding]:
 
 
 def cores(cgroup: Path = _CGROUP) -> Iterator[Finding]:
-    """The cores that processes may use, and how many threads each is told to start."""
+    """The usable cores, and OMP_NUM_THREADS."""
     usable, allowed = len(usable_cores()), cpu_quota(cgroup)
     threads = os.environ.get("OMP_NUM_THREADS")
     text = f"{usable} of {os.cpu_count()} usable" + (f", OMP_NUM_THREADS={threads}" if threads else "")
@@ -60,7 +57,7 @@ def cores(cgroup: Path = _CGROUP) -> Iterator[Finding]:
 
 
 def cpu_quota(cgroup: Path = _CGROUP) -> float | None:
-    """The cores' worth of time that this process's container has; None for no bound. Reads cgroup v2 and v1."""
+    """The CPU quota of this process's container, in cores; None without a limit. Reads cgroup v2 and v1."""
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -73,7 +70,7 @@ def cpu_quota(cgroup: Path = _CGROUP) -> float | None:
 
 
 def memory(cgroup: Path = _CGROUP) -> Iterator[Finding]:
-    """The memory that there is, and what a container is allowed."""
+    """The machine's memory, and a container's limit."""
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     allowed = memory_limit(cgroup)
     size = there if allowed is None else min(there, allowed)
@@ -91,7 +88,7 @@ def memory(cgroup: Path = _CGROUP) -> Iterator[Finding]:
 
 
 def memory_limit(cgroup: Path = _CGROUP) -> int | None:
-    """The bytes of memory that this process's container has; None for no bound."""
+    """The memory limit of this process's container, in bytes; None without a limit."""
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         try:
             return int((cgroup / name).read_text())
@@ -101,7 +98,7 @@ def memory_limit(cgroup: Path = _CGROUP) -> int | None:
 
 
 def disks(output: str | None) -> Iterator[Finding]:
-    """Free space where a run, temporary files and Ray's own are written."""
+    """Free space for a run, temporary files and Ray's files."""
     temporary = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     places = {"temporary files": temporary}
     root = Location.parse(output) if output is not None else None
@@ -119,21 +116,21 @@ def disks(output: str | None) -> Iterator[Finding]:
             todo = "Ray writes nothing to a disk that is 95% full: make room, or set RAY_TMPDIR to a folder elsewhere."
             yield Finding("disk", "warn", text, todo)
         elif usage.free < _LITTLE_DISK:
-            todo = "Enough to begin with; `python -m jobs plan INPUT` tells what a run will take."
+            todo = "Enough to start with; `python -m jobs plan INPUT` forecasts what a run will take."
             yield Finding("disk", "warn", text, todo)
         else:
             yield Finding("disk", "ok", text)
 
 
 def _existing(path: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or its nearest existing parent."""
     while not path.is_dir() and path != path.parent:
         path = path.parent
     return path
 
 
 def shared_memory(folder: Path = Path("/dev/shm")) -> Iterator[Finding]:
-    """Shared memory, in which Ray hands decoded images from process to process."""
+    """Shared memory, through which Ray passes decoded images between processes."""
     if not folder.is_dir():
         yield Finding("/dev/shm", "ok", "none on this system, and none needed")
         return
@@ -152,7 +149,7 @@ def shared_memory(folder: Path = Path("/dev/shm")) -> Iterator[Finding]:
 
 
 def gpu() -> Iterator[Finding]:
-    """GPUs, as their driver tells of them; whether PyTorch can use them is told later."""
+    """GPUs, as their driver reports them; `torch_checks` tests whether PyTorch can use them."""
     try:
         gpus = read_gpus()
     except (GpuDriverError, ValueError) as error:

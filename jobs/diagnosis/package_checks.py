@@ -1,7 +1,6 @@
-"""What `doctor` sees of the installed packages: those that are needed, those of extras, the tested versions.
+"""Checks of the installed packages: required ones, those of extras, and tested versions.
 
-Reads what is stated in pyproject.toml and constraints.txt beside the packages of this repository, and
-imports nothing of what it looks at.
+Reads the requirements from the repository's pyproject.toml and constraints.txt, and imports none of the packages.
 """
 
 import re
@@ -14,21 +13,21 @@ from pathlib import Path
 from jobs.diagnosis.all_checks import Finding
 
 _ROOT = Path(__file__).resolve().parents[2]
-#: The extras that the command line needs, and those that add something: what.
+#: The extras that the command line needs, and optional ones with what they add.
 _NEEDED = ("runner", "s3", "train")
-_ADDING = {
+_OPTIONAL = {
     "heic": "HEIC photos",
     "lora": "LoRA training",
     "tensorboard": "files for TensorBoard",
     "meteor": "METEOR in `evaluate`",
 }
-#: Versions of packages of which the tested one matters most.
-_TOLD = ("torch", "torchvision", "ray", "transformers", "timm")
+#: Packages whose versions are shown: those where the tested version matters most.
+_SHOWN_VERSIONS = ("torch", "torchvision", "ray", "transformers", "timm")
 
 
 def packages(root: Path = _ROOT) -> Iterator[Finding]:
-    """Whether all that is needed is installed, in versions that are allowed."""
-    base, extras = stated(root)
+    """Whether all required packages are installed, in allowed versions."""
+    base, extras = declared(root)
     missing, wrong, other = [], [], []
     tested = pins(root)
     needed = [*base, *(text for extra in _NEEDED for text in extras.get(extra, ()))]
@@ -38,7 +37,7 @@ def packages(root: Path = _ROOT) -> Iterator[Finding]:
         if name == "captioning":
             continue
         count += 1
-        version = version_of(name)
+        version = installed_version(name)
         if version is None:
             missing.append(name)
         elif _numbers(version) < _numbers(at_least):
@@ -50,7 +49,7 @@ def packages(root: Path = _ROOT) -> Iterator[Finding]:
         text = "; ".join([*([f"missing: {', '.join(missing)}"] if missing else []), *wrong])
         yield Finding("packages", "fail", text, f"Install what is needed: {again}")
         return
-    versions = ", ".join(f"{name} {version_of(name)}" for name in _TOLD)
+    versions = ", ".join(f"{name} {installed_version(name)}" for name in _SHOWN_VERSIONS)
     if other:
         text = f"{count} needed ones are there ({versions}), {len(other)} not as tested: {', '.join(other[:6])}"
         yield Finding(
@@ -61,13 +60,13 @@ def packages(root: Path = _ROOT) -> Iterator[Finding]:
 
 
 def extras(root: Path = _ROOT) -> Iterator[Finding]:
-    """Which extras are there; none of them is needed."""
-    stated_extras = stated(root)[1]
+    """Which optional extras are installed."""
+    declared_extras = declared(root)[1]
     there: list[tuple[str, str]] = []
     lacking: list[tuple[str, str]] = []
-    for extra, what in _ADDING.items():
-        names = [parse(text)[0] for text in stated_extras.get(extra, ())]
-        complete = bool(names) and all(version_of(name) is not None for name in names)
+    for extra, what in _OPTIONAL.items():
+        names = [parse(text)[0] for text in declared_extras.get(extra, ())]
+        complete = bool(names) and all(installed_version(name) is not None for name in names)
         (there if complete else lacking).append((extra, what))
     text = f"installed: {', '.join(extra for extra, _ in there) or 'none'}"
     if not lacking:
@@ -82,14 +81,14 @@ def extras(root: Path = _ROOT) -> Iterator[Finding]:
     )
 
 
-def stated(root: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """The requirements that the project states: its own, and those of each extra."""
+def declared(root: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """The project's declared requirements: its own, and those of each extra."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return project["dependencies"], project["optional-dependencies"]
 
 
 def pins(root: Path) -> dict[str, str]:
-    """The tested versions, by canonical names; {} where the file is not there."""
+    """The tested versions by canonical name; {} where the file is missing."""
     try:
         lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -99,14 +98,14 @@ def pins(root: Path) -> dict[str, str]:
 
 
 def parse(requirement: str) -> tuple[str, str]:
-    """Name and least version of a requirement such as `ray[data]>=2.51`; that is all that this project's state."""
+    """Name and minimum version of a requirement such as `ray[data]>=2.51`, the only form that this project uses."""
     match = re.match(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?(?:>=([0-9.]+))?", requirement)
     assert match is not None, requirement
     return match[1], match[2] or "0"
 
 
-def version_of(name: str) -> str | None:
-    """The installed version of a package."""
+def installed_version(name: str) -> str | None:
+    """The installed version of a package; None where it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -118,7 +117,7 @@ def _canonical(name: str) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The numbers of a release; a local part such as `+cpu` says how it was built."""
+    """The numbers of a release, without a local part such as `+cpu`."""
     found = re.match(r"\d+(?:\.\d+)*", version)
     numbers = tuple(map(int, found[0].split("."))) if found else ()
     while numbers and numbers[-1] == 0:

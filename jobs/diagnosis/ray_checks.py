@@ -1,7 +1,7 @@
-"""What `doctor` sees of Ray, in a process of its own: `python -m jobs.diagnosis.ray_checks`.
+"""Checks of Ray, in a process of their own: `python -m jobs.diagnosis.ray_checks`.
 
-Without RAY_ADDRESS a Ray is started here and asked for one task. With it, that cluster is joined, and
-each of its nodes is asked for its versions and whether it finds the packages that a job needs.
+Without RAY_ADDRESS, starts a Ray here and runs a task on it. With it, joins that cluster and asks each of
+its nodes for its versions and whether it finds the packages that a job needs.
 """
 
 import os
@@ -11,24 +11,24 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs.diagnosis.all_checks import Finding
-from jobs.diagnosis.child import begin
+from jobs.diagnosis.check_process import start_reporting
 
-#: Nodes that are asked, and seconds that they have for an answer.
+#: Most nodes that are asked, and the time limit for their answers, in seconds.
 _ASKED = 16
 _ANSWER_SECONDS = 60.0
-#: Packages of which every node should have what this machine has.
+#: Packages that every node should have in this machine's version.
 _SAME = ("torch", "captioning", "pyarrow", "transformers")
 
 
 def main() -> int:
-    """Look."""
-    _, tell = begin()
+    """Run the checks."""
+    _, report = start_reporting()
     began = time.monotonic()
     try:
         import ray
     except Exception as error:
         text = f"Ray cannot be imported: {type(error).__name__}: {error}"
-        tell(Finding("ray", "fail", text, "Install it: pip install -c constraints.txt -e '.[runner]'"))
+        report(Finding("ray", "fail", text, "Install it: pip install -c constraints.txt -e '.[runner]'"))
         return 0
     address = os.environ.get("RAY_ADDRESS")
     from captioning.errors import UnfinishedError
@@ -37,7 +37,7 @@ def main() -> int:
     if address and address.startswith(("http://", "https://")):
         text = f"RAY_ADDRESS={address} is the address of a dashboard, to which jobs are submitted"
         todo = "Use `python -m cluster submit --address` for it; RAY_ADDRESS here is HOST:6379, or auto on a node."
-        tell(Finding("ray", "fail", text, todo))
+        report(Finding("ray", "fail", text, todo))
         return 0
     try:
         if address:
@@ -47,7 +47,7 @@ def main() -> int:
         doubled = ray.get(ray.remote(num_cpus=0.5)(lambda number: 2 * number).remote(21), timeout=_ANSWER_SECONDS)
         assert doubled == 42
     except UnfinishedError as error:
-        tell(Finding("ray", "fail", str(error)))
+        report(Finding("ray", "fail", str(error)))
         return 0
     except Exception as error:
         todo = (
@@ -55,25 +55,25 @@ def main() -> int:
             if address
             else "Is the machine very busy? Try again."
         )
-        tell(Finding("ray", "fail", f"Ray {ray.__version__} runs no task: {type(error).__name__}: {error}", todo))
+        report(Finding("ray", "fail", f"Ray {ray.__version__} runs no task: {type(error).__name__}: {error}", todo))
         return 0
     seconds = time.monotonic() - began
     if not address:
-        tell(Finding("ray", "ok", f"{ray.__version__} starts here and runs a task ({seconds:.1f} s in all)"))
+        report(Finding("ray", "ok", f"{ray.__version__} starts here and runs a task ({seconds:.1f} s in all)"))
     else:
         have = ray.cluster_resources()
         nodes = [node for node in ray.nodes() if node["Alive"]]
         there = f"{len(nodes)} nodes, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
         text = f"{ray.__version__} joins {address}: {there}"
-        tell(Finding("ray", "ok", f"{text} ({seconds:.1f} s)"))
+        report(Finding("ray", "ok", f"{text} ({seconds:.1f} s)"))
         for finding in _nodes(nodes):
-            tell(finding)
+            report(finding)
     ray.shutdown()
     return 0
 
 
 def _nodes(nodes: list[dict[str, Any]]) -> list[Finding]:
-    """What the nodes say of themselves, against this machine."""
+    """The nodes' versions and packages, compared with this machine's."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -82,7 +82,7 @@ def _nodes(nodes: list[dict[str, Any]]) -> list[Finding]:
     asked = {}
     for node in nodes[:_ASKED]:
         if not node["Resources"].get("CPU"):
-            continue  # a head that is kept free of work
+            continue  # a head node without CPUs for work
         place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         task = ray.remote(num_cpus=0.1, max_retries=0)(look)
         asked[task.options(scheduling_strategy=place).remote(_SAME)] = node["NodeManagerAddress"]
@@ -114,7 +114,7 @@ def _nodes(nodes: list[dict[str, Any]]) -> list[Finding]:
 
 
 def _look() -> Callable[[tuple[str, ...]], dict[str, Any]]:
-    """What a node runs. Made here, it travels whole: a node may lack this module."""
+    """The function that a node runs. As a closure it is pickled by value, since a node may lack this module."""
 
     def look(names: tuple[str, ...]) -> dict[str, Any]:
         from importlib import metadata, util

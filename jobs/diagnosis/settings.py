@@ -8,7 +8,7 @@ from captioning.storage import StorageSettings
 
 @settings
 class DoctorSettings:
-    """How what is checked is reached."""
+    """How `doctor` reaches storage."""
 
     storage: StorageSettings = field(default_factory=StorageSettings)
     """How `--input`, `--output` and a captioner's URI are reached."""

@@ -1,6 +1,6 @@
-"""What `doctor` sees of storage: can an archive be listed and read, can a run be written, whose credentials are these.
+"""Checks of storage: whether an archive can be listed and read, and a run be written, and with which credentials.
 
-Where credentials come from is told, never what they are. Knows nothing of what is done with images.
+Findings say where credentials come from, never what they are.
 """
 
 import itertools
@@ -16,13 +16,13 @@ from captioning.run.sources import Entry, open_sources
 from captioning.storage import Location, StorageSettings
 from jobs.diagnosis.all_checks import Finding
 
-#: Images that are listed, and seconds that it may take.
+#: Most images to list, and the time limit for that, in seconds.
 _LISTED = 1000
 _SECONDS = 10.0
 
 
 def check_input(text: str, storage: StorageSettings) -> Iterator[Finding]:
-    """Whether an INPUT can be listed, and its first image read."""
+    """Whether an INPUT can be listed and its first image read."""
     where = credentials(text, storage)
     began = time.monotonic()
     try:
@@ -53,7 +53,7 @@ def check_input(text: str, storage: StorageSettings) -> Iterator[Finding]:
 
 
 def check_output(text: str, storage: StorageSettings) -> Iterator[Finding]:
-    """Whether an OUTPUT can be written to, read from, listed and tidied up: with a small file that is deleted again."""
+    """Whether files can be written, read, listed and deleted in an OUTPUT, tested with a small file."""
     where = credentials(text, storage)
     began = time.monotonic()
     try:
@@ -61,7 +61,7 @@ def check_output(text: str, storage: StorageSettings) -> Iterator[Finding]:
             root = Location.parse(text, storage)
             root.check_writable()
             if not root.is_local:
-                # Locally that was all; in an object store each of these is a permission of its own.
+                # In an object store each of these needs its own permission; locally the check above is enough.
                 name = f".captioning-doctor-{secrets.token_hex(6)}"
                 probe, content = root / name, name.encode()
                 probe.write_bytes(content)
@@ -80,7 +80,7 @@ def check_output(text: str, storage: StorageSettings) -> Iterator[Finding]:
 
 
 def credentials(text: str, storage: StorageSettings) -> str:
-    """Where the credentials for a URI come from, as the end of a sentence; nothing for what needs none."""
+    """Where the credentials for a URI come from, as the end of a sentence; "" for a URI that needs none."""
     if not text.partition("=")[2].startswith("s3://") and not text.startswith(("s3://", "s3a://")):
         return ""
     if storage.anonymous:

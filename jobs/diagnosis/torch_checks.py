@@ -1,7 +1,6 @@
-"""What `doctor` sees of PyTorch and the captioner, in a process of its own: `python -m jobs.diagnosis.torch_checks`.
+"""Checks of PyTorch and the captioner, in a process of their own: `python -m jobs.diagnosis.torch_checks`.
 
-A pair of torch and torchvision that do not belong together, a GPU that cannot compute, a checkpoint
-that does not load: each is told with what to do.
+They find mismatched versions of torch and torchvision, a GPU that cannot compute, and a checkpoint that does not load.
 """
 
 import sys
@@ -10,29 +9,29 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs.diagnosis.all_checks import Finding
-from jobs.diagnosis.child import begin
+from jobs.diagnosis.check_process import start_reporting
 
 _SIDE = 320
 
 
 def main() -> int:
-    """Look at one after the other; what builds on something broken is left out."""
-    given, tell = begin()
-    if not _torch(tell):
+    """Run the checks in order, skipping those that need something broken."""
+    given, report = start_reporting()
+    if not _torch(report):
         return 0
-    _torchvision(tell)
-    _cuda(tell)
-    _captioner(given, tell)
+    _torchvision(report)
+    _cuda(report)
+    _captioner(given, report)
     return 0
 
 
-def _torch(tell: Callable[[Finding], None]) -> bool:
+def _torch(report: Callable[[Finding], None]) -> bool:
     began = time.monotonic()
     try:
         import torch
     except Exception as error:
         text = f"PyTorch cannot be imported: {type(error).__name__}: {error}"
-        tell(
+        report(
             Finding(
                 "torch",
                 "fail",
@@ -44,21 +43,21 @@ def _torch(tell: Callable[[Finding], None]) -> bool:
     capability = torch.backends.cpu.get_cpu_capability()
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs"
     text = f"{torch.__version__}, built for {built}; this CPU: {capability}, {torch.get_num_threads()} threads"
-    tell(Finding("torch", "ok", f"{text} ({time.monotonic() - began:.1f} s to import)"))
+    report(Finding("torch", "ok", f"{text} ({time.monotonic() - began:.1f} s to import)"))
     return True
 
 
-def _torchvision(tell: Callable[[Finding], None]) -> None:
+def _torchvision(report: Callable[[Finding], None]) -> None:
     import torch
 
     try:
         import torchvision
         from torchvision.ops import nms
 
-        # Its own operators are there only if it was built for this torch.
+        # Its operators are available only if it was built for this torch.
         nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
     except Exception as error:
-        tell(
+        report(
             Finding(
                 "torchvision",
                 "fail",
@@ -67,10 +66,10 @@ def _torchvision(tell: Callable[[Finding], None]) -> None:
             )
         )
         return
-    tell(Finding("torchvision", "ok", f"{torchvision.__version__}, goes with torch"))
+    report(Finding("torchvision", "ok", f"{torchvision.__version__}, goes with torch"))
 
 
-def _cuda(tell: Callable[[Finding], None]) -> None:
+def _cuda(report: Callable[[Finding], None]) -> None:
     import torch
 
     from jobs.gpus import GpuDriverError, read_gpus
@@ -85,7 +84,7 @@ def _cuda(tell: Callable[[Finding], None]) -> None:
                 "Install a torch that is built for your driver's CUDA (pytorch.org says which), or caption on CPUs: "
                 "--set runtime.device=cpu"
             )
-            tell(Finding("cuda", "fail", "There is a GPU, and PyTorch cannot use it", todo))
+            report(Finding("cuda", "fail", "There is a GPU, and PyTorch cannot use it", todo))
         return
     told = []
     for number in range(torch.cuda.device_count()):
@@ -96,20 +95,20 @@ def _cuda(tell: Callable[[Finding], None]) -> None:
             free, whole = torch.cuda.mem_get_info(device)
         except Exception as error:
             todo = "See nvidia-smi for what else uses it, or leave it out with CUDA_VISIBLE_DEVICES."
-            tell(Finding("cuda", "fail", f"GPU {number} does not compute: {error}", todo))
+            report(Finding("cuda", "fail", f"GPU {number} does not compute: {error}", todo))
             return
         if not right:
-            tell(Finding("cuda", "fail", f"GPU {number} computes wrongly", "Leave it out with CUDA_VISIBLE_DEVICES."))
+            report(Finding("cuda", "fail", f"GPU {number} computes wrongly", "Leave it out with CUDA_VISIBLE_DEVICES."))
             return
         told.append(f"GPU {number}: {free / 2**30:.1f} of {whole / 2**30:.1f} GiB free")
-    tell(
+    report(
         Finding(
             "cuda", "ok", f"PyTorch computes on {len(told)} GPU{'s' if len(told) > 1 else ''} ({'; '.join(told[:8])})"
         )
     )
 
 
-def _captioner(given: dict[str, Any], tell: Callable[[Finding], None]) -> None:
+def _captioner(given: dict[str, Any], report: Callable[[Finding], None]) -> None:
     from captioning.config import build
     from captioning.errors import CaptioningError
     from jobs.diagnosis.settings import DoctorSettings
@@ -121,25 +120,25 @@ def _captioner(given: dict[str, Any], tell: Callable[[Finding], None]) -> None:
 
         captioner = load_captioner(given["model"], storage=storage)
         loaded = time.monotonic()
-        [caption] = captioner.caption([made_picture()])
+        [caption] = captioner.caption([sample_picture()])
     except Exception as error:
         text = str(error) if isinstance(error, CaptioningError) else f"{type(error).__name__}: {error}"
         todo = "Give another REF with --model; without it the bundled captioner is taken." if given["model"] else ""
-        tell(Finding("captioner", "fail", f"{given['model'] or 'The bundled captioner'}: {text}", todo))
+        report(Finding("captioner", "fail", f"{given['model'] or 'The bundled captioner'}: {text}", todo))
         return
     now = time.monotonic()
-    tell(
+    report(
         Finding(
             "captioner",
             "ok" if caption.text else "warn",
-            f"{captioner.name} loads in {loaded - began:.1f} s, and says of a made picture in {now - loaded:.2f} s: "
+            f"{captioner.name} loads in {loaded - began:.1f} s, and captions a test picture in {now - loaded:.2f} s: "
             f"“{caption.text}”",
         )
     )
 
 
-def made_picture() -> Any:
-    """Sky, grass and a red ball: a picture that needs no file."""
+def sample_picture() -> Any:
+    """A generated test picture: sky, grass and a red ball."""
     from PIL import Image, ImageDraw
 
     picture = Image.new("RGB", (_SIDE, _SIDE), (120, 180, 235))

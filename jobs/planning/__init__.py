@@ -1,1 +1,1 @@
-"""What `plan` does: a sample taken, captioned and timed, and a forecast made of it."""
+"""The work of `plan`: samples an archive, captions and times the sample, and forecasts the rest."""

@@ -1,7 +1,4 @@
-"""The arithmetic of `plan`: from what a sample took to what the archive will take.
-
-Knows times and counts; nothing of Ray, captioners or files.
-"""
+"""The arithmetic of `plan`: extrapolates from the times of a sample to the whole archive."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,24 +6,24 @@ from math import ceil
 
 from jobs.runners.pools import CPU_BATCH
 
-#: Another batch size is advised when it is so many times as fast.
+#: Another batch size is advised when it is this many times as fast.
 _WORTH_IT = 1.05
 _MILLION = 1_000_000
 
 
 @dataclass(frozen=True)
-class Mark:
-    """A finished shard: when, in seconds since the command began, and the images finished by then."""
+class Completion:
+    """A finished shard: seconds since the command began, and the images finished by then."""
 
     seconds: float
     images: int
 
 
 @dataclass(frozen=True)
-class Steady:
-    """Images a second once running, and the seconds that pass before, as if nothing was done in them.
+class SteadyRate:
+    """Images a second once running, and the start-up seconds before, counted as if nothing was done in them.
 
-    `rough` says that the sample was too small to tell the two apart well.
+    `rough`: the sample was too small to separate the two well.
     """
 
     images_per_second: float
@@ -34,39 +31,39 @@ class Steady:
     rough: bool = False
 
     def seconds(self, images: int) -> float:
-        """The time that so many images take, start-up included."""
+        """The time that `images` take, start-up included."""
         return self.startup_seconds + images / self.images_per_second if images else 0.0
 
 
-def steady(marks: Sequence[Mark], workers: int, *, drained: bool) -> Steady:
-    """The rate of `workers` captioners between the first shard of each and the last shards.
+def steady_rate(completions: Sequence[Completion], workers: int, *, drained: bool) -> SteadyRate:
+    """The rate of `workers` captioners, measured from the first shard of each on.
 
-    `drained` says that the sample came to its end: its last shards were made by fewer captioners
-    than there are, and are left out. At least one mark is needed.
+    `drained`: the sample ran to its end, where fewer captioners were still at work; those last shards
+    are left out. At least one completion is needed.
     """
     first = workers - 1
-    last = len(marks) - (workers if drained else 1)
+    last = len(completions) - (workers if drained else 1)
     rough = last - first < 2
     if rough:
-        # One captioner's first shard is told from the rest where that is possible at all.
-        first, last = (0, len(marks) - 1) if len(marks) > 2 else (-1, len(marks) - 1)
-    start = marks[first] if first >= 0 else Mark(0.0, 0)
-    end = marks[last]
+        # At least leave out the first shard, if there are others.
+        first, last = (0, len(completions) - 1) if len(completions) > 2 else (-1, len(completions) - 1)
+    start = completions[first] if first >= 0 else Completion(0.0, 0)
+    end = completions[last]
     rate = (end.images - start.images) / max(end.seconds - start.seconds, 1e-6)
-    return Steady(rate, max(0.0, end.seconds - end.images / rate), rough)
+    return SteadyRate(rate, max(0.0, end.seconds - end.images / rate), rough)
 
 
-def enough(marks: Sequence[Mark], workers: int, seconds: float) -> bool:
+def long_enough(completions: Sequence[Completion], workers: int, seconds: float) -> bool:
     """Whether a sample has run for `seconds` since each captioner had its first shard."""
-    if len(marks) < 3 * workers + 2:
+    if len(completions) < 3 * workers + 2:
         return False
-    return marks[-1].seconds - marks[workers - 1].seconds >= seconds
+    return completions[-1].seconds - completions[workers - 1].seconds >= seconds
 
 
 def sample_shard_size(run_shard_size: int, batch_size: int, *, sample: int, workers: int) -> int:
-    """Images a shard of the sample: as in the run if there are shards enough for a rate, else fewer.
+    """Images per shard of the sample: as in the run if that gives enough shards for a rate, else fewer.
 
-    Shards of several micro-batches are no quicker than shards of one: small ones tell the same sooner.
+    Shards of several micro-batches are no faster than shards of one, so small ones give the same rate sooner.
     """
     wanted = min(run_shard_size, max(32, batch_size * (4 if batch_size > CPU_BATCH else 1)))
     return max(1, min(wanted, sample // (4 * workers) or 1))
@@ -74,7 +71,7 @@ def sample_shard_size(run_shard_size: int, batch_size: int, *, sample: int, work
 
 @dataclass(frozen=True)
 class Cost:
-    """Money in the currency of the price: for the images that are left, and for a million at the steady rate."""
+    """Money in the currency of the price: for the remaining images, and for a million at the steady rate."""
 
     price_per_hour: float
     nodes: int
@@ -82,15 +79,15 @@ class Cost:
     million: float
 
 
-def cost(rate: Steady, images: int, *, price_per_hour: float, nodes: int) -> Cost:
-    """What `images` cost on `nodes` machines at the price of one an hour."""
+def cost(rate: SteadyRate, images: int, *, price_per_hour: float, nodes: int) -> Cost:
+    """What `images` cost on `nodes` machines, at the hourly price of one."""
     hourly = price_per_hour * nodes
     million = _MILLION / rate.images_per_second / 3600 * hourly
     return Cost(price_per_hour, nodes, rate.seconds(images) / 3600 * hourly, million)
 
 
-def shares(stages: Mapping[str, float]) -> dict[str, float]:
-    """Each stage's share of the busy seconds, which add up to 1."""
+def stage_shares(stages: Mapping[str, float]) -> dict[str, float]:
+    """Each stage's share of the busy seconds; shares add up to 1."""
     whole = sum(stages.values())
     return {name: seconds / whole if whole else 0.0 for name, seconds in stages.items()}
 
@@ -109,7 +106,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Advice:
-    """Settings that suit this archive and these machines, and what would make it faster."""
+    """Suitable settings for this archive and these machines, and what would make it faster."""
 
     actors: int
     decode_tasks: int | None
@@ -118,7 +115,7 @@ class Advice:
 
 
 def advise(
-    on: Resources, stages: Mapping[str, float], images: int, rate: Steady, batch_rates: Mapping[int, float]
+    on: Resources, stages: Mapping[str, float], images: int, rate: SteadyRate, batch_rates: Mapping[int, float]
 ) -> Advice:
     """Advice from the busy seconds of `images` images and the rates of one captioner at several batch sizes."""
     lines = []

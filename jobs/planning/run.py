@@ -1,7 +1,4 @@
-"""One `plan`: check, list, caption a sample, forecast. Nothing is written but temporary files.
-
-Knows the order of the steps; each step is somebody else's.
-"""
+"""Makes a plan: check, list, caption a sample, forecast. Writes only temporary files."""
 
 import io
 import time
@@ -26,28 +23,28 @@ from jobs.planning.forecast import (
     Advice,
     Cost,
     Resources,
-    Steady,
+    SteadyRate,
     advise,
     cost,
     sample_shard_size,
-    shares,
-    steady,
+    stage_shares,
+    steady_rate,
 )
-from jobs.planning.measure import SampleRun, Trial, run_sample, try_batch_sizes
-from jobs.planning.sample import SampleIndex, Survey, survey
+from jobs.planning.measure import BatchSizeTrial, SampleRun, run_sample, try_batch_sizes
+from jobs.planning.sample import SampleIndex, Survey, survey_archive
 from jobs.progress import counted
 from jobs.runners.choice import open_runner, stays_here
 from jobs.runners.pools import Pools, plan_pools
 from jobs.runners.work import Work
 
-#: Images that are drawn when nobody says how many, and seconds for which they are captioned at full speed.
+#: The default sample size, and for how many seconds it is captioned at full speed.
 MOST_SAMPLED = 16_384
 _STEADY_SECONDS = 25.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """What a person asked for. `sample` None: as many images as about a minute takes."""
+    """The user's request. `sample` None: as many images as take about a minute."""
 
     inputs: tuple[str, ...]
     output: str | None
@@ -60,34 +57,34 @@ class PlanRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What `plan` found out. `pending` are images without a row in OUTPUT; all of them where there is no run."""
+    """The result of `plan`. `pending` counts images without a row in OUTPUT: all of them where there is no run."""
 
     survey: Survey
     listing_seconds: float
     pending: int
-    run_there: bool
+    run_exists: bool
     model: str
     pools: Pools
     resources: Resources
     run: SampleRun
-    trial: Trial
-    rate: Steady
+    trial: BatchSizeTrial
+    rate: SteadyRate
     advice: Advice
     cost: Cost | None
 
     @property
     def seconds(self) -> float:
-        """The time for what is pending."""
+        """The forecast time for the pending images."""
         return self.rate.seconds(self.pending)
 
     @property
-    def shares(self) -> dict[str, float]:
+    def stage_shares(self) -> dict[str, float]:
         """Each stage's share of the busy seconds."""
-        return shares(self.run.stages)
+        return stage_shares(self.run.stages)
 
     @property
     def table_bytes(self) -> int | None:
-        """The table's size, about."""
+        """The table's approximate size."""
         if self.trial.bytes_a_row is None:
             return None
         return round(self.trial.bytes_a_row * self.survey.images) + self.survey.kept_bytes
@@ -96,7 +93,7 @@ class Plan:
 def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
     """Caption a sample and forecast the rest.
 
-    Raises `UsageError` for what `caption` would refuse too, and `UnfinishedError` or `StorageError`
+    Raises `UsageError` for what `caption` would also refuse, and `UnfinishedError` or `StorageError`
     where the sample cannot be captioned at all.
     """
     began = time.monotonic()
@@ -108,19 +105,19 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
         precision=settings.runtime.precision,
         storage=settings.storage,
     )
-    run_there: _Begun | None = None
+    run_exists: _ExistingRun | None = None
     if layout is not None and record is not None:
         _check_record(record, layout, sources, info)
-        run_there = _Begun(record, standing(layout))
+        run_exists = _ExistingRun(record, standing(layout))
     say("Listing the archive.")
     listing = time.monotonic()
-    archive = survey(sources, request.sample or MOST_SAMPLED)
+    archive = survey_archive(sources, request.sample or MOST_SAMPLED)
     listing_seconds = time.monotonic() - listing
-    pending = run_there.pending(archive) if run_there is not None else archive.images
+    pending = run_exists.pending(archive) if run_exists is not None else archive.images
 
-    # With nothing left to do: what all of it would take.
+    # With nothing left to do, plan for all of it.
     todo = pending or archive.images
-    # Ray tells on stdout of the actors that are ended with the sample: here that is no news.
+    # Ray reports the sample's terminated actors on stdout; that is expected here.
     with redirect_stdout(io.StringIO()), open_runner(settings.runtime, todo) as runner:
         nodes = runner.nodes()
         wanted = settings.output.shard_size or choose_shard_size(archive.images)
@@ -151,17 +148,17 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
         gpus=sum(node.gpus for node in nodes) if pools.device == "cuda" else 0.0,
         nodes=len(nodes),
         actors=pools.actors,
-        # Without Ray every captioner has what decodes for it.
+        # Without Ray every captioner has its own decoder.
         decode_tasks=None if stays_here(settings.runtime, todo) else pools.decode_tasks,
         batch_size=pools.batch_size,
     )
-    rate = steady(run.marks, min(pools.actors, len(run.marks)), drained=run.drained)
+    rate = steady_rate(run.completions, min(pools.actors, len(run.completions)), drained=run.drained)
     price = request.price_per_hour
     return Plan(
         survey=archive,
         listing_seconds=listing_seconds,
         pending=pending,
-        run_there=run_there is not None and run_there.standing.images > 0,
+        run_exists=run_exists is not None and run_exists.standing.images > 0,
         model=info.name,
         pools=pools,
         resources=resources,
@@ -174,20 +171,20 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
 
 
 @dataclass(frozen=True)
-class _Begun:
-    """A run that is there already."""
+class _ExistingRun:
+    """The run that is in OUTPUT already."""
 
     record: RunRecord
     standing: Standing
 
     def pending(self, archive: Survey) -> int:
-        """Images that it lacks: those of its index, and what is new in the archive if it takes that."""
+        """Images without a row: those of its index, and new ones of the archive, if the run takes them."""
         new = 0 if self.record.selection else max(0, archive.images - self.standing.images)
         return self.standing.pending + new
 
 
 def _open(request: PlanRequest) -> tuple[list[Source], RunLayout | None, RunRecord | None]:
-    """The INPUTs, and the OUTPUT with its record where they are. Raises `UsageError`."""
+    """The INPUTs, and the OUTPUT and its record, if any. Raises `UsageError`."""
     settings = request.settings
     if request.output is None:
         return open_inputs(request.inputs, settings, None, None), None, None
@@ -198,7 +195,7 @@ def _open(request: PlanRequest) -> tuple[list[Source], RunLayout | None, RunReco
 
 
 def _check_record(record: RunRecord, layout: RunLayout, sources: Sequence[Source], info: CaptionerInfo) -> None:
-    """Raise `RunConflictError` for a run that `caption` would not go on with."""
+    """Raise `RunConflictError` for a run that `caption` would not continue."""
     given = tuple(source.given for source in sources)
     parts = fingerprint_parts(info, kept_schema(sources))
     record.check(layout, inputs=given, fingerprint_parts=parts, selection=record.selection)

@@ -1,7 +1,6 @@
-"""What `plan` takes from an archive: its size, and a sample from all over it.
+"""Surveys an archive for `plan`: its size, and a sample from all over it.
 
-The archive is listed once as a stream. Nothing is written; the sample is held in memory, and is
-an index of its own for the pipeline. Knows nothing of captioners.
+The archive is listed once as a stream. The sample is held in memory, as an index for the pipeline.
 """
 
 import io
@@ -20,9 +19,9 @@ from captioning.run.listing import Listing
 from captioning.run.segment import INDEX_SCHEMA, Segment
 from captioning.run.sources import Entry, Source
 
-#: Rows beyond the sample that gather before they are thinned out.
+#: Rows beyond the sample that are collected before it is reduced.
 _SLACK = 65_536
-#: Entries whose size as an index is measured.
+#: Entries from which the size of the index is extrapolated.
 _MEASURED = 32_768
 
 
@@ -30,9 +29,9 @@ _MEASURED = 32_768
 class Survey:
     """An archive as `plan` sees it.
 
-    `bytes_known` are the sizes that the listing told, of `sized` images. The sample is in random
-    order: any first part of it is from all over the archive. `index_bytes` is what the index of the
-    whole will have, about, and `kept_bytes` what columns kept of the archive add to the table.
+    `bytes_known` is the total size of the `sized` images whose size the listing told. The sample is in
+    random order, so any prefix of it is a sample too. `index_bytes` is the approximate size of the whole
+    index, and `kept_bytes` what columns kept from the archive add to the table.
     """
 
     images: int
@@ -44,23 +43,23 @@ class Survey:
 
     @property
     def bytes_total(self) -> int | None:
-        """Bytes of the archive, those of unknown size taken as the others; None when none is known."""
+        """Bytes of the archive, extrapolated to images of unknown size; None when no size is known."""
         return round(self.bytes_known / self.sized * self.images) if self.sized else None
 
 
-def survey(sources: Sequence[Source], most: int) -> Survey:
-    """List the archive and draw `most` images evenly from it, always the same ones.
+def survey_archive(sources: Sequence[Source], most: int) -> Survey:
+    """List the archive and draw `most` images uniformly from it, always the same ones.
 
     Raises `InputError` and `StorageError` as `caption` would.
     """
     listing = Listing(sources)
-    found = draw(listing.tables(), most)
+    found = draw_sample(listing.tables(), most)
     listing.check_ids()
     return found
 
 
-def draw(tables: Iterable[pa.Table], most: int) -> Survey:
-    """`survey` for rows of the index: those with the `most` lowest of random numbers are kept."""
+def draw_sample(tables: Iterable[pa.Table], most: int) -> Survey:
+    """`survey_archive` for rows of the index: keeps those with the `most` lowest random numbers."""
     numbers = np.random.default_rng(0)
     keys, kept = np.empty(0), INDEX_SCHEMA.empty_table()
     images = known = sized = 0
@@ -100,7 +99,7 @@ def _index_bytes(table: pa.Table) -> int:
 
 @dataclass(frozen=True)
 class SampleIndex(Index):
-    """An index that is not on disk: the entries of a sample, in shards of equal size."""
+    """An in-memory index: the entries of a sample, in shards of equal size."""
 
     entries: tuple[Entry, ...] = ()
 
@@ -121,7 +120,7 @@ class SampleIndex(Index):
         return cls(layout, (segment,), tuple(entries))
 
     def require_here(self) -> None:
-        """Nothing: it is not on disk, and nobody reads what is written for it."""
+        """Does nothing: this index is not on disk."""
 
     def rows(self, shard: Shard) -> list[Entry]:
         """The entries of one shard."""

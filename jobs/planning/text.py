@@ -1,4 +1,4 @@
-"""What `plan` found, for people and for programs. Knows words and numbers only."""
+"""A plan as text for people and as plain values for programs."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from jobs.progress import counted, duration
 
 
 def plan_lines(plan: Plan) -> list[str]:
-    """The plan as a small table, a line each."""
+    """The plan as the lines of a small table."""
     archive, run = plan.survey, plan.run
     rows = [("archive", _archive(plan)), ("sample", _sample(plan))]
     rough = ", roughly: the sample is small" if plan.rate.rough else ""
@@ -20,9 +20,9 @@ def plan_lines(plan: Plan) -> list[str]:
     )
     rows.append(("start-up", f"{duration(plan.rate.startup_seconds)}, listing included ({plan.listing_seconds:.1f} s)"))
     nodes = counted(plan.resources.nodes, "node")
-    left = f"{plan.pending:,} images that OUTPUT lacks" if plan.run_there else "whole archive"
+    left = f"{plan.pending:,} images that OUTPUT lacks" if plan.run_exists else "whole archive"
     rows.append(("time", f"{duration(plan.seconds)} for the {left}, on {nodes} as now"))
-    rows.append(("stages", ", ".join(f"{name} {share:.0%}" for name, share in plan.shares.items())))
+    rows.append(("stages", ", ".join(f"{name} {share:.0%}" for name, share in plan.stage_shares.items())))
     if plan.cost is not None:
         rows.append(
             (
@@ -45,7 +45,7 @@ def plan_lines(plan: Plan) -> list[str]:
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """The plan as plain values; seconds, bytes and images a second."""
+    """The plan as plain values, in seconds, bytes and images a second."""
     run, archive = plan.run, plan.survey
     failed = sum(run.error_classes.values())
     return {
@@ -59,7 +59,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "startup_seconds": round(plan.rate.startup_seconds, 3),
         "listing_seconds": round(plan.listing_seconds, 3),
         "seconds": round(plan.seconds, 3),
-        "stages": {name: round(share, 4) for name, share in plan.shares.items()},
+        "stages": {name: round(share, 4) for name, share in plan.stage_shares.items()},
         "batch_rates": {str(size): round(rate, 3) for size, rate in sorted(plan.trial.batch_rates.items())},
         "nodes": plan.resources.nodes,
         "cores": plan.resources.cores,
@@ -85,7 +85,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 
 def size_text(size: float) -> str:
-    """Bytes as people say them: `950 B`, `14.2 kB`, `3.1 GB`."""
+    """A size for people: `950 B`, `14.2 kB`, `3.1 GB`."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if size < 1000 or unit == "TB":
             return f"{size:.0f} B" if unit == "B" else f"{size:,.1f} {unit}"

@@ -1,1 +1,1 @@
-"""What `report` does: one pass over a table, and a page about it."""
+"""The work of `report`: one pass over a table, and an HTML page about it."""

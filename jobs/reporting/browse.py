@@ -1,7 +1,6 @@
-"""The part of the report that people look through: photos with their captions, and every row to search and filter.
+"""The report's sections to browse: photos with their captions, and rows to search and filter.
 
-Photos are markup, so that they are there without a script; rows are data, which the page's script
-shows. Knows facts and rows; not how they were read.
+Photos are markup, so that they show without a script; rows are data, which the page's script shows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,11 +25,11 @@ _ORDERS = (
 
 
 def browse(table: TableFacts, thumbnails: Mapping[str, Thumbnail]) -> str:
-    """The section of photos and rows, and that of the least sure ones."""
+    """The section of photos and rows, and that of the lowest scores."""
     shown = len(table.sample)
     if table.captioned:
         which = "All of them." if shown == table.captioned else f"{shown:,} of {table.captioned:,}, drawn at random."
-        score = "The score is the mean log-probability a token: the nearer to 0, the surer the model."
+        score = "The score is the mean log-probability per token: the closer to 0, the more confident the model."
     else:
         which, score = "No image has a caption.", ""
     photos = "".join(_photo(row, thumbnails.get(row.image_id), number) for number, row in enumerate(table.sample))
@@ -38,24 +37,24 @@ def browse(table: TableFacts, thumbnails: Mapping[str, Thumbnail]) -> str:
         f'<section id="photos"><h2>Photos</h2><p class="quiet">{which} {score}</p>{_filters(table)}'
         f'{_bar(table)}<div class="gallery" id="gallery">{photos}</div>{_LIST}</section>'
     )
-    if table.least_sure:
-        photos = "".join(_photo(row, thumbnails.get(row.image_id)) for row in table.least_sure)
+    if table.least_confident:
+        photos = "".join(_photo(row, thumbnails.get(row.image_id)) for row in table.least_confident)
         text += (
-            '<section id="least-sure"><h2>Least sure</h2><p class="quiet">The lowest scores of all: look here for '
-            f'pictures that the model does not know.</p><div class="gallery">{photos}</div></section>'
+            '<section id="least-sure"><h2>Least confident</h2><p class="quiet">The lowest scores: look here for '
+            f'images unlike those the model was trained on.</p><div class="gallery">{photos}</div></section>'
         )
     return text + _card()
 
 
 def browse_data(table: TableFacts) -> str:
-    """The rows for the page's script, packed: `row_columns`, and in `photos` the row of each photo, in their order."""
+    """The rows for the page's script, packed: `row_columns`, and in `photos` each photo's row number, in order."""
     rows = _with_photos(table.searched, table.sample)
     places = {image_id: place for place, image_id in enumerate(rows["image_id"].to_pylist())}
     return pack(row_columns(rows) | {"photos": [places[photo.image_id] for photo in table.sample], "rows": table.rows})
 
 
 def _with_photos(rows: pa.Table, photos: Sequence[PhotoRow]) -> pa.Table:
-    """The rows, and behind them those of photos that were not drawn among them."""
+    """The rows, followed by those of photos that are not among them."""
     there = set(rows["image_id"].to_pylist())
     more = [
         {"image_id": row.image_id, "caption": row.caption, "score": row.score, "status": "ok"}
@@ -81,7 +80,7 @@ def _filters(table: TableFacts) -> str:
         f"{_range('score', 'Score', '0.1')}{_range('words', 'Words', '1')}"
         f'<label>Order<select id="order">{_options(_ORDERS)}</select></label>'
         '<button type="reset">Clear</button>'
-        '<p class="quiet" id="hint">Beginnings of words, of captions and of names; <kbd>-red</kbd> leaves out. '
+        '<p class="quiet" id="hint">Matches word beginnings in captions and names; <kbd>-red</kbd> excludes. '
         '<span class="keyboard">Keys: <kbd>/</kbd> search, arrows to move, <kbd>Enter</kbd> to open.</span></p></form>'
     )
 
@@ -98,22 +97,22 @@ def _range(name: str, title: str, step: str) -> str:
     )
 
 
-#: Where the script puts the rows that are asked for.
+#: Filled by the script with the matching rows.
 _LIST = (
     '<div id="list" class="panel" hidden><table><thead><tr><th></th><th>caption</th><th>name</th>'
     '<th class="number">score</th><th class="number">words</th></tr></thead><tbody></tbody></table></div>'
-    '<noscript><p class="quiet">Search and filters need a script, which does not run here.</p></noscript>'
+    '<noscript><p class="quiet">Search and filters need JavaScript, which does not run here.</p></noscript>'
 )
 
 
 def _bar(table: TableFacts) -> str:
-    """What is shown of what was found."""
+    """The bar above the results: views, count and pages."""
     searched = table.searched.num_rows
     note = ""
     if searched < table.rows:
         note = (
-            f'<p class="quiet">Search looks through {searched:,} of the {table.rows:,} rows, drawn at random; '
-            "figures and charts are of all.</p>"
+            f'<p class="quiet">Search covers {searched:,} of the {table.rows:,} rows, drawn at random; '
+            "figures and charts cover all.</p>"
         )
     return (
         f'{note}<div id="bar" class="bar" hidden><div class="views" role="group" aria-label="View">'
@@ -126,7 +125,7 @@ def _bar(table: TableFacts) -> str:
 
 
 def _card() -> str:
-    """One row, large."""
+    """The dialog that shows one row enlarged."""
     return (
         '<dialog id="card" aria-labelledby="card-text"><div class="picture"><p></p></div>'
         '<div class="card-text"><p id="card-text"></p><dl></dl><div class="others"></div><p class="card-buttons">'
@@ -151,7 +150,7 @@ def _photo(row: PhotoRow, thumbnail: Thumbnail | None, number: int | None = None
 
 
 def picture(alt: str, thumbnail: Thumbnail | None) -> str:
-    """A thumbnail, or why there is none."""
+    """A thumbnail, or the reason why there is none."""
     if thumbnail is None or not thumbnail.data_uri:
         reason = escape(thumbnail.reason if thumbnail else "")
         return f'<div class="picture"><p>No thumbnail. {reason}</p></div>'

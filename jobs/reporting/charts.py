@@ -1,6 +1,6 @@
-"""Small charts as inline SVG: bars of a histogram, and a curve over time.
+"""Small charts as inline SVG: histograms, and curves over time.
 
-Colours come from the page's CSS, so charts follow light and dark. Knows numbers and labels only.
+Colours come from the page's CSS, so charts follow its light and dark themes.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +16,9 @@ _WIDEST_BAR = 40
 def histogram(
     data: Histogram, *, label: str, axis: str, bin_text: Callable[[float, float], str], picks: str = ""
 ) -> str:
-    """Bars of `data`. `label` is what a screen reader says, `bin_text(start, stop)` names a bin.
+    """A bar chart of `data`. `label` is for screen readers, `bin_text(start, stop)` names a bin.
 
-    `picks` names what the page's script filters by when a bar is chosen.
+    `picks` names the filter that the page's script sets when a bar is clicked.
     """
     if not data.counts:
         return _nothing()
@@ -48,7 +48,7 @@ def histogram(
 
 
 def curve(points: Sequence[tuple[float, float]], *, label: str, axis: str, x_text: Callable[[float], str]) -> str:
-    """An area under `points` of (x, y), x from 0 and growing, as steps that end at each x."""
+    """The area under `points` (x, y), x ascending from 0, as steps that end at each x."""
     if not points:
         return _nothing()
     top = _round_up(max(y for _, y in points))
@@ -75,7 +75,7 @@ def stacked(
     axis: str,
     x_text: Callable[[float], str],
 ) -> str:
-    """Areas upon each other under `points` of (x, a value a name), as steps that end at each x, and what is which."""
+    """Stacked areas with a legend; `points` are (x, one value per name), drawn as steps that end at each x."""
     if not points or not names:
         return _nothing()
     top = _round_up(max(sum(values) for _, values in points))
@@ -114,7 +114,7 @@ def _frame(shapes: Sequence[str], ticks: Sequence[tuple[float, str]], top: float
         for y, value in ((_TOP, top), (middle, top / 2), (base, 0))
     )
     marks = "".join(
-        # A text in the middle of the right end would be cut off.
+        # A label centred on the right end would be cut off.
         f'<text x="{min(x, _WIDTH - 1):.1f}" y="{base + 15}" '
         f'text-anchor="{"end" if x >= _WIDTH - _RIGHT - 1 and len(text) > 4 else "middle"}">{escape(text)}</text>'
         for x, text in ticks
@@ -130,7 +130,7 @@ def _nothing() -> str:
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 3, 4, 5, 6, 8 × a power of ten: a top whose half is short to write."""
+    """The next of 1, 2, 3, 4, 5, 6, 8 × a power of ten, so that the axis labels at the top and the middle are short."""
     if value <= 0:
         return 1.0
     power = 1.0

@@ -1,7 +1,6 @@
-"""The report as one HTML page that needs nothing else: no font, no library, no file beside it.
+"""The report as one self-contained HTML page.
 
-Turns facts into text. Whatever comes from an archive or a model is escaped; the page's own
-policy forbids it to load anything. Knows nothing of where the facts come from.
+Everything that comes from an archive or a model is escaped, and the page's policy forbids it to load anything.
 """
 
 import shlex
@@ -16,15 +15,15 @@ from jobs.reporting.browse import browse, browse_data
 from jobs.reporting.charts import curve, histogram, stacked
 from jobs.reporting.photos import Thumbnail
 from jobs.reporting.table import ErrorClass, TableFacts
-from jobs.reporting.tally import Alike, Frequent
-from jobs.reporting.times import Rate
+from jobs.reporting.tally import NearDuplicates, TopTexts
+from jobs.reporting.throughput import Rate
 
 _SCRIPT = Path(__file__).with_suffix(".js")
 
 
 @dataclass(frozen=True)
 class PageFacts:
-    """Everything that the page shows."""
+    """The content of the page."""
 
     output: str
     table: TableFacts
@@ -33,9 +32,9 @@ class PageFacts:
     summary: Mapping[str, Any]
     """`summary.json`, empty when the run has none yet."""
     settings: str
-    """The run's settings as YAML, empty when not known."""
+    """The run's settings as YAML, empty when unknown."""
     about: Sequence[tuple[str, str]]
-    """What else is known of the run: names and values."""
+    """Further facts about the run: names and values."""
     complete: bool
     """Whether every indexed image has its row."""
 
@@ -55,10 +54,12 @@ def _head(facts: PageFacts, name: str) -> str:
         links.append(("errors", "Errors"))
     links.append(("numbers", "Scores and lengths"))
     if facts.table.captions.top:
-        links.append(("frequent", "What is said most"))
+        links.append(("frequent", "Most frequent"))
     links += [("speed", "Speed"), ("settings", "Settings")]
     models = ", ".join(facts.table.models) or "no model"
-    unfinished = "" if facts.complete else '<p class="bad">This run is not finished: the page shows what is done.</p>'
+    unfinished = (
+        "" if facts.complete else '<p class="bad">This run is not finished: the page shows what is done so far.</p>'
+    )
     return (
         f'<header><h1>Captions of {escape(name)}</h1><p class="quiet">{escape(facts.output)} · {escape(models)}</p>'
         f"{unfinished}<nav>" + "".join(f'<a href="#{anchor}">{text}</a>' for anchor, text in links) + "</nav></header>"
@@ -86,10 +87,10 @@ def _errors(facts: PageFacts) -> str:
         return ""
     again = f"python -m jobs retry {shlex.quote(facts.output)}"
     classes = "".join(_error_class(error, again) for error in facts.table.errors)
-    every = f"<p>All of them again:</p>{command_block(again)}" if len(facts.table.errors) > 1 else ""
+    every = f"<p>Retry all of them:</p>{command_block(again)}" if len(facts.table.errors) > 1 else ""
     return (
         f'<section id="errors"><h2>Errors</h2><p class="quiet">{facts.table.failed:,} of {facts.table.rows:,} images '
-        f'have no caption. Their rows say why.</p>{every}<div class="panels">{classes}</div></section>'
+        f'have no caption. Their rows give the reason.</p>{every}<div class="panels">{classes}</div></section>'
     )
 
 
@@ -143,34 +144,35 @@ def _frequent(facts: PageFacts) -> str:
         for word, count in words.top
     )
     return (
-        '<section id="frequent"><h2>What is said most</h2><div class="panels"><div class="panel"><h3>Captions</h3>'
+        '<section id="frequent"><h2>Most frequent</h2><div class="panels"><div class="panel"><h3>Captions</h3>'
         f'<p class="quiet">{_repeats(captions, facts.table.captioned)}</p><table>'
         f'<tr><th>caption</th><th class="number">images</th></tr>{rows}</table></div><div class="panel stack">'
-        '<div><h3>Words</h3><p class="quiet">Small words are left out.</p>'
-        f'<ul class="words">{items}</ul></div>{_alike(facts.table.alike, captions.exact)}</div></div></section>'
+        '<div><h3>Words</h3><p class="quiet">Without stop words.</p>'
+        f'<ul class="words">{items}</ul></div>{_near_duplicates(facts.table.near_duplicates, captions.exact)}</div>'
+        "</div></section>"
     )
 
 
-def _repeats(captions: Frequent, total: int) -> str:
+def _repeats(captions: TopTexts, total: int) -> str:
     if not captions.exact:
-        return f"Over {captions.distinct:,} different ones; counts of rare ones may be too low."
-    return f"{captions.distinct:,} different ones for {total:,} images ({100 * captions.distinct / total:.0f}%)."
+        return f"Over {captions.distinct:,} different captions; counts of rare ones may be too low."
+    return f"{captions.distinct:,} different captions for {total:,} images ({100 * captions.distinct / total:.0f}%)."
 
 
-def _alike(alike: Alike, exact: bool) -> str:
-    if not alike.top:
+def _near_duplicates(found: NearDuplicates, exact: bool) -> str:
+    if not found.top:
         return ""
-    groups = "".join(_alike_group(group.images, group.captions, group.shown) for group in alike.top)
+    groups = "".join(_near_duplicate_group(group.images, group.captions, group.shown) for group in found.top)
     among = "" if exact else " among the more frequent ones"
     return (
-        '<div><h3>Near-identical captions</h3><p class="quiet">The same words, but for their order, small words '
-        f"and punctuation: {alike.groups:,} group{'' if alike.groups == 1 else 's'} with {alike.images:,} "
+        '<div><h3>Near-identical captions</h3><p class="quiet">The same words, ignoring order, stop words '
+        f"and punctuation: {found.groups:,} group{'' if found.groups == 1 else 's'} with {found.images:,} "
         f"images{among}.</p>"
         f'<ul class="alike">{groups}</ul></div>'
     )
 
 
-def _alike_group(images: int, captions: int, shown: Sequence[tuple[str, int]]) -> str:
+def _near_duplicate_group(images: int, captions: int, shown: Sequence[tuple[str, int]]) -> str:
     lines = "".join(f"<li>{escape(text)} <small>{count:,}</small></li>" for text, count in shown)
     more = f'<li class="quiet">and {captions - len(shown):,} more</li>' if captions > len(shown) else ""
     return f"<li><small>{images:,} images</small><ul>{lines}{more}</ul></li>"
@@ -186,7 +188,7 @@ def _speed(facts: PageFacts) -> str:
     note = ""
     if facts.rate.pauses:
         times = "once" if facts.rate.pauses == 1 else f"{facts.rate.pauses} times"
-        note = f'<p class="quiet">The run stood still {times}; that time is left out.</p>'
+        note = f'<p class="quiet">The run paused {times}; that time is left out.</p>'
     stages = facts.summary.get("stages")
     table = _stages(stages) if isinstance(stages, Mapping) and stages else ""
     panel = f'<div class="panel"><h3>Images a second</h3>{note}{chart}</div>{_busy(facts.rate)}'
@@ -194,7 +196,7 @@ def _speed(facts: PageFacts) -> str:
 
 
 def _busy(rate: Rate) -> str:
-    """How many workers each stage kept busy over time, where the event log tells."""
+    """How many workers each stage kept busy over time, where the event log has it."""
     names = list(dict.fromkeys(name for point in rate.points for name in point.busy))
     if not names:
         return ""
@@ -217,7 +219,7 @@ def _stages(stages: Mapping[str, Any]) -> str:
         for name, value in seconds.items()
     )
     return (
-        '<div class="panel"><h3>Where the time went</h3><p class="quiet">Busy seconds of all workers together, in the '
+        '<div class="panel"><h3>Where the time went</h3><p class="quiet">Busy time of all workers together, in the '
         'last run.</p><table><tr><th>stage</th><th class="number">time</th><th class="number">share</th></tr>'
         f"{rows}</table></div>"
     )

@@ -1,6 +1,6 @@
-"""Thumbnails for the report: a row's image fetched again, decoded as it was, made small.
+"""Thumbnails for reports: fetches a row's image again, decodes it as the run did, and scales it down.
 
-Knows where a run's images are; knows nothing of pages. A photo that has moved gives a reason.
+A photo that cannot be fetched gives a thumbnail with the reason instead.
 """
 
 import base64
@@ -21,7 +21,7 @@ from captioning.run.layout import RunLayout
 from captioning.run.sources import Entry
 from captioning.storage import StorageSettings
 
-#: Pixels of a thumbnail's longer side, for about 150 points on a sharp screen.
+#: Pixels of a thumbnail's longer side, for about 150 points on a high-resolution screen.
 _SIDE = 320
 _QUALITY = 72
 _THREADS = 8
@@ -37,8 +37,8 @@ class Thumbnail:
     reason: str = ""
 
 
-class Shown(Protocol):
-    """A row whose image is shown."""
+class ImageRow(Protocol):
+    """The fields of a row that locate its image."""
 
     @property
     def image_id(self) -> str: ...
@@ -48,7 +48,7 @@ class Shown(Protocol):
     def size_bytes(self) -> int | None: ...
 
 
-def thumbnails(layout: RunLayout, rows: Sequence[Shown], storage: StorageSettings) -> dict[str, Thumbnail]:
+def thumbnails(layout: RunLayout, rows: Sequence[ImageRow], storage: StorageSettings) -> dict[str, Thumbnail]:
     """A `Thumbnail` for the image of each row, by its `image_id`. Never raises for one image."""
     by_id = {row.image_id: row for row in rows}
     entries = _entries(layout, by_id)
@@ -57,8 +57,8 @@ def thumbnails(layout: RunLayout, rows: Sequence[Shown], storage: StorageSetting
         return {entry.image_id: thumbnail for entry, thumbnail in zip(entries, made, strict=True)}
 
 
-def _entries(layout: RunLayout, rows: Mapping[str, Shown]) -> list[Entry]:
-    """Where the rows' images are. Only an image in a tar or a table needs the index, for its place."""
+def _entries(layout: RunLayout, rows: Mapping[str, ImageRow]) -> list[Entry]:
+    """Where the rows' images are. Only images in tars and tables need the index, for their position."""
     plain = [row for row in rows.values() if "#" not in row.uri]
     entries = [Entry(image_id=row.image_id, uri=row.uri, size_bytes=row.size_bytes) for row in plain]
     wanted = rows.keys() - {row.image_id for row in plain}

@@ -1,6 +1,6 @@
-"""Rows drawn evenly from a long table in one pass, and packed small enough to travel within a page.
+"""Samples rows uniformly from a long table in one pass, and packs them compactly into a page.
 
-Memory is bounded by the number drawn. Knows the columns it takes; nothing of how a page shows them.
+Memory is bounded by the size of the sample.
 """
 
 import base64
@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 
 from captioning.redaction import without_secrets
 
-#: What is kept of a drawn row.
+#: The columns that are kept of a row.
 COLUMNS = ("image_id", "caption", "score", "status", "error_class", "error_message")
 
 
 class RowSample:
-    """Draws `limit` of the rows that are added, each as likely as any other, all where there are no more."""
+    """A uniform random sample of `limit` of the added rows, or all of them if there are no more."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        # Of its own: what is drawn does not depend on what else draws.
+        # Its own generator: the sample does not depend on other random draws.
         self._random = np.random.default_rng(1)
         self._pieces: list[pa.Table] = []
         self._keys: list[NDArray[np.float64]] = []
@@ -34,7 +34,7 @@ class RowSample:
         self._bound = np.inf
 
     def add(self, rows: pa.Table) -> None:
-        """Take some of these rows, which have `COLUMNS`."""
+        """Offer rows, which have `COLUMNS`, to the sample."""
         keys = self._random.random(rows.num_rows)
         low = np.flatnonzero(keys < self._bound)
         if not self._limit or not len(low):
@@ -46,7 +46,7 @@ class RowSample:
             self._shrink()
 
     def table(self) -> pa.Table:
-        """The drawn rows, in the order in which they came."""
+        """The sampled rows, in the order in which they were added."""
         if self._held > self._limit:
             self._shrink()
         empty = pa.schema([(name, pa.float32() if name == "score" else pa.string()) for name in COLUMNS]).empty_table()
@@ -61,16 +61,16 @@ class RowSample:
 
 
 def pack(columns: dict[str, Any]) -> str:
-    """Plain values as base64 of gzip of JSON: text that no markup can be in. The same values give the same text."""
+    """Plain values as base64 of gzipped JSON, which cannot contain markup. The same values give the same text."""
     data = json.dumps(columns, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
     return base64.b64encode(gzip.compress(data, compresslevel=9, mtime=0)).decode()
 
 
 def row_columns(rows: pa.Table) -> dict[str, Any]:
-    """The rows as plain lists, one item a row: what the page's script reads.
+    """The rows as plain lists, one item per row, for the page's script.
 
     `ids`; `texts`, the caption or the error's message; `scores` in thousandths, None for an error;
-    `errors`, a place in `classes`, -1 for a caption. No credentials are in them.
+    `errors`, an index into `classes`, -1 for a caption. Credentials are removed.
     """
     good = pc.equal(rows["status"], "ok")
     text = pc.if_else(good, rows["caption"], rows["error_message"])
@@ -82,16 +82,16 @@ def row_columns(rows: pa.Table) -> dict[str, Any]:
     classes = sorted({name for name in names if name is not None})
     places = {name: place for place, name in enumerate(classes)}
     return {
-        "ids": cleaned(rows["image_id"].to_pylist()),
-        "texts": cleaned([value or "" for value in text.to_pylist()]),
+        "ids": redact_texts(rows["image_id"].to_pylist()),
+        "texts": redact_texts([value or "" for value in text.to_pylist()]),
         "scores": scores,
         "errors": [-1 if name is None else places[name] for name in names],
-        "classes": cleaned(classes),
+        "classes": redact_texts(classes),
     }
 
 
-def cleaned(texts: Sequence[str]) -> list[str]:
-    """Texts `without_secrets`."""
-    # No secret reaches over a line's end, and hardly ever is there one: look at all at once first.
+def redact_texts(texts: Sequence[str]) -> list[str]:
+    """The texts without credentials."""
+    # Secrets do not span lines and are rare, so check all texts at once first.
     joined = "\n".join(texts)
     return list(texts) if without_secrets(joined) == joined else [without_secrets(text) for text in texts]

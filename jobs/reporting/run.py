@@ -1,7 +1,4 @@
-"""One self-contained HTML page about a caption run, written.
-
-Puts together what the modules beside it find and draw. Needs no model and no Ray.
-"""
+"""Writes the report: one self-contained HTML page about a caption run. Needs no model and no Ray."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -21,14 +18,14 @@ from jobs.driving.storage import recorded_storage
 from jobs.reporting.page import PageFacts, page
 from jobs.reporting.photos import thumbnails
 from jobs.reporting.table import read_run, table_files
-from jobs.reporting.times import rate_over_time
+from jobs.reporting.throughput import rate_over_time
 
-#: How many photos the page shows at most: a thumbnail is about 15 kB.
+#: Most photos on the page: a thumbnail is about 15 kB.
 MAX_PHOTOS = 200
-#: How many rows the page can search through: some 30 bytes each.
+#: Most rows that the page can search: some 30 bytes each.
 MAX_ROWS = 100_000
-#: How many of the lowest scores are shown beside a drawn sample.
-_LEAST_SURE = 12
+#: How many rows with the lowest scores are shown in addition to a sample.
+_LEAST_CONFIDENT = 12
 
 
 @settings
@@ -36,14 +33,14 @@ class ReportSettings:
     """How a run is reported."""
 
     max_photos: Annotated[int, Ge(0)] = MAX_PHOTOS
-    """Photos in the gallery at most; of a larger run, so many are drawn at random."""
+    """Photos in the gallery at most; of a larger run, a random sample of this size."""
     storage: StorageSettings | None = None
     """How the run and its images are reached; the images by default as the run reached them."""
 
 
 @dataclass(frozen=True)
 class ReportFacts:
-    """What was written: where, and how much is in it."""
+    """Where the page was written, and what is on it."""
 
     file: Location
     images: int
@@ -59,11 +56,11 @@ class ReportFacts:
 def write_report(
     output: Location, file: Location, *, max_photos: int = MAX_PHOTOS, storage: StorageSettings | None = None
 ) -> ReportFacts:
-    """Write the page about the run in `output` to `file`, and say what is on it.
+    """Write the page about the run in `output` to `file`, and return what is on it.
 
-    `storage` says how the images are reached; without it as the run did. An unfinished run is
-    reported as far as it is done. Raises `UsageError` where there is no run, or no place for the
-    page, and `StorageError`.
+    `storage` sets how the images are reached; by default as the run did. An unfinished run is
+    reported as far as it is done. Raises `UsageError` where there is no run or `file` is a folder,
+    and `StorageError`.
     """
     layout = RunLayout(output)
     record = RunRecord.read(layout)
@@ -73,10 +70,10 @@ def write_report(
         raise UsageError(f"There is no caption run in {output}. Give the OUTPUT of `caption`.")
     if file.is_dir():
         raise UsageError(f"The page cannot be written to {file}, which is a folder. Give a file, such as report.html.")
-    table = read_run(layout, sample=max_photos, least_sure=_LEAST_SURE, searched=MAX_ROWS)
+    table = read_run(layout, sample=max_photos, least_confident=_LEAST_CONFIDENT, searched=MAX_ROWS)
     if table.captioned <= max_photos:
-        table = table.without_least_sure()
-    shown = [*table.sample, *table.least_sure]
+        table = table.without_least_confident()
+    shown = [*table.sample, *table.least_confident]
     pictures = thumbnails(layout, shown, storage or recorded_storage(record))
     text = page(
         PageFacts(
@@ -96,7 +93,7 @@ def write_report(
 
 
 def _about(record: RunRecord) -> list[tuple[str, str]]:
-    """What tells this run from others, for people: names and values."""
+    """What identifies this run: names and values, for people."""
     facts = [("archive", ", ".join(record.inputs)), ("begun", record.created), ("fingerprint", record.fingerprint)]
     facts += [(f"--{name}", str(value)) for name, value in record.selection.items()]
     return [*facts, ("versions", ", ".join(f"{name} {version}" for name, version in record.versions.items()))]

@@ -1,7 +1,6 @@
-"""One pass over a caption table: counts, distributions, and which rows the report shows.
+"""Scans a caption table once for counts, distributions and the rows that the report shows.
 
-Memory is bounded whatever the table's size. Knows the table's columns; knows nothing of pages,
-pictures or how the table was made.
+Memory is bounded whatever the table's size.
 """
 
 from collections import Counter
@@ -19,7 +18,7 @@ from captioning.errors import StorageError
 from captioning.run.layout import RunLayout
 from captioning.storage import Location
 from jobs.reporting.rows import RowSample
-from jobs.reporting.tally import SMALL_WORDS, Alike, Frequent, Tally
+from jobs.reporting.tally import SMALL_WORDS, NearDuplicates, Tally, TopTexts
 
 _COLUMNS = [
     *("image_id", "uri", "caption", "score", "alternatives", "status", "error_class", "error_message"),
@@ -27,7 +26,7 @@ _COLUMNS = [
 ]
 _BATCH_ROWS = 16_384
 
-#: Mean log-probabilities below this are counted at it.
+#: Lower mean log-probabilities are counted as this one.
 _LOWEST_SCORE, _SCORE_STEP = -8.0, 0.05
 _MOST_WORDS = 60
 _EXAMPLES_A_CLASS = 10
@@ -50,7 +49,7 @@ class PhotoRow:
 
 @dataclass(frozen=True)
 class ErrorClass:
-    """The rows of one error class: their number, and (image_id, message) of the first of them."""
+    """The rows of one error class: their number, and (image_id, message) of the first ones."""
 
     name: str
     count: int
@@ -59,7 +58,7 @@ class ErrorClass:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of `len(counts)` bins of width `step`, the first of which begins at `start`."""
+    """Counts per bin; bins are `step` wide, and the first one begins at `start`."""
 
     start: float
     step: float
@@ -80,15 +79,15 @@ class TableFacts:
     errors: tuple[ErrorClass, ...]
     scores: Histogram
     lengths: Histogram
-    captions: Frequent
-    words: Frequent
-    alike: Alike
+    captions: TopTexts
+    words: TopTexts
+    near_duplicates: NearDuplicates
     models: tuple[str, ...]
     size_bytes: int
     sample: tuple[PhotoRow, ...]
-    least_sure: tuple[PhotoRow, ...]
+    least_confident: tuple[PhotoRow, ...]
     searched: pa.Table
-    """Rows of `rows.COLUMNS` to search in: all, or so many drawn evenly, in their order."""
+    """Rows of `rows.COLUMNS` to search: all, or a uniform sample, in order."""
 
     @property
     def failed(self) -> int:
@@ -100,45 +99,45 @@ class TableFacts:
         """The number of rows."""
         return self.captioned + self.failed
 
-    def without_least_sure(self) -> "TableFacts":
-        """The same without the rows of the lowest scores: for a page that shows every row."""
-        return replace(self, least_sure=())
+    def without_least_confident(self) -> "TableFacts":
+        """A copy without the rows of the lowest scores, for a page that shows every row."""
+        return replace(self, least_confident=())
 
 
 def table_files(layout: RunLayout) -> list[Location]:
-    """The files that hold a run's rows, each row in one of them: parts, and staged shards in no part yet."""
-    # Staged files are listed first: what is folded in between is then seen in its part.
+    """The files that hold a run's rows: parts, and staged shards that are in no part yet. No row is in two of them."""
+    # Staged files are listed first: a shard folded in between is then found in its part.
     staged = layout.staged_numbers()
     parts = layout.parts()
     staged = [number for number in staged if not any(number in part.numbers for part in parts)]
     return [layout.part(part) for part in parts] + [layout.staged(number) for number in staged]
 
 
-def read_run(layout: RunLayout, *, sample: int, least_sure: int, searched: int) -> TableFacts:
-    """`read_table` of a run that may be at work: begins again when a staged file was folded meanwhile."""
+def read_run(layout: RunLayout, *, sample: int, least_confident: int, searched: int) -> TableFacts:
+    """`read_table` of a run that may be at work: retries when a staged file was folded meanwhile."""
     for _ in range(_ATTEMPTS - 1):
         try:
-            return read_table(table_files(layout), sample=sample, least_sure=least_sure, searched=searched)
+            return read_table(table_files(layout), sample=sample, least_confident=least_confident, searched=searched)
         except StorageError as error:
             if error.error_class != "missing":
                 raise
-    return read_table(table_files(layout), sample=sample, least_sure=least_sure, searched=searched)
+    return read_table(table_files(layout), sample=sample, least_confident=least_confident, searched=searched)
 
 
-def read_table(files: Iterable[Location], *, sample: int, least_sure: int, searched: int) -> TableFacts:
+def read_table(files: Iterable[Location], *, sample: int, least_confident: int, searched: int) -> TableFacts:
     """Read the table's files once.
 
-    `sample` captioned rows are drawn to be shown, `searched` rows of any kind to be searched, evenly
-    and the same ones for the same files; `least_sure` have the lowest scores.
+    Draws `sample` captioned rows to show and `searched` rows of any kind to search, uniformly, and the
+    same ones for the same files; `least_confident` is the number of rows with the lowest scores.
     """
-    reading = _Reading(sample, least_sure, searched)
+    reading = _TableScan(sample, least_confident, searched)
     for batch in table_batches(files, _COLUMNS):
         reading.add(batch)
     return reading.facts()
 
 
 def table_batches(files: Iterable[Location], columns: Sequence[str]) -> Iterator[pa.Table]:
-    """These columns of the table's files, some rows at a time. Raises `StorageError`."""
+    """These columns of the table's files, in batches of rows. Raises `StorageError`."""
     for file in files:
         with file.open_read() as stream:
             try:
@@ -149,8 +148,8 @@ def table_batches(files: Iterable[Location], columns: Sequence[str]) -> Iterator
                 raise StorageError("storage", f"{file} is damaged: {error}. `verify` says more.") from error
 
 
-class _Chosen:
-    """The rows with the smallest keys, in the order in which they came."""
+class _SmallestKeys:
+    """Keeps the `number` rows with the smallest keys."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -173,10 +172,10 @@ class _Chosen:
         return tuple(photo for _, _, photo in self._rows)
 
 
-class _Reading:
-    def __init__(self, sample: int, least_sure: int, searched: int) -> None:
+class _TableScan:
+    def __init__(self, sample: int, least_confident: int, searched: int) -> None:
         self._random = np.random.default_rng(0)
-        self._sample, self._least_sure = _Chosen(sample), _Chosen(least_sure)
+        self._sample, self._least_confident = _SmallestKeys(sample), _SmallestKeys(least_confident)
         self._searched = RowSample(searched)
         self._errors: Counter[str] = Counter()
         self._examples: dict[str, list[tuple[str, str]]] = {}
@@ -206,7 +205,7 @@ class _Reading:
         self._captioned += rows.num_rows
         scores = rows["score"].to_numpy().astype(np.float64)
         words = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(rows["caption"]))
-        # Splitting nothing gives one empty word.
+        # Splitting an empty text gives one empty word.
         lengths = np.where(pc.equal(rows["caption"], "").to_numpy(), 0, pc.list_value_length(words).to_numpy())
         steps = np.floor((np.nan_to_num(scores, nan=_LOWEST_SCORE) - _LOWEST_SCORE) / _SCORE_STEP)
         bins = np.clip(steps, 0, len(self._scores) - 1).astype(np.int64)
@@ -217,7 +216,7 @@ class _Reading:
         self._captions.add(rows["caption"])
         self._words.add(pc.utf8_trim(pc.utf8_lower(pc.list_flatten(words)), characters=".,;:!?\"'()"))
         self._sample.add(rows, self._random.random(rows.num_rows))
-        self._least_sure.add(rows, scores)
+        self._least_confident.add(rows, scores)
 
     def facts(self) -> TableFacts:
         number = max(self._captioned, 1)
@@ -229,11 +228,11 @@ class _Reading:
             lengths=_trimmed(self._lengths, 0, 1, self._length_sum / number),
             captions=self._captions.result(20),
             words=self._words.result(40, SMALL_WORDS),
-            alike=self._captions.alike(15),
+            near_duplicates=self._captions.near_duplicates(15),
             models=tuple(name for name, _ in self._models.result(5).top),
             size_bytes=self._bytes,
             sample=self._sample.in_order(),
-            least_sure=self._least_sure.by_key(),
+            least_confident=self._least_confident.by_key(),
             searched=self._searched.table(),
         )
 
@@ -253,7 +252,7 @@ def _photo(row: dict[str, Any]) -> PhotoRow:
 
 
 def _trimmed(counts: NDArray[np.int64], start: float, step: float, mean: float, most: int = 48) -> Histogram:
-    """The range of bins that holds values, neighbours added up until there are at most `most` bins."""
+    """The range of non-empty bins, with neighbours merged until there are at most `most`."""
     filled = np.flatnonzero(counts)
     if not len(filled):
         return Histogram(start, step, (), 0.0)

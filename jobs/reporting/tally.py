@@ -1,7 +1,4 @@
-"""The most frequent texts of a long stream, and captions that say the same in other words, in bounded memory.
-
-Knows texts and counts only.
-"""
+"""The most frequent texts of a long stream, and near-identical captions among them, in bounded memory."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -15,7 +12,7 @@ from captioning.data.words import split_words
 _TALLY_LIMIT = 400_000
 _VARIANTS_SHOWN = 4
 
-#: Words too common to say anything about the pictures.
+#: Stop words: too common to say anything about the pictures.
 SMALL_WORDS = frozenset(
     {"a", "an", "the", "this", "that", "there", "some"}
     | {"and", "or", "as", "while", "who", "with", "without", "of"}
@@ -26,7 +23,7 @@ SMALL_WORDS = frozenset(
 
 
 @dataclass(frozen=True)
-class Frequent:
+class TopTexts:
     """The most frequent texts with their counts; `distinct` is a lower bound when `exact` is False."""
 
     top: tuple[tuple[str, int], ...]
@@ -35,10 +32,10 @@ class Frequent:
 
 
 @dataclass(frozen=True)
-class AlikeGroup:
-    """Different captions with the same words, small ones and order aside.
+class NearDuplicateGroup:
+    """Different captions with the same words, ignoring stop words and order.
 
-    `images` have one of its `captions` (a number); `shown` are the most frequent of these, each with its images.
+    `captions` and `images` are numbers; `shown` has the most frequent captions with their numbers of images.
     """
 
     images: int
@@ -47,16 +44,16 @@ class AlikeGroup:
 
 
 @dataclass(frozen=True)
-class Alike:
-    """The groups of most images, and how many `groups`, and `images` in them, there are in all."""
+class NearDuplicates:
+    """The largest groups, and the total number of `groups` and of `images` in them."""
 
-    top: tuple[AlikeGroup, ...]
+    top: tuple[NearDuplicateGroup, ...]
     groups: int
     images: int
 
 
 class Tally:
-    """Counts of texts: rare ones are forgotten when there are too many."""
+    """Counts texts; rare ones are dropped when there are too many."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -64,7 +61,7 @@ class Tally:
         self._exact = True
 
     def add(self, texts: Any) -> None:
-        """Count a column of texts (N,); empty ones are passed over."""
+        """Count a column of texts (N,), except empty ones."""
         self.update({found["values"]: found["counts"] for found in pc.value_counts(texts).to_pylist()})
 
     def update(self, counts: Mapping[str | None, int]) -> None:
@@ -76,14 +73,14 @@ class Tally:
             self._distinct, self._exact = max(self._distinct, len(self._counts)), False
             self._counts = Counter(dict(self._counts.most_common(_TALLY_LIMIT // 2)))
 
-    def result(self, number: int, without: frozenset[str] = frozenset()) -> Frequent:
-        """The `number` most frequent ones, those in `without` left out."""
+    def result(self, number: int, without: frozenset[str] = frozenset()) -> TopTexts:
+        """The `number` most frequent texts, except those in `without`."""
         kept = ((text, count) for text, count in self._counts.items() if text not in without)
         top = sorted(kept, key=lambda item: (-item[1], item[0]))[:number]
-        return Frequent(tuple(top), max(self._distinct, len(self._counts)), self._exact)
+        return TopTexts(tuple(top), max(self._distinct, len(self._counts)), self._exact)
 
-    def alike(self, number: int) -> Alike:
-        """The `number` groups of most images among the captions that are counted."""
+    def near_duplicates(self, number: int) -> NearDuplicates:
+        """The `number` largest groups among the counted captions, by images."""
         groups: defaultdict[str, list[str]] = defaultdict(list)
         for text in self._counts:
             groups[content_words(text)].append(text)
@@ -91,9 +88,11 @@ class Tally:
         for words, texts in groups.items():
             if words and len(texts) > 1:
                 counted = sorted(((text, self._counts[text]) for text in texts), key=lambda item: (-item[1], item[0]))
-                found.append(AlikeGroup(sum(n for _, n in counted), len(texts), tuple(counted[:_VARIANTS_SHOWN])))
+                found.append(
+                    NearDuplicateGroup(sum(n for _, n in counted), len(texts), tuple(counted[:_VARIANTS_SHOWN]))
+                )
         found.sort(key=lambda group: (-group.images, group.shown))
-        return Alike(tuple(found[:number]), len(found), sum(group.images for group in found))
+        return NearDuplicates(tuple(found[:number]), len(found), sum(group.images for group in found))
 
     def counts(self) -> Mapping[str, int]:
         """The counts that are kept."""
@@ -101,5 +100,5 @@ class Tally:
 
 
 def content_words(text: str) -> str:
-    """A caption's words without small ones and punctuation, each once, sorted: equal for captions that are alike."""
+    """A caption's distinct words, sorted, without stop words and punctuation; equal for near-identical captions."""
     return " ".join(sorted(set(split_words(text)) - SMALL_WORDS - {",", "."}))

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from captioning.storage import StorageSettings
 from jobs.__main__ import app
 from jobs.diagnosis import all_checks, machine_checks, package_checks, storage_checks
-from jobs.diagnosis.child import Child
+from jobs.diagnosis.check_process import CheckProcess
 from jobs.gpus import Gpu, parse_gpu
 from tests.jobs.archive import write_photos
 
@@ -36,9 +36,9 @@ def test_all_is_well_here_and_a_missing_input_is_not(tmp_path: Path, tiny_captio
 
 
 def test_a_captioner_that_is_not_there_is_told_with_what_to_do() -> None:
-    child = Child("jobs.diagnosis.torch_checks", {"model": "no-such-captioner", "settings": {}})
+    child = CheckProcess("jobs.diagnosis.torch_checks", {"model": "no-such-captioner", "settings": {}})
     found = list(child.findings(("torch", "torchvision", "cuda", "captioner"), seconds=120))
-    child.end()
+    child.stop()
     assert found[-1].state == "fail"
     assert "no-such-captioner" in found[-1].text
     assert "--model" in found[-1].todo
@@ -48,13 +48,13 @@ def test_a_process_that_dies_or_hangs_is_a_finding(tmp_path: Path, monkeypatch: 
     (tmp_path / "dies.py").write_text("import os\nos.abort()\n")
     (tmp_path / "hangs.py").write_text("import time\ntime.sleep(600)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    died, hung = Child("dies", {}), Child("hangs", {})
+    died, hung = CheckProcess("dies", {}), CheckProcess("hangs", {})
     try:
         assert "SIGABRT" in only(died.findings(("torch",), seconds=60)).text
         assert "No answer" in only(hung.findings(("ray",), seconds=0.2)).text
     finally:
-        died.end()
-        hung.end()
+        died.stop()
+        hung.stop()
 
 
 def test_a_check_that_fails_stops_no_other() -> None:
@@ -62,7 +62,7 @@ def test_a_check_that_fails_stops_no_other() -> None:
         raise ZeroDivisionError("oh")
         yield
 
-    assert "ZeroDivisionError" in only(all_checks._guarded("disk", broken)).text
+    assert "ZeroDivisionError" in only(all_checks._safely("disk", broken)).text
 
 
 def test_bounds_of_a_container_are_seen(tmp_path: Path) -> None:

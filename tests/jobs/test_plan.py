@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from captioning.run.segment import entries_to_table
 from captioning.run.sources import Entry
 from jobs.__main__ import app
-from jobs.planning.sample import draw
+from jobs.planning.sample import draw_sample
 from tests.jobs.archive import encode, picture, write_photos
 
 
@@ -109,8 +109,8 @@ def test_what_caption_would_refuse_is_refused(tmp_path: Path, plan, monkeypatch:
 def test_a_sample_is_from_all_over_and_always_the_same() -> None:
     entries = [Entry(f"{number:06d}.jpg", f"/a/{number:06d}.jpg", 1000 + number % 7) for number in range(30_000)]
     tables = [entries_to_table(entries[start : start + 700]) for start in range(0, 30_000, 700)]
-    found = draw(tables, 2000)
-    assert draw(tables, 2000) == found
+    found = draw_sample(tables, 2000)
+    assert draw_sample(tables, 2000) == found
     assert (found.images, len(found.sample)) == (30_000, 2000)
     assert found.bytes_total == sum(entry.size_bytes or 0 for entry in entries)
     for first in (found.sample, found.sample[:500]):
@@ -124,5 +124,5 @@ def test_a_sample_is_from_all_over_and_always_the_same() -> None:
 
 def test_sizes_that_the_listing_does_not_tell_are_taken_as_the_others() -> None:
     entries = [Entry("a", "/a", 100), Entry("b", "/b", None), Entry("c", "/c", 300)]
-    assert draw([entries_to_table(entries)], 10).bytes_total == 600
-    assert draw([entries_to_table([Entry("b", "/b", None)])], 10).bytes_total is None
+    assert draw_sample([entries_to_table(entries)], 10).bytes_total == 600
+    assert draw_sample([entries_to_table([Entry("b", "/b", None)])], 10).bytes_total is None

@@ -5,12 +5,21 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.planning.forecast import Mark, Resources, advise, cost, enough, sample_shard_size, shares, steady
+from jobs.planning.forecast import (
+    Completion,
+    Resources,
+    advise,
+    cost,
+    long_enough,
+    sample_shard_size,
+    stage_shares,
+    steady_rate,
+)
 
 
 def made(
     shards: int, *, workers: int, startup: float, shard_seconds: float, size: int = 32, seed: int = 0
-) -> list[Mark]:
+) -> list[Completion]:
     """Marks of `workers` captioners that each take about `shard_seconds` a shard."""
     draw = random.Random(0)
     free = [startup + shard_seconds * number / workers for number in range(workers)]
@@ -19,14 +28,14 @@ def made(
         worker = min(range(workers), key=lambda at: free[at])
         free[worker] += shard_seconds * draw.uniform(0.9, 1.1)
         ends.append(free[worker])
-    return [Mark(end, 32 * (number + 1)) for number, end in enumerate(sorted(ends))]
+    return [Completion(end, 32 * (number + 1)) for number, end in enumerate(sorted(ends))]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 8, 64])
 @pytest.mark.parametrize("drained", [True, False])
 def test_rate_and_startup_are_told_apart(workers: int, drained: bool) -> None:
-    marks = made(12 * workers, workers=workers, startup=20, shard_seconds=2.0)
-    found = steady(marks, workers, drained=drained)
+    completions = made(12 * workers, workers=workers, startup=20, shard_seconds=2.0)
+    found = steady_rate(completions, workers, drained=drained)
     assert found.images_per_second == pytest.approx(16 * workers, rel=0.15)
     assert found.startup_seconds == pytest.approx(20, abs=2.5)
     assert not found.rough
@@ -36,25 +45,29 @@ def test_rate_and_startup_are_told_apart(workers: int, drained: bool) -> None:
 
 
 def test_a_tiny_sample_gives_a_rough_rate() -> None:
-    one = steady([Mark(10, 20)], 1, drained=True)
+    one = steady_rate([Completion(10, 20)], 1, drained=True)
     assert one.rough
     assert one.seconds(20) == pytest.approx(10)
-    assert steady([Mark(10, 8), Mark(11, 16), Mark(12, 24)], 3, drained=True).images_per_second == pytest.approx(8)
+    assert steady_rate(
+        [Completion(10, 8), Completion(11, 16), Completion(12, 24)], 3, drained=True
+    ).images_per_second == pytest.approx(8)
 
 
 def test_nothing_takes_no_time() -> None:
-    assert steady([Mark(10, 20)], 1, drained=True).seconds(0) == 0
+    assert steady_rate([Completion(10, 20)], 1, drained=True).seconds(0) == 0
 
 
 def test_a_sample_ends_when_it_has_told_enough() -> None:
-    marks = made(200, workers=2, startup=10, shard_seconds=2.0)
-    ended = next(number for number in range(1, 200) if enough(marks[:number], 2, 25))
-    assert 25 <= marks[ended - 1].seconds - marks[1].seconds < 29
-    assert not enough(marks[:5], 2, 0.1)
+    completions = made(200, workers=2, startup=10, shard_seconds=2.0)
+    ended = next(number for number in range(1, 200) if long_enough(completions[:number], 2, 25))
+    assert 25 <= completions[ended - 1].seconds - completions[1].seconds < 29
+    assert not long_enough(completions[:5], 2, 0.1)
 
 
 def test_cost_scales_with_nodes_and_price() -> None:
-    rate = steady([Mark(10, 100), Mark(20, 1100), Mark(30, 2100), Mark(40, 3100)], 1, drained=False)
+    rate = steady_rate(
+        [Completion(10, 100), Completion(20, 1100), Completion(30, 2100), Completion(40, 3100)], 1, drained=False
+    )
     assert rate.images_per_second == pytest.approx(100)
     price = cost(rate, 360_000, price_per_hour=2.0, nodes=3)
     assert price.archive == pytest.approx(6.0, rel=0.01)
@@ -62,8 +75,8 @@ def test_cost_scales_with_nodes_and_price() -> None:
 
 
 def test_shares_add_up() -> None:
-    assert shares({"fetch": 1.0, "model": 3.0}) == {"fetch": 0.25, "model": 0.75}
-    assert shares({"fetch": 0.0}) == {"fetch": 0.0}
+    assert stage_shares({"fetch": 1.0, "model": 3.0}) == {"fetch": 0.25, "model": 0.75}
+    assert stage_shares({"fetch": 0.0}) == {"fetch": 0.0}
 
 
 def test_shards_of_the_sample_are_enough_for_a_rate() -> None:
@@ -79,7 +92,7 @@ GPU = Resources(cores=16, gpus=1, nodes=1, actors=1, decode_tasks=16, batch_size
 
 
 def test_a_faster_batch_size_is_advised_when_it_matters() -> None:
-    rate = steady([Mark(10, 100), Mark(20, 200), Mark(30, 300)], 1, drained=False)
+    rate = steady_rate([Completion(10, 100), Completion(20, 200), Completion(30, 300)], 1, drained=False)
     stages = {"fetch": 1.0, "decode": 10.0, "model": 90.0, "write": 1.0}
     faster = advise(CPU, stages, 1000, rate, {16: 10.0, 32: 11.0, 64: 14.0})
     assert faster.batch_size == 64
@@ -88,7 +101,7 @@ def test_a_faster_batch_size_is_advised_when_it_matters() -> None:
 
 
 def test_a_gpu_that_waits_is_told() -> None:
-    rate = steady([Mark(10, 1000), Mark(11, 2000), Mark(12, 3000)], 1, drained=False)
+    rate = steady_rate([Completion(10, 1000), Completion(11, 2000), Completion(12, 3000)], 1, drained=False)
     starved = {"fetch": 10.0, "decode": 150.0, "model": 4.0, "write": 1.0}
     [line] = advise(GPU, starved, 10_000, rate, {}).lines
     assert "about 40 CPU cores" in line
@@ -99,7 +112,7 @@ def test_a_gpu_that_waits_is_told() -> None:
 
 
 def test_slow_storage_is_told() -> None:
-    rate = steady([Mark(10, 100), Mark(20, 200), Mark(30, 300)], 1, drained=False)
+    rate = steady_rate([Completion(10, 100), Completion(20, 200), Completion(30, 300)], 1, drained=False)
     slow = advise(CPU, {"fetch": 100.0, "decode": 1.0, "model": 50.0}, 100, rate, {})
     assert slow.decode_tasks == 4
     # Without Ray there is no such setting.

@@ -1,6 +1,6 @@
 import pytest
 
-from jobs.reporting.times import rate_over_time
+from jobs.reporting.throughput import rate_over_time
 
 
 def at(seconds: float, images: int | None = None, event: str = "shard") -> dict[str, object]:

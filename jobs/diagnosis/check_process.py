@@ -1,9 +1,9 @@
-"""A check in a process of its own, which tells its findings on stdout, a JSON line each.
+"""A check in a process of its own, which sends its findings as JSON lines on stdout.
 
-    Child("jobs.diagnosis.ray_checks", {…}).findings(("ray",), seconds=60)        here
-    tell = begin(); given = …                                           there
+    CheckProcess("jobs.diagnosis.ray_checks", {…}).findings(("ray",), seconds=60)     in this process
+    given, report = start_reporting()                                                 in the check's process
 
-What dies there of a broken library, or hangs, is a finding too. Knows nothing of what is checked.
+A check that crashes because of a broken library, or hangs, is a finding too.
 """
 
 import json
@@ -21,15 +21,15 @@ from typing import Any
 
 from jobs.diagnosis.all_checks import Finding
 
-#: Seconds that a process has to end by itself.
+#: Seconds between SIGTERM and SIGKILL.
 _END_SECONDS = 5.0
 
 
-class Child:
-    """`python -m MODULE` at work; it is given `values`, plain ones."""
+class CheckProcess:
+    """Runs `python -m MODULE`, with JSON `values` as its input."""
 
     def __init__(self, module: str, values: Mapping[str, Any]) -> None:
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `stop`
         self._process = subprocess.Popen(
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
@@ -45,7 +45,7 @@ class Child:
         threading.Thread(target=self._read, daemon=True).start()
 
     def findings(self, names: Sequence[str], *, seconds: float) -> Iterator[Finding]:
-        """Its findings, which are of these names in this order, for so long at most."""
+        """Its findings, expected under these names in this order, for at most `seconds`."""
         until = time.monotonic() + seconds
         at = 0
         while True:
@@ -56,7 +56,7 @@ class Child:
                 return
             if line is None:
                 break
-            finding = Finding.of(json.loads(line))
+            finding = Finding.from_dict(json.loads(line))
             if finding.name in names:
                 at = names.index(finding.name) + 1
             yield finding
@@ -65,8 +65,8 @@ class Child:
             name = names[min(at, len(names) - 1)]
             yield Finding(name, "fail", f"The process that looked {_ending(code)}. {self._last_words()}".rstrip())
 
-    def end(self) -> None:
-        """End the process, whatever it is at."""
+    def stop(self) -> None:
+        """Stop the process if it is still running."""
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -89,16 +89,16 @@ class Child:
         return lines[-1][:300] if lines else ""
 
 
-def begin() -> tuple[dict[str, Any], Callable[[Finding], None]]:
-    """In the process: what it was given, and how it tells a finding. Whatever else is printed goes to stderr."""
+def start_reporting() -> tuple[dict[str, Any], Callable[[Finding], None]]:
+    """In the check's process: its input, and a function that sends a finding. Other output goes to stderr."""
     given: dict[str, Any] = json.loads(sys.stdin.read() or "{}")
     findings = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
-    def tell(finding: Finding) -> None:
+    def report(finding: Finding) -> None:
         print(json.dumps(finding.to_dict()), file=findings, flush=True)
 
-    return given, tell
+    return given, report
 
 
 def _ending(code: int) -> str:
