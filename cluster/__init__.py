@@ -1,6 +1,6 @@
-"""Where jobs run: a verb of `jobs` submitted to a Ray cluster over HTTP, watched and stopped from anywhere.
+"""Submits a verb of `jobs` to a Ray cluster over HTTP, and watches and stops it from anywhere.
 
     python -m cluster submit --address http://HEAD:8265 -- caption s3://bucket/photos -o s3://bucket/captions
 
-`start.sh` and `start.py` run on the cluster; the other modules on the machine of whoever submits, without Ray.
+`start.sh` and `start.py` run on the cluster; the other modules run on the submitting machine, without Ray.
 """

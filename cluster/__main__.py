@@ -1,7 +1,4 @@
-"""The command line: `python -m cluster submit|status|logs|stop|list`.
-
-Knows the commands' names; what they do is a module each.
-"""
+"""The command line: `python -m cluster submit|status|logs|stop|list`, each a module."""
 
 import os
 from typing import Annotated
@@ -22,13 +19,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Run verbs of `python -m jobs` on a Ray cluster, from anywhere that reaches its dashboard.",
-    epilog="Exit codes of submit and logs -f are the job's: 0 done, 1 unfinished, 2 wrong usage, 130 interrupted or "
-    "stopped. 1 is also: no cluster answers; 2: it does not let one in, or knows no such job.",
+    epilog="submit and logs -f exit with the job's code: 0 done, 1 unfinished, 2 wrong usage, 130 interrupted or "
+    "stopped. 1 also means that no cluster answers; 2 that it denies access, or knows no such job.",
 )
 
-#: What follows VERB is the verb's, with or without `--`.
-_OF_THE_VERB = {"allow_interspersed_args": False}
-app.command(name="submit", no_args_is_help=True, context_settings=_OF_THE_VERB)(guard(submit))
+#: Everything after VERB belongs to the verb, with or without `--`.
+_PASS_THROUGH = {"allow_interspersed_args": False}
+app.command(name="submit", no_args_is_help=True, context_settings=_PASS_THROUGH)(guard(submit))
 app.command(name="status", no_args_is_help=True)(guard(status))
 app.command(name="logs", no_args_is_help=True)(guard(logs))
 app.command(name="stop", no_args_is_help=True)(guard(stop))

@@ -1,7 +1,4 @@
-"""The address of a cluster's Jobs API, from what a person or the environment says.
-
-Knows how addresses are written, and asks nobody.
-"""
+"""The address of a cluster's Jobs API, from `--address` or the environment. Nothing is contacted."""
 
 import os
 import re
@@ -10,17 +7,17 @@ from urllib.parse import urlsplit
 from captioning.errors import UsageError
 
 DEFAULT = "http://127.0.0.1:8265"
-#: In this order, after `--address`.
+#: Read in this order, after `--address`.
 VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-#: The port of Ray's dashboard, which serves the Jobs API too, and that of its control store (GCS), which does not.
+#: The ports of Ray's dashboard, which also serves the Jobs API, and of its control store (GCS), which does not.
 _DASHBOARD, _CONTROL = 8265, 6379
 
 
 def find_address(given: str | None) -> str:
-    """`http://HOST:PORT` of the cluster: as given, else of the environment, else of this machine.
+    """`http://HOST:PORT` of the cluster: as given, else from the environment, else this machine.
 
-    RAY_ADDRESS names the control store in the environment of a node; the Jobs API is taken to be at
-    the dashboard's port of the same host. Raises `UsageError`.
+    On a node, RAY_ADDRESS names the control store; the Jobs API is then assumed at the dashboard's
+    port of the same host. Raises `UsageError`.
     """
     if given is not None:
         return normalise(given, "--address")
@@ -32,7 +29,7 @@ def find_address(given: str | None) -> str:
 
 
 def normalise(text: str, where: str) -> str:
-    """An address as `http(s)://HOST:PORT[/PATH]`. Raises `UsageError`, naming `where` it was given."""
+    """Normalise an address to `http(s)://HOST:PORT[/PATH]`. Raises `UsageError`, which names `where` it was given."""
     text = text.strip()
     if text in ("auto", "local"):
         return DEFAULT

@@ -1,6 +1,6 @@
-"""What the commands of `python -m cluster` share: the option for the address, and the lines that say what to do next.
+"""Shared by the commands of `python -m cluster`: the address option, and hints at what to do next.
 
-Imports nothing that `--help` would wait for.
+Imports nothing slow, since `--help` would wait for it.
 """
 
 import shlex
@@ -23,25 +23,25 @@ AddressOption = Annotated[
         show_default=False,
     ),
 ]
-IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The job, as `submit` and `list` name it.")]
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The job's id, as printed by `submit` and `list`.")]
 
 
 def connect(address: str | None) -> "JobsApi":
-    """The Jobs API that the options and the environment name; nobody is asked yet. Raises `UsageError`."""
+    """The Jobs API at the address from the options or the environment, not contacted yet. Raises `UsageError`."""
     from cluster.address import find_address
+    from cluster.credentials import find_credentials
     from cluster.jobs_api import JobsApi
-    from cluster.login import find_login
 
-    return JobsApi(find_address(address), find_login())
+    return JobsApi(find_address(address), find_credentials())
 
 
 def command(words: str, address: str | None) -> str:
-    """A command of this program to give next, with the address as it was given."""
+    """A command to suggest, with the address that was given."""
     return f"python -m cluster {words}" + (f" --address {shlex.quote(without_secrets(address))}" if address else "")
 
 
-def hints(job_id: str, address: str | None) -> str:
-    """How to look after a job, a line each."""
+def job_hints(job_id: str, address: str | None) -> str:
+    """How to watch and stop a job, one command per line."""
     return "\n".join(
         (
             f"  watch it:  {command(f'logs -f {job_id}', address)}",
@@ -51,6 +51,6 @@ def hints(job_id: str, address: str | None) -> str:
     )
 
 
-def tell(text: str) -> None:
-    """A line for the person, apart from what the job prints."""
+def print_message(text: str) -> None:
+    """Print a message on stderr, apart from the job's output."""
     print(without_secrets(text), file=sys.stderr, flush=True)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # drain.sh ADDRESS SECONDS WHY: tell the Ray cluster at ADDRESS that this machine goes away in SECONDS.
 #
-# Ray then starts nothing more here, and the machine finishes what it has begun, for as long as it is there. Whatever it
-# does not finish runs elsewhere. Used when a cloud takes a spot machine back, and before Kubernetes deletes a pod.
+# Ray then starts nothing more here. Until it goes, the machine finishes what it has begun; what it does not finish runs
+# elsewhere. Used when a cloud reclaims a spot machine, and before Kubernetes deletes a pod.
 set -uo pipefail
 
 if [[ $# != 3 ]]; then
@@ -10,7 +10,7 @@ if [[ $# != 3 ]]; then
     exit 2
 fi
 
-node_ids() { # the ids of the Ray nodes of this machine: their raylets carry them on their command lines
+node_ids() { # the ids of this machine's Ray nodes, from their raylets' command lines
     local line
     for line in /proc/[0-9]*/cmdline; do
         tr '\0' '\n' <"$line" 2>/dev/null | sed -n '1{/\/raylet$/!q};s/^--node_id=//p'

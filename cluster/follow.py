@@ -1,7 +1,4 @@
-"""A job's log, followed to its end over a connection that may drop; then the job as it ended.
-
-Knows the Jobs API, nothing of what is in a log.
-"""
+"""Follows a job's log to its end, over a connection that may drop."""
 
 import asyncio
 import os
@@ -15,12 +12,12 @@ from captioning.errors import CaptioningError, UnfinishedError
 from cluster.job import Job
 from cluster.jobs_api import JobsApi, UnreachableError
 
-#: Seconds without a connection after which it is given up.
+#: Seconds without a connection before giving up.
 GIVE_UP = 900.0
-#: Seconds between two questions whether the connection stands; half of it is the time to answer, for a busy head.
+#: WebSocket ping interval in seconds; half of it is the time to answer, enough for a busy head.
 _HEARTBEAT = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
-#: A job that waits longer than this to be started is told of.
+#: Seconds that a job may wait for its start before a message says so.
 _PATIENCE = 8.0
 
 
@@ -28,29 +25,29 @@ def follow(
     api: JobsApi,
     job_id: str,
     write: Callable[[str], None],
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
     *,
     give_up: float = GIVE_UP,
 ) -> Job:
-    """Give all that a job has written and writes to `write`, each character once; the job, when it is over.
+    """Pass a job's whole output to `write`, each character once, until the job ends; returns the job.
 
-    A lost connection is made again, with a line to `tell`. Raises `NoJobError`, `UsageError` where one is not let
-    in, and `UnfinishedError` when there has been no connection for `give_up` seconds.
+    A lost connection is restored, with a message to `notify`. Raises `NoJobError`, `UsageError` where access is
+    denied, and `UnfinishedError` when there has been no connection for `give_up` seconds.
     """
-    log = _Log(api, job_id, write)
+    log = _LogTail(api, job_id, write)
     lost: float | None = None
     pause, fruitless = _FIRST_PAUSE, 0
     while True:
         before, problem = log.seen, f"The connection to {api.shown} was lost."
         try:
-            _wait_for_start(api, job_id, tell)
+            _wait_for_start(api, job_id, notify)
             clean = asyncio.run(log.read())
             job = api.job(job_id)
         except UnreachableError as error:
             clean, problem = False, str(error)
         else:
             fruitless = 0 if log.seen > before else fruitless + 1
-            # A log that the cluster cannot send to its end must not keep the end of the job from being told.
+            # Report the job's end even if the cluster cannot send its whole log.
             if job.over and (clean or fruitless > 2):
                 return job
         if clean or log.seen > before:
@@ -58,15 +55,15 @@ def follow(
         if not clean:
             if lost is None:
                 lost = time.monotonic()
-                tell(f"The connection to {api.shown} was lost; trying again. The job goes on meanwhile.")
+                notify(f"The connection to {api.shown} was lost; trying again. The job goes on meanwhile.")
             elif time.monotonic() - lost > give_up:
                 raise UnfinishedError(f"{problem} The job {job_id} may be going on; look again later.")
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def _wait_for_start(api: JobsApi, job_id: str, tell: Callable[[str], None]) -> Job:
-    """The job once it runs or is over. There is no log before."""
+def _wait_for_start(api: JobsApi, job_id: str, notify: Callable[[str], None]) -> Job:
+    """Wait until the job runs or has ended; there is no log before."""
     began, told = time.monotonic(), False
     while True:
         job = api.job(job_id)
@@ -74,23 +71,23 @@ def _wait_for_start(api: JobsApi, job_id: str, tell: Callable[[str], None]) -> J
             return job
         if not told and time.monotonic() - began > _PATIENCE:
             told = True
-            tell(f"Job {job_id} waits to be started: {job.reason()}")
+            notify(f"Job {job_id} waits to be started: {job.reason()}")
         time.sleep(0.5)
 
 
-class _Log:
-    """What has been read of a job's log: the cluster sends it from the beginning on every connection."""
+class _LogTail:
+    """Reads a job's log, which the cluster sends from the beginning on every connection, and skips what was seen."""
 
     def __init__(self, api: JobsApi, job_id: str, write: Callable[[str], None]) -> None:
         self._api, self._id, self._write = api, job_id, write
         self.seen = 0
 
     async def read(self) -> bool:
-        """Read until the connection ends; whether the cluster ended it, having sent all."""
+        """Read until the connection ends; returns whether the cluster closed it after sending everything."""
         passed = 0
         try:
             async with (
-                aiohttp.ClientSession(headers=self._api.login.headers(), trust_env=True) as session,
+                aiohttp.ClientSession(headers=self._api.credentials.headers(), trust_env=True) as session,
                 session.ws_connect(
                     self._api.tail_address(self._id),
                     heartbeat=_HEARTBEAT,
@@ -108,7 +105,7 @@ class _Log:
                             self._write(fresh)
                 return socket.close_code == aiohttp.WSCloseCode.OK
         except aiohttp.WSServerHandshakeError as error:
-            refused = self._api.refused(error.status)
+            refused = self._api.auth_error(error.status)
             if refused is not None:
                 raise refused from None
             if error.status < 500:
@@ -124,6 +121,6 @@ class _Log:
 
 
 def _certificates() -> ssl.SSLContext | bool:
-    """The authorities that `requests` trusts too."""
+    """The certificate authorities that `requests` trusts too."""
     bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
     return ssl.create_default_context(cafile=bundle) if bundle and os.path.isfile(bundle) else True

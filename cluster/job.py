@@ -1,7 +1,4 @@
-"""A submitted job as the cluster tells of it: its state, its exit code, and what that means.
-
-Knows Ray's words for states, nothing of HTTP and of what the job does.
-"""
+"""A submitted job as the cluster reports it: its state, its exit code, and what they mean."""
 
 import signal
 import time
@@ -15,30 +12,30 @@ from jobs.cli import OK, UNFINISHED
 from jobs.interrupts import INTERRUPTED
 from jobs.progress import duration
 
-#: Ray sends SIGKILL so many seconds after SIGTERM, unless the job's environment says otherwise.
+#: The variable, and Ray's default, for the seconds between SIGTERM and SIGKILL when a job is stopped.
 STOP_WAIT_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
 _RAY_STOP_WAIT = 3
 
-_WORDS = {
+_STATE_TEXTS = {
     "PENDING": "waiting to start",
     "RUNNING": "running",
     "STOPPED": "stopped",
     "SUCCEEDED": "succeeded",
     "FAILED": "failed",
 }
-#: What to do about failures that are Ray's, not the job's.
+#: What to do about failures of Ray rather than of the job.
 _ADVICE = {
     "RUNTIME_ENV_SETUP_FAILURE": "The job's environment could not be made: see what --pip and --requirements ask for.",
     "JOB_SUPERVISOR_ACTOR_START_TIMEOUT": "The head was too busy, or had no memory left, to start it: submit it again.",
     "JOB_SUPERVISOR_ACTOR_DIED": "The head node may have run out of memory, or was lost. Submit the same again: "
     "it goes on where it was.",
 }
-_AGAIN = "Submit the same again: it goes on where it was."
+_RESUBMIT = "Submit the same again: it goes on where it was."
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job of a cluster. Times are seconds since 1970; `exit_code` is None until its process ended by itself."""
+    """A job of a cluster. Times are Unix timestamps; `exit_code` is None unless its process ended by itself."""
 
     id: str
     state: str
@@ -51,8 +48,8 @@ class Job:
     stop_wait: int = _RAY_STOP_WAIT
 
     @classmethod
-    def of(cls, details: Mapping[str, Any]) -> "Job":
-        """The job of a JobDetails object of Ray's REST API."""
+    def from_details(cls, details: Mapping[str, Any]) -> "Job":
+        """A job from a JobDetails object of Ray's REST API."""
         metadata = details.get("metadata") or {}
         variables = (details.get("runtime_env") or {}).get("env_vars") or {}
         command = str(metadata.get("captioning_command") or details.get("entrypoint") or "")
@@ -70,20 +67,20 @@ class Job:
 
     @property
     def over(self) -> bool:
-        """Whether its state can change no more."""
+        """Whether its state is final."""
         return self.state in ("STOPPED", "SUCCEEDED", "FAILED")
 
     @property
-    def word(self) -> str:
-        """Its state as people say it."""
-        return _WORDS.get(self.state, self.state.lower())
+    def state_text(self) -> str:
+        """Its state in words."""
+        return _STATE_TEXTS.get(self.state, self.state.lower())
 
     @property
     def code(self) -> int | None:
-        """The exit code that stands for its end, as of any verb; None while it goes on.
+        """The exit code for its outcome, with the meaning of any verb's; None while it runs.
 
-        Its own where it ended by itself, 130 where it was stopped. 1 where it was killed, or ended before its
-        process did: it is unfinished, and can be submitted again.
+        Its own where it ended by itself, 130 where it was stopped. 1 where it was killed, or failed without an exit
+        code: it is unfinished, and can be submitted again.
         """
         if not self.over:
             return None
@@ -93,40 +90,40 @@ class Job:
             return OK
         return self.exit_code if self.exit_code is not None and 0 < self.exit_code < 256 else UNFINISHED
 
-    def ending(self) -> str:
-        """How it ended and what to do next, in a sentence or a few; what its own log says is not repeated."""
+    def outcome(self) -> str:
+        """How it ended and what to do next, in a few sentences, without repeating its log."""
         if self.state == "SUCCEEDED":
             return f"Job {self.id} succeeded{self._took()}."
         if self.state == "STOPPED":
-            return f"Job {self.id} was stopped{self._took()}. {_AGAIN}"
+            return f"Job {self.id} was stopped{self._took()}. {_RESUBMIT}"
         if self.exit_code is None:
-            advice = _ADVICE.get(self.error_type or "", _AGAIN)
+            advice = _ADVICE.get(self.error_type or "", _RESUBMIT)
             return f"Job {self.id} failed: {self.reason() or 'the cluster does not say why.'}\n{advice}"
         if self.exit_code < 0:
             number = -self.exit_code
             name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
             why = " Often the head node ran out of memory." if name == "SIGKILL" else ""
-            return f"Job {self.id} was killed by {name}{self._took()}.{why} {_AGAIN}"
+            return f"Job {self.id} was killed by {name}{self._took()}.{why} {_RESUBMIT}"
         return f"Job {self.id} ended with exit code {self.exit_code}{self._took()}."
 
     def reason(self) -> str:
-        """What Ray says of a failure that is not the job's own, at most some lines of it."""
+        """Ray's message about the job's state, shortened."""
         text = without_secrets(self.message).strip()
         return text if len(text) <= 2000 else f"{text[:500]}\n…\n{text[-1400:]}"
 
-    def lasted(self, now: float | None = None) -> str:
-        """How long it has been going on, or took."""
+    def elapsed(self, now: float | None = None) -> str:
+        """How long it has been running, or took."""
         if self.started is None:
             return "?"
         until = self.ended if self.ended is not None else (time.time() if now is None else now)
         return duration(max(0.0, until - self.started))
 
     def _took(self) -> str:
-        return f" after {self.lasted()}" if self.started is not None and self.ended is not None else ""
+        return f" after {self.elapsed()}" if self.started is not None and self.ended is not None else ""
 
 
-def moment(seconds: float | None) -> str:
-    """A time of day on this machine's clock, `2026-11-26 15:04:05`."""
+def local_time(seconds: float | None) -> str:
+    """A timestamp in this machine's time zone: `2026-11-26 15:04:05`."""
     return "?" if seconds is None else datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
 
 

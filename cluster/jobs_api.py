@@ -1,9 +1,9 @@
-"""Ray's Jobs API, called over HTTP: packages, jobs, logs, each with time limits and errors that say what to do.
+"""A client of Ray's Jobs API: packages, jobs and logs over HTTP, with time limits and errors that say what to do.
 
-    api = JobsApi("http://HOST:8265", login);   api.submit(…);   api.job("caption-…").state
+    api = JobsApi("http://HOST:8265", credentials);   api.submit(…);   api.job("caption-…").state
 
-Ray's own client is not used: it takes RAY_ADDRESS over what it is given, waits minutes for a host that
-does not answer, and starts a good part of Ray. Knows nothing of what is submitted.
+Ray's own client is not used: it prefers RAY_ADDRESS to the address it is given, waits minutes for a host that
+does not answer, and starts a good part of Ray.
 """
 
 import re
@@ -15,16 +15,16 @@ import requests
 
 from captioning.errors import CaptioningError, UnfinishedError, UsageError
 from captioning.redaction import without_secrets
+from cluster.credentials import Credentials
 from cluster.job import Job
-from cluster.login import Login
 
-#: Seconds to reach the head, and to wait for its next byte.
+#: Connect and read timeouts in seconds.
 _CONNECT, _READ = 5.0, 60.0
 _SHOWN = 1500
 
 
 class UnreachableError(UnfinishedError):
-    """Nobody answers at the address, or the connection was lost."""
+    """Nothing answers at the address, or the connection was lost."""
 
 
 class NoJobError(UsageError):
@@ -32,17 +32,17 @@ class NoJobError(UsageError):
 
 
 class JobsApi:
-    """The Jobs API at one address. Every method raises `UnreachableError`, or `UsageError` where one is not let in.
+    """The Jobs API at one address. Every method raises `UnreachableError`, or `UsageError` where access is denied.
 
-    `secrets` are texts that are cut out of whatever the cluster answers before it is shown.
+    `secrets` are texts to remove from the cluster's answers before they are shown.
     """
 
-    def __init__(self, address: str, login: Login) -> None:
+    def __init__(self, address: str, credentials: Credentials) -> None:
         self.address = address
-        self.login = login
-        self.secrets: list[str] = list(login.secrets())
+        self.credentials = credentials
+        self.secrets: list[str] = list(credentials.secrets())
         self._session = requests.Session()
-        self._session.auth = _Headers(login)
+        self._session.auth = _Headers(credentials)
 
     @property
     def shown(self) -> str:
@@ -50,8 +50,8 @@ class JobsApi:
         return without_secrets(self.address)
 
     def versions(self) -> tuple[str, str | None]:
-        """Ray's version, and Python's where the cluster tells it."""
-        answer = self._ask("GET", "/api/version")
+        """Ray's version, and Python's if the cluster reports it."""
+        answer = self._checked_request("GET", "/api/version")
         ray = _mapping(answer).get("ray_version")
         if not isinstance(ray, str):
             raise self._no_cluster()
@@ -69,7 +69,7 @@ class JobsApi:
         return version if isinstance(version, str) else None
 
     def has_package(self, name: str) -> bool:
-        """Whether the cluster holds a package of that name; if so, it keeps it for minutes, at least."""
+        """Whether the cluster has a package of that name; if so, it keeps it for some minutes at least."""
         answer = self._request("GET", f"/api/packages/gcs/{quote(name, safe='')}")
         if answer.status_code == 404:
             return False
@@ -77,14 +77,14 @@ class JobsApi:
         return True
 
     def upload(self, name: str, content: IO[bytes]) -> None:
-        """Put a package there. `content` is read as it is sent."""
+        """Upload a package. `content` is streamed."""
         answer = self._request("PUT", f"/api/packages/gcs/{quote(name, safe='')}", data=content)
         if answer.status_code == 413 or "Request Entity Too Large" in answer.text:
-            raise UsageError(f"The cluster at {self.shown} takes no package of this size. {self._said(answer)}")
+            raise UsageError(f"The cluster at {self.shown} takes no package of this size. {self._detail(answer)}")
         self._check(answer)
 
     def submit(self, job_id: str, entrypoint: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-        """Have the cluster run a command. An answer that is lost on the way makes no second job."""
+        """Have the cluster run a command. Retrying after a lost answer does not start a second job."""
         body = {
             "entrypoint": entrypoint,
             "submission_id": job_id,
@@ -94,7 +94,7 @@ class JobsApi:
         try:
             answer = self._request("POST", "/api/jobs/", json=body)
         except UnreachableError:
-            # The job may have been taken before the answer was lost.
+            # The job may have been accepted before the answer was lost.
             try:
                 self.job(job_id)
             except NoJobError:
@@ -105,48 +105,48 @@ class JobsApi:
 
     def job(self, job_id: str) -> Job:
         """One job. Raises `NoJobError`."""
-        return Job.of(self._told(self._of_job("GET", job_id)))
+        return Job.from_details(self._json_object(self._job_request("GET", job_id)))
 
     def jobs(self) -> list[Job]:
         """All submitted jobs that the cluster remembers, newest first."""
-        answer = self._ask("GET", "/api/jobs/")
+        answer = self._checked_request("GET", "/api/jobs/")
         listed = _json(answer)
         if not isinstance(listed, list):
             raise self._no_cluster()
-        found = [Job.of(each) for each in listed if each.get("type") == "SUBMISSION"]
+        found = [Job.from_details(each) for each in listed if each.get("type") == "SUBMISSION"]
         return sorted(found, key=lambda job: job.started or 0.0, reverse=True)
 
     def logs(self, job_id: str) -> str:
-        """All that a job has written so far. Raises `NoJobError`."""
-        return str(self._told(self._of_job("GET", job_id, "/logs")).get("logs") or "")
+        """A job's log so far. Raises `NoJobError`."""
+        return str(self._json_object(self._job_request("GET", job_id, "/logs")).get("logs") or "")
 
     def stop(self, job_id: str) -> bool:
-        """Ask a job to stop; whether there was something to stop. Raises `NoJobError`."""
-        return bool(self._told(self._of_job("POST", job_id, "/stop")).get("stopped"))
+        """Ask a job to stop; returns whether it was running. Raises `NoJobError`."""
+        return bool(self._json_object(self._job_request("POST", job_id, "/stop")).get("stopped"))
 
     def tail_address(self, job_id: str) -> str:
-        """Where a WebSocket follows a job's log, from its beginning."""
+        """The WebSocket address that streams a job's log from the beginning."""
         return f"ws{self.address.removeprefix('http')}/api/jobs/{quote(job_id, safe='')}/logs/tail"
 
-    def refused(self, status: int) -> UsageError | None:
-        """The error of an answer that says that one is not let in."""
+    def auth_error(self, status: int) -> UsageError | None:
+        """The error for a status of denied access, 401 or 403; None for any other."""
         if status not in (401, 403):
             return None
         places = "RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token"
-        if self.login.token is None:
+        if self.credentials.token is None:
             return UsageError(
                 f"The cluster at {self.shown} asks for a token, and there is none here (HTTP {status}). Put it into "
                 f"{places} (and leave RAY_AUTH_MODE unset, or token). On the head `ray get-auth-token` prints it; "
                 "with KubeRay it is in the secret of the cluster's name."
             )
         return UsageError(
-            f"The cluster at {self.shown} does not take the token of {self.login.source} (HTTP {status}). Is it the "
-            f"token of this cluster? On the head `ray get-auth-token` prints it. It is looked for in {places}, in "
+            f"The cluster at {self.shown} does not take the token of {self.credentials.source} (HTTP {status}). Is it "
+            f"the token of this cluster? On the head `ray get-auth-token` prints it. It is looked for in {places}, in "
             "this order."
         )
 
-    def hide(self, text: str) -> str:
-        """`text` without the secrets that were sent, and those that anybody would know for such."""
+    def redact(self, text: str) -> str:
+        """`text` without the secrets that were sent, and without anything that looks like a secret."""
         for secret in self.secrets:
             if len(secret) >= 4:
                 text = text.replace(secret, "***")
@@ -158,14 +158,14 @@ class JobsApi:
             "such as http://HOST:8265."
         )
 
-    def _told(self, answer: requests.Response) -> dict[str, Any]:
-        """The JSON object of an answer. Raises `UsageError` where it is none: a page to log in, say."""
+    def _json_object(self, answer: requests.Response) -> dict[str, Any]:
+        """The JSON object of an answer. Raises `UsageError` for anything else, such as a login page."""
         value = _json(answer)
         if not isinstance(value, dict):
             raise self._no_cluster()
         return value
 
-    def _of_job(self, method: str, job_id: str, rest: str = "") -> requests.Response:
+    def _job_request(self, method: str, job_id: str, rest: str = "") -> requests.Response:
         answer = self._request(method, f"/api/jobs/{quote(job_id, safe='')}{rest}")
         if answer.status_code == 404:
             raise NoJobError(
@@ -175,7 +175,7 @@ class JobsApi:
         self._check(answer)
         return answer
 
-    def _ask(self, method: str, path: str) -> requests.Response:
+    def _checked_request(self, method: str, path: str) -> requests.Response:
         answer = self._request(method, path)
         self._check(answer)
         return answer
@@ -200,7 +200,7 @@ class JobsApi:
             ) from None
         except requests.exceptions.RequestException as error:
             raise UsageError(f"{self.shown} cannot be asked: {self._reason(error)}.") from None
-        refused = self.refused(answer.status_code)
+        refused = self.auth_error(answer.status_code)
         if refused is not None:
             raise refused
         return answer
@@ -211,23 +211,23 @@ class JobsApi:
         if answer.status_code == 404 and "html" in answer.headers.get("content-type", ""):
             raise self._no_cluster()
         if answer.status_code in (502, 503, 504):
-            kind: type[CaptioningError] = UnreachableError  # a proxy, whose cluster does not answer
+            kind: type[CaptioningError] = UnreachableError  # from a proxy whose cluster does not answer
         else:
             kind = UsageError if answer.status_code < 500 else UnfinishedError
-        raise kind(f"The cluster at {self.shown} refused (HTTP {answer.status_code}). {self._said(answer)}")
+        raise kind(f"The cluster at {self.shown} refused (HTTP {answer.status_code}). {self._detail(answer)}")
 
-    def _said(self, answer: requests.Response) -> str:
-        """The end of what the cluster answered: of a traceback the line that matters."""
-        text = self.hide(answer.text).strip()
+    def _detail(self, answer: requests.Response) -> str:
+        """The end of the cluster's answer; of a traceback, the last line."""
+        text = self.redact(answer.text).strip()
         if "Traceback (most recent call last)" in text:
             text = text.splitlines()[-1]
         return f"It says: {text[-_SHOWN:]}" if text else "It does not say why."
 
     def _reason(self, error: Exception) -> str:
-        """The innermost reason of an error of `requests`, in a few words."""
+        """The reason of a `requests` error in a few words."""
         if isinstance(error, requests.exceptions.Timeout):
             return "no answer in time"
-        text = self.hide(str(error))
+        text = self.redact(str(error))
         for pattern, words in _REASONS:
             if re.search(pattern, text):
                 return words
@@ -244,24 +244,24 @@ _REASONS = (
 
 
 class _Headers(requests.auth.AuthBase):
-    """Sends what a `Login` says, and so keeps a `.netrc` from saying something else."""
+    """Sends the headers of `Credentials`; setting `auth` also keeps `requests` from using a `.netrc`."""
 
-    def __init__(self, login: Login) -> None:
-        self._login = login
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers.update(self._login.headers())
+        request.headers.update(self._credentials.headers())
         return request
 
 
 def _mapping(answer: requests.Response) -> dict[str, Any]:
-    """The JSON object of an answer; an empty one where it is none."""
+    """The JSON object of an answer, or an empty one."""
     value = _json(answer)
     return value if isinstance(value, dict) else {}
 
 
 def _json(answer: requests.Response) -> Any:
-    """What an answer holds as JSON; None where it is none."""
+    """The JSON of an answer, or None."""
     try:
         return answer.json()
     except ValueError:

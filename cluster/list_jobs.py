@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.cli import AddressOption, connect, tell
+from cluster.cli import AddressOption, connect, print_message
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from cluster.job import Job
 
 _COLOURS = {"RUNNING": "cyan", "SUCCEEDED": "green", "FAILED": "red", "STOPPED": "yellow"}
-#: Columns where the output is no terminal: nothing is cut off.
+#: The width outside a terminal, so that nothing is cut off.
 _WIDE = 400
 
 
 def list_jobs(
     most: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Show the newest N.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all as JSON instead.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all jobs as JSON instead.")] = False,
     address: AddressOption = None,
 ) -> None:
-    """List the jobs that a cluster remembers, newest first: since its head was started."""
+    """List a cluster's jobs since its head was started, newest first."""
     from rich.console import Console
 
     api = connect(address)
@@ -33,22 +33,22 @@ def list_jobs(
         print(json.dumps([status_json(job, {}) for job in found], indent=2))
         return
     if not found:
-        tell(f"The cluster at {api.shown} has no jobs.")
+        print_message(f"The cluster at {api.shown} has no jobs.")
         return
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDE)
-    console.print(table_of(found[:most]))
+    console.print(jobs_table(found[:most]))
     if len(found) > most:
-        tell(f"{len(found) - most:,} older ones are not shown; --limit {len(found)} shows all.")
+        print_message(f"{len(found) - most:,} older ones are not shown; --limit {len(found)} shows all.")
 
 
-def table_of(found: "list[Job]") -> "Table":
+def jobs_table(found: "list[Job]") -> "Table":
     """The jobs as a table."""
     from rich.table import Table
     from rich.text import Text
 
-    from cluster.job import moment
+    from cluster.job import local_time
 
     table = Table(box=None, pad_edge=False)
     for name in ("JOB", "STATE", "SUBMITTED", "TOOK"):
@@ -58,9 +58,9 @@ def table_of(found: "list[Job]") -> "Table":
     for job in found:
         table.add_row(
             Text(job.id),
-            Text(job.word, style=_COLOURS.get(job.state, "")),
-            moment(job.started),
-            job.lasted(),
+            Text(job.state_text, style=_COLOURS.get(job.state, "")),
+            local_time(job.started),
+            job.elapsed(),
             "" if job.code is None else str(job.code),
             Text(job.command),
         )

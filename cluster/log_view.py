@@ -1,7 +1,4 @@
-"""A job's log on a screen: as it is, but that in a terminal a line of progress takes the place of the one before.
-
-Knows what lines of progress look like, nothing of where they come from.
-"""
+"""Prints a job's log; in a terminal, each line of progress replaces the one before."""
 
 import re
 import shutil
@@ -15,7 +12,7 @@ _UP_AND_CLEAR = "\x1b[1A\x1b[2K"
 
 
 class LogView:
-    """Called with each piece of a log as it comes, writes it to `stream`."""
+    """Called with each piece of a log, writes it to `stream`."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -24,7 +21,7 @@ class LogView:
         self._last_was_progress = False
 
     def __call__(self, text: str) -> None:
-        """Show a piece of text, whole lines or not."""
+        """Show a piece of text, which may end within a line."""
         if not self._replaces:
             self._stream.write(without_secrets(text))
         else:
@@ -34,13 +31,13 @@ class LogView:
         self._stream.flush()
 
     def end(self) -> None:
-        """Show what no line end has followed."""
+        """Show a last line without a newline."""
         if self._rest:
             self._stream.write(f"{without_secrets(self._rest)}\n")
             self._rest = ""
 
     def _show(self, line: str) -> None:
-        # A line that the terminal has wrapped is more than one to go up by.
+        # A wrapped line would take more than one step up.
         progress = bool(PROGRESS.match(line)) and len(line) < shutil.get_terminal_size().columns
         if progress and self._last_was_progress:
             self._stream.write(_UP_AND_CLEAR)

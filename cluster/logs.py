@@ -1,4 +1,4 @@
-"""The command `logs`: what a job has written, and writes."""
+"""The command `logs`: prints or follows a job's log."""
 
 import sys
 from typing import Annotated
@@ -12,14 +12,14 @@ def logs(
     job: IdArgument,
     follow: Annotated[
         bool,
-        typer.Option("--follow", "-f", help="Go on until the job is over, and end with its exit code.", is_flag=True),
+        typer.Option("--follow", "-f", help="Follow the log until the job ends, and exit with its code.", is_flag=True),
     ] = False,
     address: AddressOption = None,
 ) -> None:
-    """Print what a job has written, from its beginning.
+    """Print a job's log from its beginning.
 
-    With -f this goes on until the job is over, and ends with its exit code.
-    A connection that is lost is made again. Ctrl-C ends this command only.
+    With -f, follow it until the job ends, and exit with the job's code. A
+    lost connection is restored. Ctrl-C ends this command only.
     """
     from captioning.redaction import without_secrets
 

@@ -1,10 +1,10 @@
-"""The checkout as a package that a cluster unpacks on its nodes: code, settings and the bundled captioners.
+"""Packs the checkout for the cluster's nodes: code, settings and the bundled captioners.
 
     package = collect(root, extra={"_submitted/mine.yaml": path})
     package.name    →  "_ray_pkg_<hash>.zip"     package.write(file)
 
-Named by what is in it, so what has not changed is not sent again. What stays behind is decided by
-names and contents alone: data, run outputs, builds, environments, caches, tests. Knows no cluster.
+The name is a hash of the content, so an unchanged package is not sent again. Data, run outputs, builds,
+environments, caches and tests are left out, as far as names and marker files show them.
 """
 
 import hashlib
@@ -19,18 +19,18 @@ from typing import IO
 
 from captioning.errors import UsageError
 
-#: The checkout that this file lies in.
+#: The checkout that contains this file.
 ROOT = Path(__file__).resolve().parent.parent
-#: Ray's dashboard takes no larger request (DASHBOARD_CLIENT_MAX_SIZE), and its store none above its message size.
+#: The largest request to Ray's dashboard (DASHBOARD_CLIENT_MAX_SIZE); its store also limits the message size.
 LIMIT = 100 * 1024**2
 LIMIT_VARIABLE = "RAY_max_grpc_message_size"
-#: All of these travel, but for caches.
+#: Packed as a whole, except for caches.
 _PACKAGES = ("captioning", "jobs", "cluster")
 _NO_FOLDERS = {"__pycache__", "node_modules", "venv", "env", "site-packages", "wandb", "mlruns"}
 _NO_FOLDERS_AT_THE_TOP = {"build", "dist", "tests"}
-#: A folder with one of these is an environment, training shards, a cache, or the output of a run.
-_SIGNS = ("pyvenv.cfg", "shards.json", "CACHEDIR.TAG", "_run")
-#: What images, archives of them, tables and weights end in. Nodes read them where INPUT and --model say.
+#: A folder with one of these is an environment, training shards, a cache, or the output of a run, and is skipped.
+_MARKERS = ("pyvenv.cfg", "shards.json", "CACHEDIR.TAG", "_run")
+#: Suffixes of data and weights, which nodes read from where INPUT and --model point.
 _DATA = {
     *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"),
     *(".tar", ".tgz", ".gz", ".zip", ".parquet", ".arrow", ".npy", ".npz", ".whl"),
@@ -43,7 +43,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Package:
-    """Files by the name they get, sorted; `size` is their sum in bytes, `name` that of the package."""
+    """`files` as sorted (name in the package, path); `size` is their total in bytes, `name` the package's name."""
 
     files: tuple[tuple[str, Path], ...]
     size: int
@@ -51,11 +51,11 @@ class Package:
 
     @property
     def uri(self) -> str:
-        """What a job's `working_dir` is."""
+        """The URI for a job's `working_dir`."""
         return f"gcs://{self.name}"
 
     def write(self, file: IO[bytes], limit: int | None = None) -> int:
-        """Write the zip; its size in bytes. Raises `UsageError`, naming the largest entries, above `limit`."""
+        """Write the zip and return its size in bytes. Above `limit`, raises `UsageError` naming the largest entries."""
         limit = upload_limit() if limit is None else limit
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
             for name, path in self.files:
@@ -73,7 +73,7 @@ class Package:
         return size
 
     def too_large(self, limit: int) -> UsageError:
-        """The error that says what makes the package large."""
+        """The error that names the largest entries."""
         sizes: Counter[str] = Counter()
         for name, path in self.files:
             parts = name.split("/")
@@ -88,8 +88,8 @@ class Package:
 
 
 def collect(root: Path = ROOT, extra: Mapping[str, Path] | None = None) -> Package:
-    """The package of the checkout at `root`, with files from elsewhere under the names that `extra` gives them."""
-    found = {path.relative_to(root).as_posix(): path for path in _travelling(root)}
+    """The package of the checkout at `root`, plus the files of `extra` under its keys as names."""
+    found = {path.relative_to(root).as_posix(): path for path in _packaged_files(root)}
     found.update(extra or {})
     files = tuple(sorted(found.items()))
     sizes, digest = 0, hashlib.sha1()
@@ -101,13 +101,13 @@ def collect(root: Path = ROOT, extra: Mapping[str, Path] | None = None) -> Packa
     return Package(files, sizes, f"_ray_pkg_{digest.hexdigest()}.zip")
 
 
-def travels(path: Path, root: Path = ROOT) -> bool:
+def is_packaged(path: Path, root: Path = ROOT) -> bool:
     """Whether a file of the checkout is in its package."""
-    return path.resolve() in {each.resolve() for each in _travelling(root)}
+    return path.resolve() in {each.resolve() for each in _packaged_files(root)}
 
 
 def upload_limit() -> int:
-    """The largest package that a cluster takes, in bytes: less where Ray is told so."""
+    """The largest package that a cluster accepts, in bytes."""
     try:
         return min(LIMIT, int(os.environ[LIMIT_VARIABLE]))
     except (KeyError, ValueError):
@@ -115,18 +115,18 @@ def upload_limit() -> int:
 
 
 def mebibytes(size: int) -> str:
-    """A size as people say it."""
+    """A size in MiB, for people."""
     return f"{size / 1024**2:,.1f} MiB"
 
 
-def _travelling(root: Path) -> Iterator[Path]:
-    """The files of the checkout that a job needs, in no order."""
-    known = _known_to_git(root)
+def _packaged_files(root: Path) -> Iterator[Path]:
+    """The files of the checkout that belong in its package, unordered."""
+    known = _git_files(root)
     for folder, folders, names in os.walk(root):
         here = Path(folder)
         inside = here.relative_to(root).parts
         ours = inside[:1] in {(name,) for name in _PACKAGES}
-        folders[:] = [name for name in folders if _is_entered(here / name, top=not inside, ours=ours)]
+        folders[:] = [name for name in folders if _is_walked(here / name, top=not inside, ours=ours)]
         for name in names:
             path = here / name
             if name.startswith(".") or name.endswith(".pyc") or not path.is_file():
@@ -137,7 +137,7 @@ def _travelling(root: Path) -> Iterator[Path]:
                 yield path
 
 
-def _is_entered(folder: Path, *, top: bool, ours: bool) -> bool:
+def _is_walked(folder: Path, *, top: bool, ours: bool) -> bool:
     name = folder.name
     if name.startswith(".") or name == "__pycache__" or folder.is_symlink():
         return False
@@ -145,11 +145,11 @@ def _is_entered(folder: Path, *, top: bool, ours: bool) -> bool:
         return True
     if name in _NO_FOLDERS or name.endswith(".egg-info") or (top and name in _NO_FOLDERS_AT_THE_TOP):
         return False
-    return not any((folder / sign).exists() for sign in _SIGNS)
+    return not any((folder / marker).exists() for marker in _MARKERS)
 
 
-def _known_to_git(root: Path) -> set[str] | None:
-    """What git holds or would: all that is not ignored. None where there is no git or no repository."""
+def _git_files(root: Path) -> set[str] | None:
+    """All files that git does not ignore; None without git or a repository."""
     if not (root / ".git").exists():
         return None
     listing = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]

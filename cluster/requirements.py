@@ -1,8 +1,7 @@
-"""What the nodes of a cluster need installed: `python cluster/requirements.py EXTRA…`, a requirement a line.
+"""Prints the packages that cluster nodes need, one per line: `python cluster/requirements.py EXTRA…`.
 
-Reads pyproject.toml, and follows extras that name other extras. The project itself is not among
-them: a job brings its own code. Knows no installer, needs Python's own library alone, and runs
-before anything is installed.
+Reads pyproject.toml, and follows extras that name other extras. The project itself is left out, since a
+job brings its own code. Uses only the standard library, since it runs before anything is installed.
 """
 
 import re
@@ -15,7 +14,7 @@ _PROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 
 
 def requirements(extras: Sequence[str], project: Path = _PROJECT) -> list[str]:
-    """The project's requirements with those of some extras, sorted. Raises `ValueError` for an extra that is none."""
+    """The project's requirements and those of `extras`, sorted. Raises `ValueError` for an unknown extra."""
     stated = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
     own, optional = str(stated["name"]), stated["optional-dependencies"]
     found = set(stated["dependencies"])

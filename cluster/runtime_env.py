@@ -1,6 +1,6 @@
-"""What a job's processes get on every node: the package, environment variables, packages to install.
+"""A job's runtime environment on every node: the package, environment variables, packages to install.
 
-Knows Ray's names for these. Values of variables are in no text that this module makes.
+Values of variables never appear in messages.
 """
 
 import os
@@ -12,15 +12,15 @@ from typing import Any
 from captioning.errors import UsageError
 from cluster.job import STOP_WAIT_VARIABLE
 
-#: Seconds that a job has to end in once it is asked to stop, and the least that it is given.
+#: Seconds that a job has to end once it is asked to stop: the default and the minimum.
 STOP_WAIT, _LEAST_STOP_WAIT = 120, 60
-#: Passed on where they are set.
+#: Variables that are passed on where they are set.
 _PASSED_ON = ("OMP_NUM_THREADS", "HF_HUB_OFFLINE", "CAPTIONING_TRACEBACK")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def job_variables(given: Sequence[str], environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The variables of a job: those it always needs, and the `NAME` or `NAME=VALUE` that were given.
+    """A job's variables: those it always needs, and those given as `NAME` or `NAME=VALUE`.
 
     `NAME` alone takes its value from `environment` (this process's). Raises `UsageError`.
     """
@@ -46,7 +46,7 @@ def job_variables(given: Sequence[str], environment: Mapping[str, str] | None = 
 
 
 def packages_to_install(packages: Sequence[str], requirements: Path | None) -> list[str]:
-    """What pip is to install for the job: the lines of a requirements file, then single packages.
+    """The packages for pip to install: the lines of a requirements file, then single packages.
 
     Raises `UsageError` for a file that cannot be read or names further files, which nodes do not have.
     """

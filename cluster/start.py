@@ -1,7 +1,7 @@
-"""Runs on the cluster, as a job: `python -m cluster.start VERB …`, begun by `start.sh`.
+"""The entry point of a job on the cluster: `python -m cluster.start VERB …`, run by `start.sh`.
 
-Tells what this node's Python lacks or has in other versions, then becomes `python -m jobs VERB …`.
-Imports nothing of this package's requirements before it has looked whether they are there.
+Reports missing packages and other versions, then runs `python -m jobs VERB …`. Imports none of the
+project's requirements before it has checked that they are installed.
 """
 
 import sys
@@ -9,19 +9,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-#: Of the extra `runner`, without which no verb runs.
-_OF_THE_RUNNER = ("ray", "rich", "typer")
+#: The packages of the extra `runner` that every verb needs.
+_RUNNER_PACKAGES = ("ray", "rich", "typer")
 
 
-class Needs(NamedTuple):
-    """Requirements that are not there, with the version to install; and those that are, in versions not asked for."""
+class UnmetRequirements(NamedTuple):
+    """Missing requirements, with the version to install, and those installed in a version that does not fit."""
 
     missing: list[str]
     other: list[str]
 
 
-def look(root: Path) -> Needs:
-    """What this Python lacks of the requirements in `root`/pyproject.toml."""
+def check_requirements(root: Path) -> UnmetRequirements:
+    """Compare this Python's packages with the requirements in `root`/pyproject.toml."""
     import tomllib
 
     from packaging.requirements import Requirement
@@ -31,14 +31,14 @@ def look(root: Path) -> Needs:
     runner = map(Requirement, project["optional-dependencies"]["runner"])
     wanted = [
         *map(Requirement, project["dependencies"]),
-        *(requirement for requirement in runner if requirement.name in _OF_THE_RUNNER),
+        *(requirement for requirement in runner if requirement.name in _RUNNER_PACKAGES),
     ]
     pins = {}
     for line in (root / "constraints.txt").read_text(encoding="utf-8").splitlines():
         name, equals, version_of_it = line.partition("==")
         if equals:
             pins[canonicalize_name(name)] = version_of_it.strip()
-    needs = Needs([], [])
+    needs = UnmetRequirements([], [])
     for requirement in wanted:
         try:
             have = version(requirement.name)
@@ -53,7 +53,7 @@ def look(root: Path) -> Needs:
 
 def main(arguments: list[str]) -> None:
     """Run the verb. Ends with exit code 2 where packages are missing."""
-    needs = look(Path(__file__).resolve().parent.parent)
+    needs = check_requirements(Path(__file__).resolve().parent.parent)
     if needs.other:
         print(f"Note: this cluster has other versions than this job asks for: {', '.join(needs.other)}.", flush=True)
     if needs.missing:

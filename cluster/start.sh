@@ -1,10 +1,10 @@
 #!/bin/sh
-# sh cluster/start.sh VERB …: runs a verb of `jobs` with the Python that this node's Ray runs with.
+# sh cluster/start.sh VERB …: runs a verb of `jobs` with the Python of this node's Ray.
 #
-# The command of a Ray job is run by a shell in the environment of `ray start`, whose PATH need not name that Python.
-# It is looked for, first to last: in the environment that Ray activated for this job (pip, conda); in the command line
-# of the raylet, which starts all workers with it; where the job's supervisor has loaded Ray from; on the PATH.
-# Taken is the first one that has Ray.
+# Ray runs a job's command in a shell with the environment of `ray start`, whose PATH need not contain that Python.
+# This script uses the first Python with Ray among: the environment that Ray activated for this job (pip, conda); the
+# one on the command line of the raylet, which starts all workers with it; the one from which the job's supervisor has
+# loaded Ray; and those on the PATH.
 
 has_ray() {
     "$1" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("ray") is None)' >/dev/null 2>&1
@@ -27,7 +27,7 @@ arguments_of() {
     fi
 }
 
-# The first word of the raylet's --python_worker_command, which is quoted where it has blanks.
+# The first word of the raylet's --python_worker_command, which is quoted if it contains blanks.
 worker_python() {
     arguments_of "$1" | sed -n \
         -e 's/^--python_worker_command="\([^"]*\)".*/\1/p' -e t \

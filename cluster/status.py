@@ -1,4 +1,4 @@
-"""The command `status`: where a job is."""
+"""The command `status`: a job's state."""
 
 import json
 import re
@@ -11,8 +11,8 @@ from cluster.cli import AddressOption, IdArgument, command, connect
 if TYPE_CHECKING:
     from cluster.job import Job
 
-#: What Ray and `submit` put into a job's log, which says nothing of its work.
-_NOT_OF_THE_JOB = re.compile(r"^(Running entrypoint for job|Runtime env is setting up|\d{4}-\d\d-\d\d .*\bINFO\b)")
+#: Lines that Ray adds to a job's log.
+_LOG_NOISE = re.compile(r"^(Running entrypoint for job|Runtime env is setting up|\d{4}-\d\d-\d\d .*\bINFO\b)")
 
 
 def status(
@@ -20,10 +20,10 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
     address: AddressOption = None,
 ) -> None:
-    """Tell where a job is: its state, how long, the last line of progress, and how it ended.
+    """Show a job's state, its duration, its last line of progress, and how it ended.
 
-    Ends with exit code 0 for any job that the cluster knows; the job's own is
-    in what is printed.
+    The exit code is 0 for any job that the cluster knows; the job's own exit
+    code is printed.
     """
     api = connect(address)
     found = api.job(job)
@@ -40,26 +40,26 @@ def status(
 
 
 def last_lines(log: str) -> dict[str, str]:
-    """The last line of a job's log, and the last one that tells of progress, where there are such."""
+    """The last line of a job's log (`last_line`) and its last line of progress (`progress`), if any."""
     from captioning.redaction import without_secrets
     from cluster.log_view import PROGRESS
 
     lines = [line.strip() for line in log.splitlines()]
-    told = [line for line in lines if line and not _NOT_OF_THE_JOB.match(line)]
+    told = [line for line in lines if line and not _LOG_NOISE.match(line)]
     progress = next((line for line in reversed(told) if PROGRESS.search(line)), None)
     found = {"progress": progress, "last_line": told[-1] if told else None}
     return {name: without_secrets(line)[:500] for name, line in found.items() if line}
 
 
 def status_rows(found: "Job", lines: dict[str, str], address: str | None) -> list[tuple[str, str]]:
-    """What a person is told of a job: names and texts."""
-    from cluster.job import moment
+    """A job's status for people: names and texts."""
+    from cluster.job import local_time
 
-    state = found.word
+    state = found.state_text
     if found.started is not None:
-        how_long = f"for {found.lasted()}" if not found.over else f"after {found.lasted()}"
-        state += f" {how_long}, submitted {moment(found.started)}"
-        state += f", over {moment(found.ended)}" if found.ended is not None else ""
+        how_long = f"for {found.elapsed()}" if not found.over else f"after {found.elapsed()}"
+        state += f" {how_long}, submitted {local_time(found.started)}"
+        state += f", over {local_time(found.ended)}" if found.ended is not None else ""
     rows = [("state", state), ("command", found.command)]
     if "progress" in lines:
         rows.append(("progress", lines["progress"]))
@@ -67,7 +67,7 @@ def status_rows(found: "Job", lines: dict[str, str], address: str | None) -> lis
         rows.append(("last line", lines["last_line"]))
     if found.over:
         rows.append(("exit code", str(found.code)))
-        rows.append(("", found.ending()))
+        rows.append(("", found.outcome()))
     else:
         rows.append(("message", found.reason()))
         rows.append(("next", command(f"logs -f {found.id}", address)))
@@ -75,7 +75,7 @@ def status_rows(found: "Job", lines: dict[str, str], address: str | None) -> lis
 
 
 def status_json(found: "Job", lines: dict[str, str]) -> dict[str, Any]:
-    """A job as plain values; times in seconds since 1970."""
+    """A job as plain values; times are Unix timestamps."""
     return {
         "id": found.id,
         "state": found.state.lower(),

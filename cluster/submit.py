@@ -1,4 +1,4 @@
-"""The command `submit`: a verb of `python -m jobs`, run on a cluster and watched from here."""
+"""The command `submit`: runs a verb of `python -m jobs` on a cluster and watches it."""
 
 import secrets
 import shlex
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.cli import AddressOption, connect, hints, tell
+from cluster.cli import AddressOption, connect, job_hints, print_message
 
 if TYPE_CHECKING:
     from cluster.jobs_api import JobsApi
@@ -21,21 +21,21 @@ def submit(
         list[str],
         typer.Argument(
             metavar="VERB",
-            help="After --, a verb of `python -m jobs` with all it takes. Places are URIs that every node reaches.",
+            help="After --, a verb of `python -m jobs` with its arguments. Paths are URIs that every node reaches.",
             show_default=False,
         ),
     ],
     address: AddressOption = None,
     detach: Annotated[
-        bool, typer.Option("--detach", help="Do not wait: print the job's id, and end.", show_default=False)
+        bool, typer.Option("--detach", help="Do not wait: print the job's id and exit.", show_default=False)
     ] = False,
     env: Annotated[
         list[str] | None,
         typer.Option(
             "--env",
             metavar="NAME[=VALUE]",
-            help="A variable for the job's processes on all nodes, such as AWS_ACCESS_KEY_ID; NAME alone takes the "
-            "value that it has here, which no list of processes shows. Can be repeated.",
+            help="A variable for the job's processes on all nodes, such as AWS_ACCESS_KEY_ID. NAME alone takes the "
+            "local value, without showing it in process lists. Can be repeated.",
         ),
     ] = None,
     pip: Annotated[
@@ -48,39 +48,41 @@ def submit(
     ] = None,
     requirements: Annotated[
         Path | None,
-        typer.Option("--requirements", metavar="FILE", help="The same, from a file for pip.", show_default=False),
+        typer.Option(
+            "--requirements", metavar="FILE", help="Packages from a requirements file for pip.", show_default=False
+        ),
     ] = None,
 ) -> None:
-    """Run a verb on a Ray cluster and watch it. Its exit code is this command's.
+    """Run a verb on a Ray cluster, watch it, and exit with its code.
 
     This checkout is packed (code, configs/, the bundled captioners; no
     data, no outputs) and sent, unless the cluster has it already. A --config
-    file from anywhere goes with it. The job runs with the Python of the
+    file from anywhere is sent along. The job runs with the Python of the
     cluster's Ray.
 
-    Ctrl-C ends this command only, and says how to watch the job again and
-    how to stop it. A job that was stopped, or whose cluster was lost, goes on
-    where it was when the same is submitted again.
+    Ctrl-C ends this command only, and prints how to watch the job again and
+    how to stop it. A job that was stopped, or whose cluster was lost, resumes
+    when the same command is submitted again.
 
     python -m cluster submit --address http://HEAD:8265 --env AWS_PROFILE
     -- caption s3://bucket/photos -o s3://bucket/captions
 
-    A token is taken from RAY_AUTH_TOKEN, from the file that
+    The token is read from RAY_AUTH_TOKEN, from the file that
     RAY_AUTH_TOKEN_PATH names, or from ~/.ray/auth_token.
     """
     from cluster.runtime_env import job_variables, packages_to_install, runtime_env
-    from cluster.verb_call import check
-    from cluster.versions import compare
+    from cluster.verb_call import check_call
+    from cluster.versions import check_versions
 
     job_id: str | None = None
     try:
-        call = check(verb)
+        call = check_call(verb)
         variables = job_variables(env or ())
         packages = packages_to_install(pip or (), requirements)
         api = connect(address)
         api.secrets += [variables[text.partition("=")[0]] for text in env or ()]
-        for note in [*compare(*api.versions()), *call.notes]:
-            tell(note)
+        for note in [*check_versions(*api.versions()), *call.notes]:
+            print_message(note)
         package = _send(api, call)
         job_id = _new_id(call.verb)
         entrypoint = f"exec sh cluster/start.sh {shlex.join(call.arguments)}"
@@ -89,47 +91,47 @@ def submit(
     except KeyboardInterrupt:
         if job_id is None:
             raise KeyboardInterrupt("Nothing was submitted.") from None
-        raise KeyboardInterrupt(f"Job {job_id} may have been submitted.\n{hints(job_id, address)}") from None
-    tell(f"Submitted job {job_id} to {api.shown}.")
+        raise KeyboardInterrupt(f"Job {job_id} may have been submitted.\n{job_hints(job_id, address)}") from None
+    print_message(f"Submitted job {job_id} to {api.shown}.")
     if detach:
         print(job_id)
-        tell(hints(job_id, address))
+        print_message(job_hints(job_id, address))
         return
     watch(api, job_id, address)
 
 
 def watch(api: "JobsApi", job_id: str, address: str | None) -> None:
-    """Print what a job writes until it is over, and end with its exit code. Ctrl-C leaves it running."""
+    """Print a job's log until it ends, and exit with its code. Ctrl-C leaves it running."""
     from captioning.errors import UnfinishedError
     from cluster.follow import follow
     from cluster.log_view import LogView
 
     view = LogView(sys.stdout)
     try:
-        job = follow(api, job_id, view, tell)
+        job = follow(api, job_id, view, print_message)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"Job {job_id} goes on.\n{hints(job_id, address)}") from None
+        raise KeyboardInterrupt(f"Job {job_id} goes on.\n{job_hints(job_id, address)}") from None
     except UnfinishedError as error:
-        raise UnfinishedError(f"{error}\n{hints(job_id, address)}") from error
+        raise UnfinishedError(f"{error}\n{job_hints(job_id, address)}") from error
     finally:
         view.end()
-    tell(api.hide(job.ending()))
+    print_message(api.redact(job.outcome()))
     raise typer.Exit(job.code or 0)
 
 
 def _send(api: "JobsApi", call: "VerbCall") -> "Package":
-    """Pack the checkout, and send it unless the cluster has it."""
+    """Pack the checkout, and upload it unless the cluster has it already."""
     import tempfile
 
     from cluster.packaging import collect, mebibytes
 
     package = collect(extra=call.extra)
     if api.has_package(package.name):
-        tell(f"The cluster has this checkout already ({len(package.files):,} files): nothing is sent.")
+        print_message(f"The cluster has this checkout already ({len(package.files):,} files): nothing is sent.")
         return package
     with tempfile.TemporaryFile() as file:
         size = package.write(file)
-        tell(f"Sending this checkout: {len(package.files):,} files, {mebibytes(size)}.")
+        print_message(f"Sending this checkout: {len(package.files):,} files, {mebibytes(size)}.")
         file.seek(0)
         api.upload(package.name, file)
     return package

@@ -1,9 +1,9 @@
-"""A verb and its arguments, checked on this machine before anything is sent, and made to hold on the cluster.
+"""Checks a verb and its arguments on this machine before anything is sent, and adapts them to the cluster.
 
-    call = check(["caption", "s3://bucket/photos", "-o", "s3://bucket/captions", "--config", "mine.yaml"])
-    call.arguments    what the job is given        call.extra    files that must travel with it
+    call = check_call(["caption", "s3://bucket/photos", "-o", "s3://bucket/captions", "--config", "mine.yaml"])
+    call.arguments    the job's arguments         call.extra    files to send along
 
-Nothing of the archive is opened. Knows the verbs by what their command lines declare, and where their settings are.
+The archive is not opened. What a verb takes is read from its command line's declaration and its settings class.
 """
 
 import hashlib
@@ -17,24 +17,24 @@ from typing import Any
 import typer
 
 from captioning.errors import UsageError
-from cluster.packaging import ROOT, travels
+from cluster.packaging import ROOT, is_packaged
 from jobs.__main__ import VERBS, app
 from jobs.settings_schema import SAME_SETTINGS, settings_class
 from jobs.verb_settings import read_verb_settings
 
-#: What arguments that are places are called in `--help`.
+#: The `--help` names of arguments that are paths or URIs.
 _PLACES = ("INPUT", "OUTPUT", "RUN", "URI", "DIR", "FILE", "FOLDER")
 _REFS = ("REF", "REF…")
 _REMOTE = re.compile(r"^(?!file:|local:)[A-Za-z][A-Za-z0-9+.\-]*://")
 #: `NAME=` before an INPUT.
 _NAMED = re.compile(r"^[^/=]+=(?=.)")
-#: Where files from outside the checkout lie in its package.
+#: The package's folder for files from outside the checkout.
 _FOLDER = "_submitted"
 
 
 @dataclass(frozen=True)
 class VerbCall:
-    """What a job is given: `arguments`, the verb first; `extra` files by their name in the package; `notes` to tell."""
+    """A job's `arguments`, the verb first; `extra` files by name in the package; `notes` for the user."""
 
     arguments: tuple[str, ...]
     extra: Mapping[str, Path]
@@ -46,11 +46,11 @@ class VerbCall:
         return self.arguments[0]
 
 
-def check(arguments: Sequence[str], root: Path = ROOT) -> VerbCall:
+def check_call(arguments: Sequence[str], root: Path = ROOT) -> VerbCall:
     """Check a verb's command line as `python -m jobs` would, its settings and its places.
 
-    Raises `UsageError` for an unknown verb, a wrong setting, or a place that only this machine has, and what the
-    command line's parser raises (it ends with exit code 2) for wrong options.
+    Raises `UsageError` for an unknown verb, a wrong setting, or a path that only this machine has, and what the
+    command line's parser raises (which exits with code 2) for wrong options.
     """
     if not arguments:
         raise UsageError("Give a verb after --, such as: submit -- caption s3://bucket/photos -o s3://bucket/captions")
@@ -69,7 +69,7 @@ def check(arguments: Sequence[str], root: Path = ROOT) -> VerbCall:
     extra: dict[str, Path] = {}
     if config is not None:
         rest = _with_config(rest, config, root, extra)
-    return VerbCall((verb, *rest), extra, (_note_of(paths),) if paths else ())
+    return VerbCall((verb, *rest), extra, (_shared_storage_note(paths),) if paths else ())
 
 
 def _value(given: Sequence[tuple[Any, Any]], option: str) -> Any:
@@ -78,7 +78,7 @@ def _value(given: Sequence[tuple[Any, Any]], option: str) -> Any:
 
 def _check_settings(verb: str, config: Path | None, overrides: Sequence[str]) -> Any:
     """The settings as the verb reads them."""
-    if verb in ("caption", *SAME_SETTINGS):  # which have rules of their own
+    if verb in ("caption", *SAME_SETTINGS):  # these have additional rules
         from jobs.caption_settings import read_caption_settings
 
         return read_caption_settings(config, overrides)[0]
@@ -86,7 +86,7 @@ def _check_settings(verb: str, config: Path | None, overrides: Sequence[str]) ->
 
 
 def _check_places(verb: str, given: Sequence[tuple[Any, Any]], settings: Any) -> Iterator[str]:
-    """The places that are paths which nodes might share. Raises `UsageError` for those that only this machine has."""
+    """Yield the absolute paths, which nodes might share. Raises `UsageError` for paths that only this machine has."""
     for declared, value in given:
         metavar = declared.metavar or ""
         called = metavar if declared.param_type_name == "argument" else next(iter(declared.opts), metavar)
@@ -119,8 +119,8 @@ def _check_place(called: str, text: str) -> Iterator[str]:
     yield f"{called} {text}"
 
 
-def _note_of(paths: Sequence[str]) -> str:
-    """One line about all paths that must be shared."""
+def _shared_storage_note(paths: Sequence[str]) -> str:
+    """A note about all paths that must be on shared storage."""
     named = " and ".join(filter(None, (", ".join(paths[:-1]), paths[-1])))
     kind = "is a path: it" if len(paths) == 1 else "are paths: they"
     return (
@@ -135,16 +135,16 @@ def _without_name(text: str) -> str:
 
 
 def _is_path(ref: str) -> bool:
-    """Whether a REF means a folder here, rather than a bundled name or a repository of the hub."""
+    """Whether a REF is a local folder, rather than a bundled name or a hub repository."""
     if _REMOTE.match(ref):
         return False
     return ref.startswith(("/", "./", "../", "~", "file:", "local:")) or os.path.exists(ref)
 
 
 def _with_config(rest: Sequence[str], config: Path, root: Path, extra: dict[str, Path]) -> list[str]:
-    """The arguments with the name that the `--config` file has on the cluster; one from elsewhere goes into `extra`."""
+    """Replace the `--config` path by its name on the cluster; a file from outside the checkout goes into `extra`."""
     path = config.expanduser().resolve()
-    if path.is_relative_to(root) and travels(path, root):
+    if path.is_relative_to(root) and is_packaged(path, root):
         name = path.relative_to(root).as_posix()
     else:
         content = hashlib.sha1(path.read_bytes()).hexdigest()[:8]

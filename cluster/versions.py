@@ -1,7 +1,4 @@
-"""The versions of a cluster beside those of this machine, and beside what this package needs.
-
-Knows pyproject.toml; imports no Ray.
-"""
+"""Compares a cluster's versions with this machine's and with pyproject.toml's requirements, without importing Ray."""
 
 import platform
 import tomllib
@@ -15,8 +12,8 @@ from captioning.errors import UsageError
 from cluster.packaging import ROOT
 
 
-def compare(ray: str, python: str | None, root: Path = ROOT) -> list[str]:
-    """Lines about a cluster of these versions. Raises `UsageError` for one on which no job of ours can run."""
+def check_versions(ray: str, python: str | None, root: Path = ROOT) -> list[str]:
+    """Notes about a cluster's versions. Raises `UsageError` for versions on which this package cannot run."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = {"Python": SpecifierSet(project["requires-python"])}
     for requirement in map(Requirement, project["optional-dependencies"]["runner"]):

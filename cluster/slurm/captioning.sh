@@ -3,10 +3,10 @@
 #
 #   NODES=4 GPUS=2 cluster/slurm/captioning.sh caption /archive/photos -o /archive/captions
 #
-# On a login node it hands itself to sbatch: NODES machines (2), each with GPUS GPUs (0), CPUS cores (8) and MEMORY (all
-# that the partition gives by default), for TIME (08:00:00). SBATCH_PARTITION, SBATCH_ACCOUNT and the like are sbatch's
-# own. Five minutes before the time is up the run ends cleanly and the job is put into the queue again, where it goes on;
-# REQUEUE=0 leaves that out. The checkout, with its .venv, has to lie where every machine sees it.
+# On a login node it submits itself to sbatch: NODES machines (2), each with GPUS GPUs (0), CPUS cores (8) and MEMORY
+# (the partition's default), for TIME (08:00:00). SBATCH_PARTITION, SBATCH_ACCOUNT and the like are sbatch's own. Five
+# minutes before the time is up the run ends cleanly and the job is requeued, to resume where it stopped; REQUEUE=0 turns
+# that off. The checkout, with its .venv, must be on a file system that every machine shares.
 #
 #SBATCH --job-name=captioning
 #SBATCH --output=%x-%j.log
@@ -49,22 +49,22 @@ if [[ ${#hosts[@]} == 0 ]]; then
 fi
 cpus=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}
 
-# The address by which the other machines reach this one: its name's, or the first of its own.
+# The address at which the other machines reach this one: its host name's, or its first one.
 head_ip=${HEAD_IP:-$(getent ahostsv4 "${hosts[0]}" | awk '$1 !~ /^127\./ { print $1; exit }')}
 head_ip=${head_ip:-$(hostname -I | awk '{ print $1 }')}
-# Ports and a folder by the job's number: other jobs may run on the same machines.
+# Ports and a folder derived from the job's id, since other jobs may run on the same machines.
 port=$((20000 + SLURM_JOB_ID % 3000 * 4))
 address=$head_ip:$port
 folder=${RAY_FOLDER:-/tmp/ray-$SLURM_JOB_ID}
 ray_log=${SLURM_SUBMIT_DIR:-$PWD}/captioning-$SLURM_JOB_ID-ray.log
 
-# Others have accounts on these machines: nobody gets in without the token of ~/.ray/auth_token.
+# Others have accounts on these machines, so Ray requires the token of ~/.ray/auth_token.
 export RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=${RAY_AUTH_TOKEN:-$("$ray" get-auth-token --generate 2>/dev/null)}
 export RAY_AUTH_TOKEN
 export PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH}
 export RAY_USAGE_STATS_ENABLED=0 RAY_ENABLE_UV_RUN_RUNTIME_ENV=0
-# What Ray is told of is what Slurm gave, not what the machine has. GPUs it counts itself: Slurm hides the others.
+# Ray gets Slurm's allocation, not the whole machine. It counts GPUs itself, since Slurm hides the others.
 limits=(--num-cpus="$cpus" --temp-dir="$folder" --dashboard-agent-listen-port=0)
 if [[ ${SLURM_MEM_PER_NODE:-0} -gt 0 ]]; then
     limits+=(--memory="$((SLURM_MEM_PER_NODE * 1024 * 1024 * 6 / 10))"
@@ -72,7 +72,7 @@ if [[ ${SLURM_MEM_PER_NODE:-0} -gt 0 ]]; then
 fi
 
 steps=()
-start_node() { # HOST OPTION…: a Ray node there, for as long as its srun lives; a lost one takes no other with it
+start_node() { # HOST OPTION…: run a Ray node there as an srun step of its own, so that losing it ends no other
     local host=$1
     shift
     srun --nodes=1 --ntasks=1 --nodelist="$host" --cpus-per-task="$cpus" --overlap --kill-on-bad-exit=0 \
@@ -83,12 +83,12 @@ start_node() { # HOST OPTION…: a Ray node there, for as long as its srun lives
 driver=
 signalled=
 near_the_end=
-finish() { # ends Ray on all machines, and removes what it left there
+finish() { # stop Ray on all machines, and remove its files
     local code=$?
     trap '' USR1 TERM INT
     [[ -z $driver ]] || kill "$driver" 2>/dev/null
     [[ ${#steps[@]} == 0 ]] || kill "${steps[@]}" 2>/dev/null
-    # Ray gives itself 30 s to drain a node, and needs all of them for the head.
+    # Ray allows itself 30 s to drain a node, and uses all of them for the head.
     for _ in {1..100}; do
         [[ -n $(jobs -pr) ]] || break
         sleep 0.5
@@ -101,7 +101,7 @@ finish() { # ends Ray on all machines, and removes what it left there
     fi
     exit "$code"
 }
-stop() { # WHY: a clean end, as Ctrl-C would make
+stop() { # WHY: end the run cleanly, like Ctrl-C
     say "$1: ending the run; what is finished is kept."
     [[ -n $driver ]] || exit 130
     signalled=1
@@ -128,7 +128,7 @@ for host in "${hosts[@]:1}"; do
     start_node "$host" --address="$address"
 done
 
-# A run plans for the machines that are there when it begins; one that comes later is used, one that never comes not waited for.
+# A run is planned for the machines present at its start. Later ones are still used, and missing ones not waited for.
 "$python" - "$address" "${#hosts[@]}" "${WAIT_S:-180}" <<'PYTHON'
 import sys, time
 import ray
@@ -148,7 +148,7 @@ while :; do
     signalled=
     wait "$driver"
     got=$?
-    # 127: it had been waited for when a signal came. A signal also ends a wait: then there is another one.
+    # A signal ends a wait too, so wait again. 127: the driver had been waited for already.
     [[ $got == 127 ]] || code=$got
     [[ -n $signalled ]] || break
 done

@@ -61,7 +61,7 @@ def _figures(found: "Comparison") -> str:
     return (
         f'<dl class="figures">{cells}</dl><p class="quiet">Token overlap is the share of tokens that two captions have '
         "in common, 0 to 1 (Dice). CIDEr-D takes the other run's captions as the only references: it measures how "
-        f"similar the runs are, not how good, and cannot be compared with papers' scores against human captions.{of}</p>"
+        f"similar the runs are, not how good. Papers' scores against human captions are not comparable.{of}</p>"
     )
 
 

@@ -8,7 +8,9 @@ from cluster.job import Job
 
 
 def job(**details: Any) -> Job:
-    return Job.of({"submission_id": "caption-1", "entrypoint": "e", "start_time": 1000, "end_time": 13_000, **details})
+    return Job.from_details(
+        {"submission_id": "caption-1", "entrypoint": "e", "start_time": 1000, "end_time": 13_000, **details}
+    )
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,7 @@ def test_an_end_has_a_code_and_words(details: dict[str, Any], code: int, says: s
     assert found.code == code
     import re
 
-    assert re.search(says, found.ending(), re.DOTALL)
+    assert re.search(says, found.outcome(), re.DOTALL)
 
 
 def test_a_job_that_goes_on_has_no_code() -> None:
@@ -39,9 +41,9 @@ def test_a_job_that_goes_on_has_no_code() -> None:
     assert not found.over
     assert found.code is None
     assert found.stop_wait == 120
-    assert found.lasted(now=61.0) == "1 min 0 s"
+    assert found.elapsed(now=61.0) == "1 min 0 s"
     assert job(status="PENDING").stop_wait == 3
 
 
 def test_a_long_reason_is_cut() -> None:
-    assert len(job(status="FAILED", message="x" * 50_000).ending()) < 3000
+    assert len(job(status="FAILED", message="x" * 50_000).outcome()) < 3000

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from captioning.errors import UsageError
-from cluster.packaging import ROOT, collect, travels, upload_limit
+from cluster.packaging import ROOT, collect, is_packaged, upload_limit
 
 pytestmark = pytest.mark.usefixtures("nobodys_home")
 
@@ -112,5 +112,5 @@ def test_this_checkout_fits_and_is_whole() -> None:
     assert assets <= names
     assert not any(name.startswith(("tests/", "build/", ".")) for name in names)
     assert package.size < upload_limit()
-    assert travels(ROOT / "configs/train/flickr-lstm.yaml")
-    assert not travels(ROOT / "tests/conftest.py")
+    assert is_packaged(ROOT / "configs/train/flickr-lstm.yaml")
+    assert not is_packaged(ROOT / "tests/conftest.py")

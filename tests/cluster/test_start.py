@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.packaging import ROOT
-from cluster.start import look
+from cluster.start import check_requirements
 
 
 def project(root: Path, dependencies: list[str], runner: list[str]) -> Path:
@@ -21,7 +21,7 @@ def project(root: Path, dependencies: list[str], runner: list[str]) -> Path:
 
 
 def test_what_is_there_is_no_news() -> None:
-    needs = look(ROOT)
+    needs = check_requirements(ROOT)
     assert not needs.missing
     assert not needs.other
 
@@ -30,7 +30,7 @@ def test_what_is_missing_or_old_is_told(tmp_path: Path) -> None:
     root = project(
         tmp_path / "p", ["numpy>=99", "no-such-package>=1", "other-missing>=3"], ["typer", "never-asked-for"]
     )
-    needs = look(root)
+    needs = check_requirements(root)
     assert needs.missing == ["no-such-package==1.2", "other-missing>=3"]
     [other] = needs.other
     assert other.startswith("numpy ")

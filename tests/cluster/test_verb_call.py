@@ -7,13 +7,13 @@ from click.exceptions import UsageError as CommandLineError
 
 from captioning.errors import SettingsError, UsageError
 from cluster.packaging import ROOT
-from cluster.verb_call import check
+from cluster.verb_call import check_call
 
 CAPTION = ["caption", "s3://bucket/photos", "-o", "s3://bucket/captions"]
 
 
 def test_a_verb_is_passed_on_as_it_is() -> None:
-    call = check([*CAPTION, "--set", "decoding.beam_size=3"])
+    call = check_call([*CAPTION, "--set", "decoding.beam_size=3"])
     assert call.verb == "caption"
     assert call.arguments == (*CAPTION, "--set", "decoding.beam_size=3")
     assert not call.extra
@@ -36,13 +36,13 @@ def test_a_verb_is_passed_on_as_it_is() -> None:
 )
 def test_a_wrong_verb_or_setting_is_found_at_once(arguments: list[str], says: str) -> None:
     with pytest.raises(UsageError, match=f"(?s){says}"):
-        check(arguments)
+        check_call(arguments)
 
 
 @pytest.mark.parametrize("arguments", [["caption", "s3://a"], [*CAPTION, "--nothing"], [*CAPTION, "--limit", "some"]])
 def test_a_wrong_option_is_found_at_once(arguments: list[str]) -> None:
     with pytest.raises(Exception, match=r"(?i)missing|no such|valid integer") as raised:
-        check(arguments)
+        check_call(arguments)
     assert getattr(raised.value, "exit_code", None) == CommandLineError.exit_code == 2
 
 
@@ -63,24 +63,24 @@ def test_a_wrong_option_is_found_at_once(arguments: list[str]) -> None:
 )
 def test_a_path_of_this_machine_is_refused(arguments: list[str], named: str) -> None:
     with pytest.raises(UsageError, match="of this machine.*s3://") as raised:
-        check(arguments)
+        check_call(arguments)
     assert str(raised.value).startswith(named)
 
 
 def test_a_whole_path_is_told_to_be_shared() -> None:
-    call = check(["caption", "/mnt/photos", "a=/mnt/more", "-o", "file:///mnt/out", "--model", "/mnt/mine"])
+    call = check_call(["caption", "/mnt/photos", "a=/mnt/more", "-o", "file:///mnt/out", "--model", "/mnt/mine"])
     [note] = call.notes
     assert "INPUT /mnt/photos, INPUT /mnt/more, --output file:///mnt/out and --model /mnt/mine are paths" in note
     assert "shared storage" in note
-    [note] = check(["verify", "/mnt/out"]).notes
+    [note] = check_call(["verify", "/mnt/out"]).notes
     assert "OUTPUT /mnt/out is a path: it must be on shared storage" in note
-    assert check(["caption", "s3://a", "-o", "s3://b", "--model", "flickr-lstm"]).notes == ()
-    assert check(["caption", "name=s3://a", "-o", "s3://b"]).notes == ()
+    assert check_call(["caption", "s3://a", "-o", "s3://b", "--model", "flickr-lstm"]).notes == ()
+    assert check_call(["caption", "name=s3://a", "-o", "s3://b"]).notes == ()
 
 
 def test_a_file_of_settings_from_elsewhere_goes_along(config: Path) -> None:
     for option in (["--config", str(config)], [f"--config={config}"]):
-        call = check([*CAPTION, *option])
+        call = check_call([*CAPTION, *option])
         [(name, path)] = call.extra.items()
         assert name.startswith("_submitted/mine-")
         assert name.endswith(".yaml")
@@ -90,7 +90,7 @@ def test_a_file_of_settings_from_elsewhere_goes_along(config: Path) -> None:
 
 def test_one_of_the_checkout_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT / "configs")
-    call = check(["train", "--data", "s3://a", "-o", "s3://b", "--config", "train/flickr-lstm.yaml"])
+    call = check_call(["train", "--data", "s3://a", "-o", "s3://b", "--config", "train/flickr-lstm.yaml"])
     assert call.arguments[-2:] == ("--config", "configs/train/flickr-lstm.yaml")
     assert not call.extra
 
@@ -98,6 +98,6 @@ def test_one_of_the_checkout_keeps_its_place(monkeypatch: pytest.MonkeyPatch) ->
 def test_settings_in_a_file_are_checked(config: Path) -> None:
     config.write_text("decoding:\n  beams: 2\n")
     with pytest.raises(SettingsError, match=r"mine\.yaml"):
-        check([*CAPTION, "--config", str(config)])
+        check_call([*CAPTION, "--config", str(config)])
     with pytest.raises(UsageError, match="cannot be read"):
-        check([*CAPTION, "--config", str(config.with_name("none.yaml"))])
+        check_call([*CAPTION, "--config", str(config.with_name("none.yaml"))])

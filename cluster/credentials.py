@@ -1,8 +1,8 @@
-"""How one shows a cluster who one is: Ray's token, from the places where Ray looks, and headers for proxies.
+"""The credentials for a cluster: Ray's token, from the places where Ray looks, and headers for proxies.
 
-    login = find_login()        login.headers()  →  {"Authorization": "Bearer …"}
+    credentials = find_credentials()        credentials.headers()  →  {"Authorization": "Bearer …"}
 
-The token is in no text that this module makes, nor in a `repr`. Knows nothing of addresses or requests.
+The token never appears in a message or a `repr`.
 """
 
 import json
@@ -13,21 +13,21 @@ from pathlib import Path
 
 from captioning.errors import UsageError
 
-#: Extra headers of every request, as JSON: what Ray's own `ray job` takes too.
+#: Extra headers of every request, as JSON; also read by Ray's own `ray job`.
 HEADERS_VARIABLE = "RAY_JOB_HEADERS"
 _SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 
 
 @dataclass(frozen=True)
-class Login:
-    """What is sent with every request. `source` says where the token came from; None where there is none."""
+class Credentials:
+    """What is sent with every request. `source` says where the token came from; None without a token."""
 
     token: str | None = field(default=None, repr=False)
     source: str | None = None
     extra: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def headers(self) -> dict[str, str]:
-        """The headers of every request. Where a proxy's `Authorization` is given, the token has Ray's other header."""
+        """The headers of every request. If `extra` has an `Authorization`, the token goes into Ray's other header."""
         headers = dict(self.extra)
         if self.token is not None:
             taken = any(name.lower() == "authorization" for name in headers)
@@ -35,20 +35,19 @@ class Login:
         return headers
 
     def secrets(self) -> tuple[str, ...]:
-        """What must not be in any text that is shown."""
+        """Texts that must never be shown."""
         return tuple(text for text in (self.token, *self.extra.values()) if text)
 
 
-def find_login() -> Login:
+def find_credentials() -> Credentials:
     """The token of RAY_AUTH_TOKEN, of the file RAY_AUTH_TOKEN_PATH, or of `~/.ray/auth_token`, in Ray's order.
 
-    A token that is there is used, unless RAY_AUTH_MODE says otherwise. Raises `UsageError` for one that
-    cannot be read or sent.
+    It is used unless RAY_AUTH_MODE says otherwise. Raises `UsageError` for a token that cannot be read or sent.
     """
     extra = _extra_headers()
     mode = os.environ.get("RAY_AUTH_MODE", "").strip().lower()
     if mode and mode != "token":
-        return Login(extra=extra)
+        return Credentials(extra=extra)
     token, source = _find_token()
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
         raise UsageError(f"The token of {source} cannot be sent: it has blanks or other odd characters in it.")
@@ -57,7 +56,7 @@ def find_login() -> Login:
             "RAY_AUTH_MODE is token, but there is none: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with it, "
             f"or put it into {_default_path()}."
         )
-    return Login(token, source, extra)
+    return Credentials(token, source, extra)
 
 
 def _find_token() -> tuple[str | None, str | None]:
@@ -66,7 +65,7 @@ def _find_token() -> tuple[str | None, str | None]:
         return token, "RAY_AUTH_TOKEN"
     path = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
     if path:
-        # Ray, too, ends here rather than taking another token than the one that was meant.
+        # As in Ray: fail here rather than use a token other than the intended one.
         token = _read(Path(path).expanduser())
         if not token:
             raise UsageError(f"RAY_AUTH_TOKEN_PATH is {path}, but no token can be read there. Correct or unset it.")
