@@ -1,4 +1,4 @@
-"""A headless Chromium for tests of pages; whoever asks for it is skipped where there is none."""
+"""A headless Chromium for tests of pages, which are skipped where there is none."""
 
 import shutil
 import time
@@ -13,7 +13,7 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """A browser of Playwright's, ended afterwards."""
+    """A Playwright browser, closed afterwards."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="the extra dev brings playwright")
     found = next((path for name in _NAMES if (path := shutil.which(name))), None)
     if found is None:
@@ -28,7 +28,7 @@ def chromium() -> Iterator[Any]:
 
 @contextmanager
 def opened(browser: Any, url: str, *, width: int = 1280, height: int = 800, scheme: str = "light") -> Iterator[Any]:
-    """A page at `url`; fails afterwards when anything was wrong in its console, or it asked for something elsewhere."""
+    """A page at `url`; fails afterwards on console errors or requests to other origins."""
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     page = context.new_page()
     wrong: list[str] = []
@@ -42,7 +42,7 @@ def opened(browser: Any, url: str, *, width: int = 1280, height: int = 800, sche
 
 
 def until(holds: Callable[[], Any], seconds: float = 30.0) -> None:
-    """Wait for what a page's own script brings about. (Playwright's way is against these pages' security policy.)"""
+    """Wait for an effect of the page's script. (Playwright's own wait violates these pages' security policy.)"""
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, "the page did not get there"

@@ -1,4 +1,4 @@
-"""`python -m cluster` as a person gives it, to a rehearsed cluster."""
+"""Runs `python -m cluster` as a user would, against a simulated cluster."""
 
 import os
 import subprocess
@@ -11,18 +11,18 @@ from tests.cluster.machines import ROOT, Machines
 
 @dataclass(frozen=True)
 class Client:
-    """Gives commands to the cluster of `machines` over HTTP, from `folder`."""
+    """Sends commands to the cluster of `machines` over HTTP, from `folder`."""
 
     machines: Machines
     folder: Path
 
     def run(self, *arguments: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
-        """A command, to its end."""
+        """Run a command to its end."""
         options = self._options(token)
         return subprocess.run(self._command(*arguments), capture_output=True, timeout=500, **options)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """A command, which goes on."""
+        """Start a command without waiting for it."""
         return subprocess.Popen(
             self._command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **self._options(None)
         )
@@ -32,6 +32,6 @@ class Client:
 
     def _options(self, token: str | None) -> dict:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        # Nobody says that a token is to be sent: that there is one is enough.
+        # RAY_AUTH_MODE is not set: an existing token is sent anyway.
         given = {"PYTHONPATH": str(ROOT), "RAY_AUTH_TOKEN": token or self.machines.token}
         return {"env": {**kept, **given}, "cwd": self.folder, "text": True}

@@ -1,4 +1,4 @@
-"""What tests of the cluster share: a pretended head, and an environment without anybody's tokens and addresses."""
+"""Shared fixtures: a fake head, and an environment without the user's tokens and addresses."""
 
 import os
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ def nobodys_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def head() -> Iterator[FakeHead]:
-    """A head that answers on a port of this machine."""
+    """A fake head on a port of this machine."""
     with serving(FakeHead()) as served:
         yield served
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """A file of settings outside the checkout."""
+    """A settings file outside the checkout."""
     file = tmp_path / "mine.yaml"
     file.write_text("decoding:\n  beam_size: 2\n")
     return file

@@ -1,6 +1,6 @@
-"""A head's Jobs API as far as `python -m cluster` uses it: what it is asked is kept, what it answers is set.
+"""A fake of the parts of Ray's Jobs API that `python -m cluster` uses; it records requests and has settable answers.
 
-Answers as Ray 2.60 does; the tests of `test_submit_to_ray.py` ask a real one.
+It answers like Ray 2.60; `test_submit_to_ray.py` tests against a real one.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from aiohttp import web
 
 @dataclass
 class FakeHead:
-    """`token` is asked for where it is not None. A job's log is sent in pieces; None in them drops the connection."""
+    """Requires `token` if it is not None. A job's log is sent in pieces; a None among them drops the connection."""
 
     token: str | None = None
     ray: str = "2.60.0"
@@ -24,19 +24,19 @@ class FakeHead:
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
     logs: dict[str, list[str | None]] = field(default_factory=dict)
     submitted: list[dict[str, Any]] = field(default_factory=list)
-    #: What a job is as soon as it was submitted.
+    #: A job's state right after its submission.
     ends: dict[str, Any] = field(default_factory=lambda: {"status": "SUCCEEDED", "driver_exit_code": 0})
     writes: list[str | None] = field(default_factory=lambda: ["9 of 9 images (100%)\n"])
     refuse: tuple[int, str] | None = None
-    #: Whatever is asked is answered with a page of this status: no head, but a login, say.
+    #: Answer every request with a web page of this status, like a login page instead of a head.
     page: int | None = None
     asked: list[str] = field(default_factory=list)
     address: str = ""
-    #: Submits whose answer is lost after the job was taken.
+    #: Number of submissions whose answer is lost after the job was accepted.
     lose_answers: int = 0
 
     def job(self, job_id: str, **details: Any) -> None:
-        """Have a job of that id."""
+        """Add a job with this id."""
         self.details[job_id] = {
             "type": "SUBMISSION",
             "submission_id": job_id,

@@ -1,14 +1,14 @@
-"""A Ray cluster of several machines, rehearsed on this one: a head and workers that can be lost in every way.
+"""A Ray cluster of several machines, simulated on this one: a head, and workers that can be lost in every way.
 
     with Machines() as machines:
         one = machines.add(cpus=2)
         driver = machines.start([sys.executable, "-m", "jobs", "caption", …])     on the head
-        machines.kill(one)         as a power cut does
+        machines.kill(one)         like a power cut
         machines.cut(one); machines.mend(one)
-        machines.drain(one, 30)    as a spot notice does
+        machines.drain(one, 30)    like a spot notice
 
-Each machine is a raylet; where root allows it, it has a network of its own (`apart`). Its temporary folder is its own
-too; all other files, processes and cores are shared. Tokens are asked for, as by every new cluster.
+Each machine is a raylet with a temporary folder of its own and, where this process is root, a network of its own
+(`apart`); all other files, processes and cores are shared. The cluster requires a token, as every new one does.
 """
 
 import contextlib
@@ -33,16 +33,16 @@ from tests.cluster.networks import Network, can_isolate
 from tests.jobs.test_caption import descendants, is_running
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Programs are found there and nowhere else: a cluster's Python is often on no PATH.
+#: A PATH without this environment: a cluster's Python is often not on the PATH.
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _STORE_BYTES = 100 * 1024**2
-#: Seconds that a machine is given to come up or to be noted lost, on a very busy computer too.
+#: Seconds for a machine to start or to be declared lost, enough for a very busy computer.
 _PATIENCE = 240.0
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One machine: its name in the cluster, its address, and the process that all of its others descend from."""
+    """One machine: its name in the cluster, its address, and the parent of all its processes."""
 
     name: str
     address: str
@@ -50,14 +50,14 @@ class Machine:
 
 
 class Machines:
-    """A cluster. Ends all that it started when it is closed, whatever happened to it before."""
+    """A cluster. Closing it stops everything it started, whatever happened before."""
 
     def __init__(self, *, head_cpus: int = 1, environment: Mapping[str, str] | None = None) -> None:
-        """The head alone, with `head_cpus` CPUs; `environment` is laid over that of each of its machines."""
+        """The head alone, with `head_cpus` CPUs; `environment` is added to that of each machine."""
         self.apart = can_isolate()
         self.token = secrets.token_hex(16)
         self._more = dict(environment or {})
-        # Sockets have paths of 107 characters at most.
+        # Socket paths have at most 107 characters.
         self._folder = Path(tempfile.mkdtemp(prefix="rh", dir="/tmp"))
         self._network = Network() if self.apart else None
         self._machines: dict[str, Machine] = {}
@@ -76,16 +76,16 @@ class Machines:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # What a client needs to know.
+    # For clients.
 
     @property
     def url(self) -> str:
-        """Where the Jobs API is."""
+        """The address of the Jobs API."""
         return f"http://{self._address('head')}:{self._ports['dashboard-port']}"
 
     @property
     def ray_address(self) -> str:
-        """What RAY_ADDRESS is for a driver on the head."""
+        """RAY_ADDRESS for a driver on the head."""
         return f"{self._address('head')}:{self._ports['port']}"
 
     @property
@@ -95,28 +95,28 @@ class Machines:
 
     @property
     def client_environment(self) -> dict[str, str]:
-        """What a client's environment has besides: the mode and the token."""
+        """What a client's environment needs: the token and its mode."""
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
 
-    # What is done to it.
+    # Changes to the cluster.
 
     def add(
         self, name: str | None = None, *, cpus: int = 2, gpus: int = 0, resources: Mapping[str, float] | None = None
     ) -> Machine:
-        """A worker more; GPUs are pretended. Returns when it is part of the cluster."""
+        """Add a worker, with simulated GPUs. Returns when it is part of the cluster."""
         name = name or f"worker{len(self._machines)}"
         machine = self._start(name, ["--address", self.ray_address], cpus=cpus, gpus=gpus, resources=resources)
         self._wait(lambda: self.states().get(name) == "ALIVE", machine)
         return machine
 
     def kill(self, machine: Machine) -> None:
-        """SIGKILL all of its processes at once, so that none has time to say anything."""
+        """SIGKILL all of its processes at once, so that none can send anything."""
         found = self._processes(machine)
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for process in found:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, number)
-            # What was born between the look and the stop.
+            # Processes started in the meantime.
             found += [process for process in self._processes(machine) if process not in found]
         for process in found:
             with contextlib.suppress(ProcessLookupError):
@@ -126,7 +126,7 @@ class Machines:
             time.sleep(0.02)
 
     def cut(self, machine: Machine) -> None:
-        """Take its link down; the others hear nothing of it any more, nor it of them."""
+        """Take its link down, so that it and the others no longer hear from each other."""
         assert self._network is not None, "only machines with networks of their own can be cut off"
         self._network.cut(machine.name)
 
@@ -136,7 +136,7 @@ class Machines:
         self._network.mend(machine.name)
 
     def drain(self, machine: Machine, seconds: int) -> None:
-        """Tell the cluster that this machine will be gone in so many seconds; kill it then if need be."""
+        """Announce to the cluster that this machine will be gone in `seconds`."""
         [node] = [node["node_id"] for node in self._nodes() if node["node_name"] == machine.name]
         command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", self.ray_address]
         command += ["--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
@@ -148,14 +148,14 @@ class Machines:
     def start(
         self, command: Sequence[str], *, environment: Mapping[str, str] | None = None, **options: Any
     ) -> subprocess.Popen[Any]:
-        """A process on the head, which finds the cluster by RAY_ADDRESS; `options` are those of `Popen`."""
+        """Start a process on the head, with RAY_ADDRESS set; `options` are those of `Popen`."""
         chosen = {**self._environment("head"), "RAY_ADDRESS": self.ray_address, **(environment or {})}
         inside = [] if self._network is None else self._network.inside("head")
         process = subprocess.Popen([*inside, *command], env=chosen, cwd=ROOT, start_new_session=True, **options)
         self._started.append(process)
         return process
 
-    # What is known of it.
+    # The cluster's state.
 
     def machine(self, name: str) -> Machine:
         """The machine of this name."""
@@ -166,11 +166,11 @@ class Machines:
         return {node["node_name"]: node["state"] for node in self._nodes()}
 
     def wait_until_lost(self, machine: Machine) -> None:
-        """Return when the head takes this machine for dead."""
+        """Return when the head has declared this machine dead."""
         self._wait(lambda: self.states().get(machine.name) == "DEAD", self.head)
 
     def close(self) -> None:
-        """End all that was started, and leave nothing behind."""
+        """Stop everything, and leave nothing behind."""
         for process in self._started:
             _kill_family(process)
         for machine in reversed(self._machines.values()):
@@ -196,7 +196,7 @@ class Machines:
         command += ["--node-name", name, "--node-ip-address", address, "--temp-dir", str(self._folder / name)]
         command += ["--num-cpus", str(cpus), "--num-gpus", str(gpus), "--resources", json.dumps(dict(resources or {}))]
         command += ["--object-store-memory", str(_STORE_BYTES), "--disable-usage-stats"]
-        # Any free ports: on one network several raylets would look for theirs in the same range.
+        # Any free ports: on a shared network several raylets would try the same range.
         command += ["--min-worker-port", "0", "--max-worker-port", "0"]
         command += ["--dashboard-agent-listen-port", str(free_port())]
         with (self._folder / f"{name}.log").open("wb") as log:
@@ -260,7 +260,7 @@ def _kill_family(process: subprocess.Popen[Any]) -> None:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
+    """A free TCP port."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         port: int = probe.getsockname()[1]

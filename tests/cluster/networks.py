@@ -1,7 +1,7 @@
-"""A network of its own for each machine of a rehearsal: a bridge, and a namespace with one link to it a machine.
+"""A simulated network: a bridge, and for each machine a namespace with a link to it.
 
-Wants root and iproute2. Names carry the process that made them, so that what a killed test run left is found and
-removed by the next. Knows nothing of Ray.
+Needs root and iproute2. Names contain the id of the process that made them, so that the next test run can find and
+remove what a killed one left.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ _numbers = itertools.count()
 
 
 def run_ip(*arguments: str) -> str:
-    """What `ip` says. Raises `CalledProcessError`."""
+    """Run `ip` and return its output. Raises `CalledProcessError`."""
     return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
 
 
 @cache
 def can_isolate() -> bool:
-    """Whether this process may make network namespaces, links and bridges."""
+    """Whether this process may create network namespaces, links and bridges."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return False
     try:
@@ -37,14 +37,14 @@ def can_isolate() -> bool:
 
 
 class Network:
-    """A /24 in which this process has the first address and each machine that joins the next."""
+    """A /24 in which this process has the first address, and each machine the next one."""
 
     def __init__(self) -> None:
         remove_abandoned()
         number = next(_numbers)
         place = os.getpid() + 4099 * number
         self._name = f"{_PREFIX}-{os.getpid()}-{number}"
-        # Interfaces have names of 15 characters at most.
+        # Interface names have at most 15 characters.
         self._link = f"rh{os.getpid()}-{number}"
         self._subnet = f"10.{100 + place // 256 % 100}.{place % 256}"
         self._joined: dict[str, int] = {}
@@ -65,7 +65,7 @@ class Network:
         self.close()
 
     def join(self, machine: str) -> str:
-        """A namespace with a link for this machine; its address."""
+        """Create a namespace with a link for this machine, and return its address."""
         place = self._joined[machine] = len(self._joined) + 2
         namespace, outside, address = self.namespace(machine), self._outside(machine), f"{self._subnet}.{place}"
         run_ip("netns", "add", namespace)
@@ -81,15 +81,15 @@ class Network:
         return f"{self._name}-{machine}"
 
     def inside(self, machine: str) -> list[str]:
-        """What a command begins with to run on that machine's network."""
+        """The command prefix that runs a program on that machine's network."""
         return ["ip", "netns", "exec", self.namespace(machine)]
 
     def processes(self, machine: str) -> list[int]:
-        """All that run on that machine's network."""
+        """The processes on that machine's network."""
         return _processes(self.namespace(machine))
 
     def cut(self, machine: str) -> None:
-        """Take its link down: from now on nothing goes in or out, and nobody is told."""
+        """Take its link down: from now on nothing goes in or out, without any notice."""
         run_ip("link", "set", self._outside(machine), "down")
 
     def mend(self, machine: str) -> None:
@@ -97,7 +97,7 @@ class Network:
         run_ip("link", "set", self._outside(machine), "up")
 
     def close(self) -> None:
-        """Remove it, with all that still runs in it."""
+        """Remove the network, with everything that still runs in it."""
         for machine in self._joined:
             _remove_namespace(self.namespace(machine))
         _remove_link(self._link)
@@ -107,7 +107,7 @@ class Network:
 
 
 def remove_abandoned() -> None:
-    """Remove the networks of processes that are no more."""
+    """Remove the networks of processes that no longer exist."""
     for namespace in _listed("netns", "list"):
         if _is_abandoned(namespace, rf"{_PREFIX}-(\d+)-"):
             _remove_namespace(namespace)

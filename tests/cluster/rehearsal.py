@@ -1,4 +1,4 @@
-"""What the tests of lost machines share: jobs on a rehearsed cluster, in no hurry, and what they did where."""
+"""Shared by the tests of lost machines: slowed-down jobs on a simulated cluster, and records of what ran where."""
 
 import os
 import subprocess
@@ -12,12 +12,12 @@ from typing import Any
 from tests.cluster.machines import ROOT, Machines
 
 PACE = ROOT / "tests" / "cluster" / "pace"
-#: Seconds that a job is given to come to something, on a very busy computer too.
+#: Seconds to wait for a job to reach a state, enough for a very busy computer.
 PATIENCE = 500.0
 
 
 class Rehearsal:
-    """A cluster whose workers take `seconds` a shard (or step) at least, and note it in `folder`."""
+    """A cluster whose workers take at least `seconds` per shard (or step), and record it in `folder`."""
 
     def __init__(self, folder: Path, *, seconds: float, **options: Any) -> None:
         self.folder = folder
@@ -39,23 +39,23 @@ class Rehearsal:
         return Job(self.machines.start(command, environment=environment, **options))
 
     def noted(self, what: str) -> list[list[str]]:
-        """The lines of `shards` or `steps` so far, in words; the first is the machine."""
+        """The lines of `shards` or `steps` so far, split; the first word is the machine."""
         file = self.folder / what
         return [line.split() for line in file.read_text().splitlines()] if file.exists() else []
 
     def shares(self, what: str, *, after: int = 0) -> Counter[str]:
-        """How many lines each machine has added since there were `after` of them."""
+        """How many lines each machine has added after the first `after`."""
         return Counter(line[0] for line in self.noted(what)[after:])
 
 
 class Job:
-    """A job that runs on the cluster."""
+    """A running job."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
 
     def until(self, reached: Callable[[], bool]) -> None:
-        """Wait for that while it runs."""
+        """Wait until `reached()` is true, while the job runs."""
         until = time.monotonic() + PATIENCE
         while not reached():
             if self.process.poll() is not None or time.monotonic() > until:
@@ -69,7 +69,7 @@ class Job:
         return self.process.poll() is None
 
     def end(self, seconds: float = PATIENCE) -> tuple[int, str]:
-        """Its exit code and all that it said, once it has ended."""
+        """Wait for its end; its exit code and its output."""
         try:
             said, _ = self.process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""Addresses: what a person writes becomes the one of the Jobs API, or an error that names it."""
+"""A given address becomes that of the Jobs API, or an error that names it."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def test_an_address_is_that_of_the_jobs_api(given: str, meant: str) -> None:
 @pytest.mark.parametrize(
     "given", ["ray://head:10001", "ftp://head", "http://", "http://head:port", "not an address", ""]
 )
-def test_what_is_no_address_is_refused(given: str) -> None:
+def test_a_wrong_address_is_refused(given: str) -> None:
     with pytest.raises(UsageError, match=r"--address .*http://"):
         normalise(given, "--address")
 

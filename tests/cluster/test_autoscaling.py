@@ -1,4 +1,4 @@
-"""Captioning on a cluster that grows when it is asked to: Ray's own autoscaler, over machines that are pretended."""
+"""Captioning on an autoscaling cluster: Ray's own autoscaler, over simulated machines."""
 
 import contextlib
 import json
@@ -20,14 +20,14 @@ from tests.jobs.archive import write_photos
 from tests.jobs.test_caption import descendants
 
 PHOTOS, SHARD_SIZE, SECONDS = 360, 2, 1.0
-#: The id of the head, by which the provider of pretended machines knows it.
+#: The head's id for the provider of simulated machines.
 HEAD = "f" * 51 + "00000"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def configuration(port: int) -> dict[str, Any]:
-    """One machine with a GPU always, two more when they are asked for."""
+    """Always one machine with a GPU, and two more on request."""
     nothing = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
     return {
         "cluster_name": "rehearsed",
@@ -61,7 +61,7 @@ def configuration(port: int) -> dict[str, Any]:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """That of a driver on a cluster which grows when it is asked to."""
+    """The environment of a driver on an autoscaling cluster."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "CHAOS_"))}
     port = free_port()
     chosen = {
@@ -107,7 +107,7 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def wait_for_gpus(environment: dict[str, str], count: int, seconds: float = 240) -> None:
-    """Return when the cluster has so many GPUs."""
+    """Return when the cluster has `count` GPUs."""
     program = (
         "import ray, sys; ray.init(log_to_driver=False); "
         "sys.exit(ray.cluster_resources().get('GPU', 0) != float(sys.argv[1]))"

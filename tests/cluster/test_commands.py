@@ -1,4 +1,4 @@
-"""The commands against a head that only pretends: what is sent, what is told, and the exit codes."""
+"""The commands against a fake head: requests, messages and exit codes."""
 
 import json
 import os
@@ -69,12 +69,12 @@ def test_what_the_cluster_has_is_not_sent_again(head: FakeHead) -> None:
         ({"status": "STOPPED"}, 130),
     ],
 )
-def test_the_exit_code_is_the_jobs(head: FakeHead, ends: dict, code: int) -> None:
+def test_the_exit_code_is_that_of_the_job(head: FakeHead, ends: dict, code: int) -> None:
     head.ends = ends
     assert cluster(head, "submit", *CAPTION).exit_code == code
 
 
-def test_detached_it_prints_the_id_and_how_to_go_on(head: FakeHead) -> None:
+def test_detached_it_prints_the_id_and_what_to_do_next(head: FakeHead) -> None:
     head.ends = {"status": "RUNNING"}
     done = cluster(head, "submit", "--detach", *CAPTION)
     assert done.exit_code == 0
@@ -95,21 +95,21 @@ def test_detached_it_prints_the_id_and_how_to_go_on(head: FakeHead) -> None:
         ("--requirements", "/nowhere.txt", *CAPTION),
     ],
 )
-def test_what_is_wrong_is_told_before_anyone_is_asked(head: FakeHead, arguments: tuple[str, ...]) -> None:
+def test_errors_are_reported_before_the_cluster_is_contacted(head: FakeHead, arguments: tuple[str, ...]) -> None:
     done = cluster(head, "submit", *arguments)
     assert done.exit_code == 2
     assert done.stderr
     assert not head.asked
 
 
-def test_an_answer_that_is_lost_makes_no_second_job(head: FakeHead) -> None:
+def test_a_lost_answer_starts_no_second_job(head: FakeHead) -> None:
     head.lose_answers = 1
     done = cluster(head, "submit", *CAPTION)
     assert done.exit_code == 0, done.stderr
     assert len(head.submitted) == 1
 
 
-def test_a_log_is_read_on_where_the_connection_was_lost(head: FakeHead) -> None:
+def test_a_log_is_resumed_where_the_connection_was_lost(head: FakeHead) -> None:
     head.job("caption-1", status="SUCCEEDED", driver_exit_code=0)
     head.logs["caption-1"] = ["one\n", "two\n", None, "three\n", None, "four\n"]
     done = cluster(head, "logs", "-f", "caption-1")
@@ -119,7 +119,7 @@ def test_a_log_is_read_on_where_the_connection_was_lost(head: FakeHead) -> None:
     assert cluster(head, "logs", "caption-1").stdout == "one\ntwo\nthree\nfour\n"
 
 
-# Who is let in, and who answers.
+# Access and addresses.
 
 
 def test_the_token_is_sent_and_in_no_output(head: FakeHead, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_the_token_is_sent_and_in_no_output(head: FakeHead, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("command", ["submit", "status", "logs", "stop", "list"])
-def test_without_a_token_that_it_wants_it_is_said_where_to_put_it(head: FakeHead, command: str) -> None:
+def test_a_missing_token_is_reported_with_where_to_put_it(head: FakeHead, command: str) -> None:
     head.token = TOKEN
     arguments = {"submit": CAPTION, "list": ()}.get(command, ("caption-1",))
     done = cluster(head, command, *arguments)
@@ -147,7 +147,7 @@ def test_without_a_token_that_it_wants_it_is_said_where_to_put_it(head: FakeHead
     assert "~/.ray/auth_token" in done.stderr
 
 
-def test_a_wrong_token_is_said_with_where_it_is_from(head: FakeHead, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_token_is_reported_with_its_source(head: FakeHead, monkeypatch: pytest.MonkeyPatch) -> None:
     head.token = TOKEN
     monkeypatch.setenv("RAY_AUTH_TOKEN", "another1")
     done = cluster(head, "list")
@@ -163,7 +163,7 @@ def test_a_netrc_does_not_replace_the_token(head: FakeHead, monkeypatch: pytest.
     assert cluster(head, "list").exit_code == 0
 
 
-def test_an_address_where_nobody_answers_is_said() -> None:
+def test_an_address_without_an_answer_is_reported() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -175,7 +175,7 @@ def test_an_address_where_nobody_answers_is_said() -> None:
     assert "no host of that name" in done.stderr or "No cluster answers" in done.stderr
 
 
-def test_what_is_no_ray_is_said(head: FakeHead) -> None:
+def test_a_server_other_than_ray_is_reported(head: FakeHead) -> None:
     head.ray = None  # type: ignore[assignment]
     done = cluster(head, "submit", *CAPTION)
     assert done.exit_code == 2
@@ -184,7 +184,7 @@ def test_what_is_no_ray_is_said(head: FakeHead) -> None:
 
 @pytest.mark.parametrize("status", [200, 404])
 @pytest.mark.parametrize("command", [["list"], ["list", "--json"], ["status", "x"], ["logs", "x"], ["stop", "x"]])
-def test_a_page_is_no_ray(head: FakeHead, command: list[str], status: int) -> None:
+def test_a_web_page_is_not_taken_for_ray(head: FakeHead, command: list[str], status: int) -> None:
     head.page = status
     done = cluster(head, *command)
     assert done.exit_code == 2
@@ -193,7 +193,7 @@ def test_a_page_is_no_ray(head: FakeHead, command: list[str], status: int) -> No
     assert "<html>" not in done.output
 
 
-def test_versions_that_differ_are_told_and_too_old_ones_refused(head: FakeHead) -> None:
+def test_other_versions_are_noted_and_too_old_ones_refused(head: FakeHead) -> None:
     head.ray, head.python = "2.99.0", "3.99.1"
     done = cluster(head, "submit", *CAPTION)
     assert done.exit_code == 0
@@ -207,7 +207,7 @@ def test_versions_that_differ_are_told_and_too_old_ones_refused(head: FakeHead) 
 # Looking after jobs.
 
 
-def test_status_tells_what_an_operator_wants(head: FakeHead) -> None:
+def test_status_shows_what_an_operator_needs(head: FakeHead) -> None:
     head.job("caption-1", status="RUNNING")
     head.logs["caption-1"] = [
         "2026-11-26 15:00:00,000 INFO job_manager.py:531 -- Runtime env is setting up.\n",
@@ -235,7 +235,7 @@ def test_the_last_line_is_not_rays() -> None:
     assert last_lines("1 of 2 images\n\n") == {"progress": "1 of 2 images", "last_line": "1 of 2 images"}
 
 
-def test_stop_waits_and_tells(head: FakeHead) -> None:
+def test_stop_waits_and_reports(head: FakeHead) -> None:
     head.job("caption-1", status="RUNNING", runtime_env={"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120"}})
     done = cluster(head, "stop", "caption-1")
     assert done.exit_code == 0
@@ -248,7 +248,7 @@ def test_stop_waits_and_tells(head: FakeHead) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("status",), ("logs",), ("logs", "-f"), ("stop",)])
-def test_a_job_that_is_not_known_is_said(head: FakeHead, arguments: tuple[str, ...]) -> None:
+def test_an_unknown_job_is_reported(head: FakeHead, arguments: tuple[str, ...]) -> None:
     done = cluster(head, arguments[0], *arguments[1:], "caption-9")
     assert done.exit_code == 2
     assert "knows no job caption-9" in done.stderr
@@ -272,7 +272,7 @@ def test_the_list_is_newest_first_and_whole(head: FakeHead) -> None:
     assert json.loads(cluster(head, "list", "--json").stdout)[0]["id"] == "caption-2"
 
 
-def test_ctrl_c_leaves_the_job_alone_and_says_how_to_go_on(head: FakeHead) -> None:
+def test_ctrl_c_leaves_the_job_running_and_says_what_to_do_next(head: FakeHead) -> None:
     head.job("caption-1", status="RUNNING")
     head.logs["caption-1"] = ["1 of 9 images\n"]
     command = [sys.executable, "-m", "cluster", "logs", "-f", "caption-1", "--address", head.address]
@@ -294,7 +294,7 @@ def test_ctrl_c_leaves_the_job_alone_and_says_how_to_go_on(head: FakeHead) -> No
 
 
 @pytest.mark.parametrize("command", [[], ["submit"], ["status"], ["logs"], ["stop"], ["list"]])
-def test_help_comes_without_ray(command: list[str]) -> None:
+def test_help_does_not_import_ray(command: list[str]) -> None:
     program = (
         "import sys; sys.argv = ['cluster', *sys.argv[1:]]\n"
         "from cluster.__main__ import app\n"

@@ -16,7 +16,7 @@ def test_without_a_token_nothing_is_sent() -> None:
     assert find_credentials().headers() == {}
 
 
-def test_the_places_are_those_of_ray_in_its_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_tokens_are_looked_for_in_rays_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     home = Path.home() / ".ray"
     home.mkdir()
     (home / "auth_token").write_text("of-the-home\n")
@@ -31,7 +31,7 @@ def test_the_places_are_those_of_ray_in_its_order(monkeypatch: pytest.MonkeyPatc
     assert find_credentials().headers() == {}
 
 
-def test_a_token_that_was_asked_for_and_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_required_token_that_is_missing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     with pytest.raises(UsageError, match="RAY_AUTH_TOKEN"):
         find_credentials()
@@ -40,7 +40,7 @@ def test_a_token_that_was_asked_for_and_is_not_there_is_an_error(monkeypatch: py
         find_credentials()
 
 
-def test_a_token_that_cannot_be_sent_is_told_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_that_cannot_be_sent_is_reported_without_showing_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", f"{TOKEN}\nX-Other: 1")
     with pytest.raises(UsageError, match="odd characters") as raised:
         find_credentials()
@@ -58,7 +58,7 @@ def test_the_token_is_in_no_representation(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"a": 1}', '{"a": "b\\nc"}'])
-def test_headers_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_malformed_headers_are_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("RAY_JOB_HEADERS", text)
     with pytest.raises(UsageError, match="RAY_JOB_HEADERS"):
         find_credentials()

@@ -1,4 +1,4 @@
-"""What cluster/aws holds: right by the schemas of Ray's launcher and of CloudFormation, and as both would use it."""
+"""The files of cluster/aws: valid for Ray's launcher and CloudFormation, and right as both would use them."""
 
 import copy
 import http.server
@@ -32,7 +32,7 @@ def workers() -> dict[str, dict[str, Any]]:
 
 
 class _CloudFormation(yaml.SafeLoader):
-    """Takes `!Ref`, `!Sub` and `!GetAtt` as {"Ref": …} and the like."""
+    """Reads `!Ref`, `!Sub` and `!GetAtt` as {"Ref": …} and the like."""
 
 
 def _function(loader: yaml.SafeLoader, name: str, node: yaml.Node) -> dict[str, Any]:
@@ -70,9 +70,9 @@ def test_rays_launcher_accepts_it() -> None:
 
     prepared = prepare_config(copy.deepcopy(launcher()))
     validate_config(prepared)
-    # What it says of a machine is what AWS says of it: there, Ray adds only the memory.
+    # The resources are those of the AWS types; Ray itself adds only the memory.
     assert prepared["available_node_types"]["cpu"]["resources"] == {"CPU": 16}
-    # Every command that starts a node asks for the token.
+    # Every command that starts a node requires the token.
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         [start] = [line for line in prepared[key] if "ray start" in line]
         assert "RAY_AUTH_MODE=token" in start
@@ -152,7 +152,7 @@ def test_files_that_machines_get_exist_and_lie_there_as_they_do_here() -> None:
 @pytest.mark.parametrize("key", [key for key in launcher() if key.endswith("_commands")])
 def test_commands_are_right_for_a_shell(key: str) -> None:
     for line in launcher()[key]:
-        # The launcher puts each into brackets of its own.
+        # The launcher puts each command into parentheses.
         done = subprocess.run(["bash", "-n", "-c", f"true && ({line})"], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
@@ -163,7 +163,7 @@ def test_the_spot_watch_is_on_every_worker_and_not_on_the_head() -> None:
     assert not any("spot_watch.sh" in line for line in config["head_start_ray_commands"])
 
 
-def test_what_the_page_in_its_head_says_is_what_it_has() -> None:
+def test_the_comment_at_its_top_is_right() -> None:
     text = (FOLDER / "cluster.yaml").read_text()
     assert "--template-file cluster/aws/iam.yaml" in text
     assert "--parameter-overrides Bucket=" in text
@@ -211,7 +211,7 @@ def metadata_service() -> Iterator[tuple[type[_Metadata], str]]:
 
 
 def fake_ray(folder: Path, code: int = 0) -> dict[str, str]:
-    """Environment with a `ray` that writes down how it was called."""
+    """An environment with a `ray` that records how it was called."""
     path = folder / "ray"
     path.write_text(f'#!/usr/bin/env bash\nprintf "%s\\n" "$@" --- >>"{folder}/calls"\nexit {code}\n')
     path.chmod(0o755)
@@ -222,7 +222,7 @@ def drained(folder: Path) -> list[list[str]]:
     return [call.strip().splitlines() for call in (folder / "calls").read_text().split("---\n") if call.strip()]
 
 
-def test_a_machine_that_aws_takes_back_is_drained_until_then(tmp_path: Path) -> None:
+def test_a_machine_that_aws_reclaims_is_drained_until_then(tmp_path: Path) -> None:
     with metadata_service() as (service, url):
         watch = subprocess.Popen(
             ["bash", FOLDER / "spot_watch.sh", "10.0.0.1:6379"],
@@ -258,7 +258,7 @@ def test_a_notice_without_a_time_means_two_minutes(tmp_path: Path) -> None:
 
 
 def test_drain_finds_the_ray_nodes_of_this_machine(tmp_path: Path) -> None:
-    """By their raylets: here, a process that goes by such a name."""
+    """By their raylets: here, a process with such a name."""
     disguise = f"exec -a {tmp_path}/raylet {sys.executable} -c 'import time; time.sleep(60)' --node_id=0123cafe"
     raylet = subprocess.Popen(["bash", "-c", disguise])
     try:
@@ -274,7 +274,7 @@ def test_drain_finds_the_ray_nodes_of_this_machine(tmp_path: Path) -> None:
     assert all(call[call.index("--deadline-remaining-seconds") + 1] == "75" for call in drained(tmp_path))
 
 
-def test_a_drain_that_is_refused_is_told(tmp_path: Path) -> None:
+def test_a_refused_drain_is_reported(tmp_path: Path) -> None:
     drain = ["bash", ROOT / "cluster" / "drain.sh", "10.0.0.1:6379", "75", "a test"]
     environment = {**fake_ray(tmp_path, code=1), "NODE_ID": "cafe"}
     assert subprocess.run(drain, env=environment, timeout=60).returncode == 1

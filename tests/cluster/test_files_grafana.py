@@ -1,4 +1,4 @@
-"""The Grafana dashboard: panels that do not overlap, over metrics that there are."""
+"""The Grafana dashboard: panels that do not overlap, over metrics that exist."""
 
 import json
 import re
@@ -20,7 +20,7 @@ OPERATORS = {"or", "and", "unless", "bool"}
 
 
 def expressions() -> list[tuple[str, str]]:
-    """Each query, with the title of what asks it."""
+    """Each query, with its panel's title."""
     found = [(panel["title"], target["expr"]) for panel in PANELS for target in panel.get("targets", [])]
     variables = [each for each in DASHBOARD["templating"]["list"] if each["type"] == "query"]
     return found + [(f"${each['name']}", each["query"]["query"]) for each in variables]

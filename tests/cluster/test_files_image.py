@@ -1,4 +1,4 @@
-"""The container image: what cluster/Dockerfile promises, read line by line; no Docker is needed."""
+"""The container image: cluster/Dockerfile, checked line by line without Docker."""
 
 import fnmatch
 import os
@@ -81,7 +81,7 @@ def test_nodes_of_the_launcher_install_what_the_image_has() -> None:
 
 
 def test_the_code_comes_after_the_packages() -> None:
-    """A changed line of code does not make new layers of gigabytes."""
+    """A changed line of code must not rebuild layers of gigabytes."""
     [packages] = [at for at, (name, text) in enumerate(instructions()) if name == "RUN" and "pip install" in text]
     copies = [(at, text.split()[0]) for at, (name, text) in enumerate(instructions()) if name == "COPY"]
     assert [source for at, source in copies if at < packages] == ["pyproject.toml", "cluster/requirements.py"]
@@ -122,7 +122,7 @@ def healthcheck() -> list[str]:
 
 @pytest.mark.skipif(not Path("/proc/self/comm").exists(), reason="no /proc")
 def test_a_container_is_healthy_as_its_ray_is_where_it_has_one(tmp_path: Path) -> None:
-    """With commands of the test's own in the place of `grep /proc` and `wget`."""
+    """With the test's own commands instead of `grep /proc` and `wget`."""
     bodies = {"grep": 'if [[ $1 == -qsx ]]; then exit "$RAYLET"; fi; exec /bin/grep "$@"', "wget": "$SAYS"}
     for name, body in bodies.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")

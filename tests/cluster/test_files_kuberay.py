@@ -1,4 +1,4 @@
-"""What cluster/kuberay holds: right by the schemas of KubeRay and Kubernetes, and in itself."""
+"""The files of cluster/kuberay: valid by the schemas of KubeRay and Kubernetes, and consistent."""
 
 import os
 import re
@@ -63,13 +63,13 @@ def test_versions_are_those_of_this_checkout(name: str) -> None:
     assert spec["rayVersion"] == pins()["ray"]
     images = {container["image"] for container in containers(spec)}
     assert images == {f"captioning:{project()['version']}"}
-    # One line to edit: the others refer to it.
+    # One line to edit; the others refer to it.
     assert (FOLDER / name).read_text().count("image: captioning") == 0
     assert (FOLDER / name).read_text().count("image: &image captioning:") == 1
 
 
 @pytest.mark.parametrize("name", RAY)
-def test_nobody_gets_in_without_the_token(name: str) -> None:
+def test_the_token_is_required(name: str) -> None:
     assert cluster_spec(manifests()[name])["authOptions"] == {"mode": "token"}
 
 
@@ -94,7 +94,7 @@ def amount(text: str) -> float:
 
 
 @pytest.mark.parametrize("name", RAY)
-def test_groups_grow_within_bounds_and_ask_for_what_ray_is_told(name: str) -> None:
+def test_groups_have_limits_and_request_what_ray_is_told(name: str) -> None:
     spec = cluster_spec(manifests()[name])
     assert spec["enableInTreeAutoscaling"] is True
     for group in spec["workerGroupSpecs"]:
@@ -170,7 +170,7 @@ def test_kuberay_accepts_them(name: str, definition: str) -> None:
     schema = served_schema(Path(CRDS or "") / f"ray.io_{definition}.yaml")
     manifest = manifests()[name]
     jsonschema.Draft7Validator(schema).validate(manifest)
-    # A misspelt key is refused, too: Kubernetes would drop it without a word.
+    # A misspelt key is refused too; Kubernetes would silently drop it.
     broken = yaml.safe_load(yaml.safe_dump(manifest))
     cluster_spec(broken)["headGroupSpec"]["rayStartParam"] = {}
     with pytest.raises(jsonschema.ValidationError, match="rayStartParam"):

@@ -1,4 +1,4 @@
-"""Every command, option, setting, file and place that cluster/README.md names is there."""
+"""Every command, option, setting, file and path that cluster/README.md names exists."""
 
 import re
 import shlex
@@ -15,7 +15,7 @@ TEXT = PAGE.read_text(encoding="utf-8")
 
 
 def commands() -> list[str]:
-    """The commands of the page, of its blocks and within its lines, a line each."""
+    """The commands on the page, in blocks and inline, one per line."""
     blocks = [match[1] for match in re.finditer(r"```sh\n(.*?)```", TEXT, re.DOTALL)]
     joined = "\n".join(blocks).replace("\\\n", " ")
     outside = re.sub(r"```sh\n.*?```", "", TEXT, flags=re.DOTALL)
@@ -24,7 +24,7 @@ def commands() -> list[str]:
 
 
 def words(pattern: str) -> list[list[str]]:
-    """The words of each command in which `pattern` stands, from there on."""
+    """The arguments after `pattern` in each command that contains it."""
     found = [re.search(rf"(?:^|[ =(]){pattern}(?: |$)(.*)", line) for line in commands()]
     return [shlex.split(match[1].removesuffix("&")) for match in found if match]
 
@@ -34,7 +34,7 @@ WrongUsage = typer.BadParameter.__bases__[0]
 
 
 def check(command: Any, given: list[str]) -> dict[str, Any]:
-    """What a command makes of some words, without running it; `WrongUsage` for wrong ones."""
+    """Parse a command's arguments without running it. Raises `WrongUsage`."""
     return command.make_context("page", list(given)).params
 
 
@@ -51,7 +51,7 @@ def check_verb(given: list[str]) -> None:
 
     command = named(app, given[0])
     if len(given) == 1:
-        return  # spoken of, not given
+        return  # only mentioned, without arguments
     params = check(command, given[1:])
     if given[0] == "caption":
         read_caption_settings(params["config"], params["settings"] or [])
@@ -59,7 +59,7 @@ def check_verb(given: list[str]) -> None:
         assert (ROOT / params["config"]).is_file()
 
 
-def test_the_page_has_all_three_roads() -> None:
+def test_the_page_covers_all_three_platforms() -> None:
     assert len(words("python -m cluster submit")) >= 5
     assert len(words("cluster/slurm/captioning.sh")) >= 2
     assert {given[0] for given in words("python -m jobs")} >= {"status", "verify"}
@@ -104,7 +104,7 @@ def test_ray_takes_what_the_page_gives_it(given: list[str]) -> None:
 @pytest.mark.parametrize(
     "wrong", ["caption IN -o OUT --sett x=1", "captoin IN -o OUT", "caption IN -o OUT --set runtime.gpu=1"]
 )
-def test_what_is_not_there_would_be_found(wrong: str) -> None:
+def test_wrong_commands_would_be_found(wrong: str) -> None:
     from captioning.errors import CaptioningError
 
     with pytest.raises((WrongUsage, CaptioningError, AssertionError)):
@@ -127,7 +127,7 @@ def test_links_within_the_page_lead_to_its_headings() -> None:
         assert anchor in anchors, anchor
 
 
-def test_each_road_fits_on_a_screen() -> None:
+def test_each_platform_fits_on_a_screen() -> None:
     parts = re.split(r"^#+ ", TEXT, flags=re.MULTILINE)
     for part in parts:
         if part.startswith(("Kubernetes", "AWS", "Slurm")):

@@ -1,4 +1,4 @@
-"""The Slurm script, run as Slurm runs it, with the commands of a Slurm that has this machine alone."""
+"""The Slurm script, run as Slurm would, with fakes of Slurm's commands on this machine."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from tests.test_house import ROOT
 SCRIPT = ROOT / "cluster" / "slurm" / "captioning.sh"
 SHELL_SCRIPTS = [path for path in sorted((ROOT / "cluster").rglob("*.sh")) if "bash" in path.read_text()[:30]]
 
-#: A Slurm whose machines are all this one. `srun` becomes the command, as a step that lives and dies with it.
+#: A fake Slurm on this machine. `srun` replaces itself by its command, so that the step lives as long as that.
 SLURM = {
     "sbatch": 'printf "%s\\n" "$@" >"$LOG/sbatch"; echo "Submitted batch job 4711"',
     "scontrol": """
@@ -28,7 +28,7 @@ while [[ $1 == --* ]]; do shift; done
 exec "$@\"""",
 }
 
-#: A Ray that starts at once, and ends when it is told to.
+#: A fake Ray that starts at once, and ends when it is told to.
 RAY = """
 [[ $1 != start ]] || trap 'echo "${*: -1}" >>"$LOG/ended"; exit 0' TERM
 echo "$*" >>"$LOG/ray"
@@ -38,7 +38,7 @@ case $1 in
     start) while :; do sleep 0.1; done ;;
 esac"""
 
-#: A Python that waits for both machines, and whose `-m jobs` does what the test wants.
+#: A fake Python that waits for both machines, and whose `-m jobs` does what the test sets.
 PYTHON = """
 if [[ $1 == - ]]; then
     until [[ $(grep -c ^start "$LOG/ray") == 2 ]]; do sleep 0.05; done
@@ -59,7 +59,7 @@ def command(folder: Path, name: str, body: str) -> Path:
 
 
 class Slurm:
-    """A job of two machines in a folder; the log tells what was called."""
+    """A job on two machines, in a folder; the log records the calls."""
 
     def __init__(self, folder: Path) -> None:
         self.log = folder / "log"
@@ -94,7 +94,7 @@ class Slurm:
         )
 
     def run(self, *words: str, allocated: bool = True, **variables: str) -> tuple[int, str]:
-        """The exit code, and what was said on either stream."""
+        """The exit code, and the output of both streams."""
         return self.end(self.start(*words, allocated=allocated, **variables))
 
     @staticmethod
@@ -136,13 +136,13 @@ def test_shell_scripts_are_right(script: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck")
 @pytest.mark.parametrize("script", SHELL_SCRIPTS, ids=lambda path: path.name)
-def test_shellcheck_has_nothing_to_say(script: Path) -> None:
+def test_shellcheck_finds_nothing(script: Path) -> None:
     done = subprocess.run(["shellcheck", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
 def test_slurm_reads_its_options_where_they_stand() -> None:
-    """sbatch stops reading at the first line that is no comment."""
+    """sbatch stops reading options at the first line that is not a comment."""
     head = SCRIPT.read_text().split("\nset -uo")[0].splitlines()
     assert all(line.startswith("#") for line in head)
     options = [line.removeprefix("#SBATCH ") for line in head if line.startswith("#SBATCH")]
@@ -152,7 +152,7 @@ def test_slurm_reads_its_options_where_they_stand() -> None:
     assert not any("nodes=" in option or "gpus" in option for option in options)  # the caller's, or sbatch's own
 
 
-def test_on_a_login_node_it_hands_itself_to_sbatch(slurm: Slurm) -> None:
+def test_on_a_login_node_it_submits_itself_to_sbatch(slurm: Slurm) -> None:
     words = ("caption", "/archive/with blanks", "-o", "/out", "--set", "decoding.beam_size=3")
     code, said = slurm.run(*words, allocated=False, NODES="4", GPUS="2", CPUS="16", TIME="01:00:00", MEMORY="64G")
     assert (code, said) == (0, "Submitted batch job 4711\n")
@@ -163,7 +163,7 @@ def test_on_a_login_node_it_hands_itself_to_sbatch(slurm: Slurm) -> None:
     ]
 
 
-def test_without_a_word_it_asks_for_little(slurm: Slurm) -> None:
+def test_defaults_ask_for_little(slurm: Slurm) -> None:
     assert slurm.run("status", "/out", allocated=False)[0] == 0
     assert slurm.lines("sbatch")[:4] == ["--nodes=2", "--cpus-per-task=8", "--time=08:00:00", str(SCRIPT)]
 
@@ -199,7 +199,7 @@ def test_a_ray_spans_the_machines_for_as_long_as_the_job(slurm: Slurm) -> None:
     on = [line for line in slurm.lines("srun") if "start" in line]
     assert sorted("--nodelist=machine1" in line for line in on) == [False, True]
     assert sorted("--nodelist=machine2" in line for line in on) == [False, True]
-    # Both nodes were told to end, nothing of them is left, and nobody saw the token.
+    # Both nodes were stopped, nothing of them is left, and the token is in no output.
     assert len(slurm.lines("ended")) == 2
     assert not slurm.ray_folder.exists()
     assert "a-token" not in said
@@ -208,7 +208,7 @@ def test_a_ray_spans_the_machines_for_as_long_as_the_job(slurm: Slurm) -> None:
 
 
 @pytest.mark.parametrize("code", [1, 2])
-def test_the_exit_code_is_the_verbs(slurm: Slurm, code: int) -> None:
+def test_the_exit_code_is_that_of_the_verb(slurm: Slurm, code: int) -> None:
     slurm.ray_folder.mkdir()
     got, said = slurm.run("caption", "/archive", "-o", "/out", JOB_CODE=str(code))
     assert got == code
@@ -217,7 +217,7 @@ def test_the_exit_code_is_the_verbs(slurm: Slurm, code: int) -> None:
     assert not slurm.lines("requeue")
 
 
-def test_before_the_time_is_up_the_run_ends_cleanly_and_goes_back_into_the_queue(slurm: Slurm) -> None:
+def test_before_the_time_is_up_the_run_ends_cleanly_and_is_requeued(slurm: Slurm) -> None:
     process = slurm.start("caption", "/archive", "-o", "/out", JOB_S="600")
     slurm.wait_for("environment", process)
     process.send_signal(signal.SIGUSR1)
@@ -237,7 +237,7 @@ def test_before_the_time_is_up_the_run_ends_cleanly_and_goes_back_into_the_queue
         ({"REQUEUE_FAILS": "1"}, True, "Give the same command"),
     ],
 )
-def test_it_stays_out_of_the_queue_where_it_must(
+def test_it_is_not_requeued_where_it_must_not_be(
     slurm: Slurm, variables: dict[str, str], asked: bool, says: str
 ) -> None:
     process = slurm.start("caption", "/archive", "-o", "/out", JOB_S="600", **variables)
@@ -250,7 +250,7 @@ def test_it_stays_out_of_the_queue_where_it_must(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_who_cancels_the_job_does_not_find_it_in_the_queue_again(slurm: Slurm, number: signal.Signals) -> None:
+def test_a_cancelled_job_is_not_requeued(slurm: Slurm, number: signal.Signals) -> None:
     process = slurm.start("caption", "/archive", "-o", "/out", JOB_S="600")
     slurm.wait_for("environment", process)
     process.send_signal(number)
@@ -260,8 +260,8 @@ def test_who_cancels_the_job_does_not_find_it_in_the_queue_again(slurm: Slurm, n
     assert not slurm.lines("requeue")
 
 
-def test_a_run_that_is_done_before_the_signal_is_not_queued_again(slurm: Slurm) -> None:
-    """The signal came too late to stop anything: the run ended by itself, with 0."""
+def test_a_run_that_ends_before_the_signal_is_not_requeued(slurm: Slurm) -> None:
+    """The signal came too late: the run ended by itself, with exit code 0."""
     command(Path(slurm.environment["PYTHON"]).parent, "python", PYTHON.replace("exit 130", "exit 0"))
     process = slurm.start("caption", "/archive", "-o", "/out", JOB_S="600")
     slurm.wait_for("environment", process)
@@ -270,7 +270,7 @@ def test_a_run_that_is_done_before_the_signal_is_not_queued_again(slurm: Slurm) 
     assert not slurm.lines("requeue")
 
 
-def test_a_ray_that_does_not_come_up_is_told(slurm: Slurm) -> None:
+def test_a_ray_that_does_not_start_is_reported(slurm: Slurm) -> None:
     command(
         Path(slurm.environment["RAY"]).parent, "ray-command", RAY.replace("start) ", "start) echo no room; exit 1; ")
     )
@@ -282,7 +282,7 @@ def test_a_ray_that_does_not_come_up_is_told(slurm: Slurm) -> None:
     assert not slurm.lines("job")
 
 
-def test_a_checkout_without_an_environment_is_told(slurm: Slurm, tmp_path: Path) -> None:
+def test_a_checkout_without_an_environment_is_reported(slurm: Slurm, tmp_path: Path) -> None:
     code, said = slurm.run("caption", "/archive", "-o", "/out", CAPTIONING_HOME=str(tmp_path), PYTHON="", RAY="")
     assert code == 2
     assert "make setup" in said
@@ -302,7 +302,7 @@ def test_it_captions_on_two_nodes(slurm: Slurm, tiny_captioner: Path, tmp_path: 
     photos.mkdir()
     for number in range(24):
         (photos / f"{number:02d}.jpg").write_bytes(square("red", "top", number))
-    # Sockets' paths are limited to 107 characters.
+    # Socket paths have at most 107 characters.
     folder = Path("/tmp") / f"slurm-{os.getpid()}"
     wrapper = command(tmp_path, "real-ray", f'exec "{sys.executable}" -m ray.scripts.scripts "$@"')
     real = {

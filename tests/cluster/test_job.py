@@ -1,4 +1,4 @@
-"""What Ray says of a job, in our exit codes and in words."""
+"""Ray's job states as exit codes and messages."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def job(**details: Any) -> Job:
         ({"status": "FAILED", "message": "pip", "error_type": "RUNTIME_ENV_SETUP_FAILURE"}, 1, "pip.*--requirements"),
     ],
 )
-def test_an_end_has_a_code_and_words(details: dict[str, Any], code: int, says: str) -> None:
+def test_an_ended_job_has_a_code_and_an_outcome(details: dict[str, Any], code: int, says: str) -> None:
     found = job(**details)
     assert found.over
     assert found.code == code
@@ -36,7 +36,7 @@ def test_an_end_has_a_code_and_words(details: dict[str, Any], code: int, says: s
     assert re.search(says, found.outcome(), re.DOTALL)
 
 
-def test_a_job_that_goes_on_has_no_code() -> None:
+def test_a_running_job_has_no_code() -> None:
     found = job(status="RUNNING", end_time=None, runtime_env={"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120"}})
     assert not found.over
     assert found.code is None

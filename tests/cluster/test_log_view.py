@@ -1,4 +1,4 @@
-"""A log on a screen."""
+"""A job's log in a terminal and elsewhere."""
 
 import io
 
@@ -22,7 +22,7 @@ def shown(stream: io.StringIO) -> str:
     return stream.getvalue()
 
 
-def test_elsewhere_the_log_is_as_it_is() -> None:
+def test_outside_a_terminal_the_log_is_unchanged() -> None:
     assert shown(io.StringIO()) == "".join(PIECES)
 
 
@@ -43,7 +43,7 @@ def test_a_last_line_without_an_end_is_shown() -> None:
     assert stream.getvalue() == "broken\n"
 
 
-def test_secrets_are_cut_out() -> None:
+def test_secrets_are_removed() -> None:
     stream = io.StringIO()
     LogView(stream)("read https://host/a?Signature=abcdef\n")
     assert "abcdef" not in stream.getvalue()

@@ -1,4 +1,4 @@
-"""Captioning on a cluster whose machines are lost, cut off, drained or added: the table is that of a run left alone."""
+"""Captioning on a cluster whose machines are lost, cut off, drained or added gives the table of an undisturbed run."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from tests.jobs.archive import assert_same_table, read_rows, write_photos
 
 PHOTOS, SHARD_SIZE = 300, 2
 SHARDS = PHOTOS // SHARD_SIZE
-#: A shard's seconds: a run takes a minute and a half, whatever the computer.
+#: Seconds per shard, so that a run takes a minute and a half on any computer.
 SECONDS = 2.0
 CUT_SECONDS = 60
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 @dataclass
 class Run:
-    """A caption run on the cluster, of the archive that `whole` is the table of."""
+    """A caption run on the cluster; `whole` is the table that it should give."""
 
     rehearsal: Rehearsal
     arguments: list[str]
@@ -40,7 +40,7 @@ class Run:
         return len(self.rehearsal.noted("shards"))
 
     def check(self, job: Job) -> str:
-        """It ends by itself, is verified, and has the table of a run left alone; what it said."""
+        """It ends by itself, is verified, and has the table of an undisturbed run; returns its output."""
         code, said = job.end()
         assert code == 0, said
         assert "Traceback" not in said, said
@@ -89,7 +89,7 @@ def workers(run: Run) -> list[str]:
 
 
 def lose(run: Run, do: Callable[[Machines, Machine], None]) -> tuple[str, str]:
-    """Do that to one of the workers in mid-run; its name, and what the run said."""
+    """Do that to one of the workers in mid-run; its name, and the run's output."""
     job = run.begin()
     job.until(lambda: run.done() >= SHARDS // 8)
     lost = run.rehearsal.machines.machine(workers(run)[0])

@@ -1,4 +1,4 @@
-"""The package: what travels, its name, and the limit."""
+"""The package: its files, its name, and its size limit."""
 
 import io
 import os

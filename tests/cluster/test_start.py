@@ -20,13 +20,13 @@ def project(root: Path, dependencies: list[str], runner: list[str]) -> Path:
     return root
 
 
-def test_what_is_there_is_no_news() -> None:
+def test_installed_requirements_are_not_reported() -> None:
     needs = check_requirements(ROOT)
     assert not needs.missing
     assert not needs.other
 
 
-def test_what_is_missing_or_old_is_told(tmp_path: Path) -> None:
+def test_missing_and_old_requirements_are_reported(tmp_path: Path) -> None:
     root = project(
         tmp_path / "p", ["numpy>=99", "no-such-package>=1", "other-missing>=3"], ["typer", "never-asked-for"]
     )

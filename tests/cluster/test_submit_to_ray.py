@@ -12,13 +12,13 @@ from tests.cluster.client import Client
 from tests.cluster.machines import Machines
 from tests.jobs.archive import read_rows, write_photos
 
-#: One captioner is sooner there than two.
+#: One captioner starts sooner than two.
 ONE = ("--set", "runtime.actors=1")
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A client of a cluster whose Python is not on its PATH, and finds no checkout but the one that is sent."""
+    """A client of a cluster whose Python is not on its PATH, and which has no checkout except the one that is sent."""
     with Machines(head_cpus=2, environment={"PYTHONPATH": ""}) as machines:
         yield Client(machines, tmp_path_factory.mktemp("laptop"))
 
@@ -72,7 +72,7 @@ def test_a_job_that_was_stopped_goes_on_when_submitted_again(client: Client, tmp
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < until
             time.sleep(0.1)
-        # Ctrl-C of who watches changes nothing for the job.
+        # Ctrl-C on the watching command does not affect the job.
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
     assert process.returncode == 130

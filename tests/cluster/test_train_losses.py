@@ -1,4 +1,4 @@
-"""Training on two machines, of which one is lost: it goes on from its last saved state, and learns the same."""
+"""Training on two machines, one of which is lost, resumes from its last saved state and ends with the same weights."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ images_per_pass: 1
 log_every_steps: 2
 workers: 2
 """
-#: Steps of an epoch; states are saved every so many of them.
+#: Steps of an epoch, and the interval at which states are saved.
 EPOCH, SAVED = 16, 5
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
-    """Those of `train`, all but OUTPUT and the epochs."""
+    """The arguments of `train`, except OUTPUT and the epochs."""
     write_tiny_shards(tmp_path / "shards", {"train": 4 * EPOCH, "val": 4})
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     chosen = ["train", "--config", str(tmp_path / "recipe.yaml"), "--data", str(tmp_path / "shards")]
@@ -33,7 +33,7 @@ def arguments(tmp_path: Path) -> list[str]:
 
 
 def steps(rehearsal: Rehearsal, world: int | None = None) -> list[tuple[str, int]]:
-    """The machine and the step of all that rank 0 did, in order; if given, of groups of `world` workers only."""
+    """The machine and the step of each step of rank 0, in order; only in groups of `world` workers, if given."""
     return [
         (machine, int(step))
         for machine, rank, of, step in rehearsal.noted("steps")
@@ -42,7 +42,7 @@ def steps(rehearsal: Rehearsal, world: int | None = None) -> list[tuple[str, int
 
 
 def in_mid_epoch(rehearsal: Rehearsal, beyond: int) -> Callable[[], bool]:
-    """Whether it is at a step after `beyond` that is neither saved nor the end of an epoch."""
+    """Whether training is past step `beyond`, neither at a saved step nor at the end of an epoch."""
 
     def reached() -> bool:
         done = steps(rehearsal)
@@ -52,7 +52,7 @@ def in_mid_epoch(rehearsal: Rehearsal, beyond: int) -> Callable[[], bool]:
 
 
 def strike(rehearsal: Rehearsal, job: Job, rank: str) -> int:
-    """SIGKILL the machine of that rank in mid-epoch; the step that the newest saved state is of."""
+    """SIGKILL the machine of that rank in mid-epoch; the step of the newest saved state."""
     job.until(in_mid_epoch(rehearsal, beyond=EPOCH))
     [*_, machine] = [line[0] for line in rehearsal.noted("steps") if line[1] == rank]
     rehearsal.machines.kill(rehearsal.machines.machine(machine))
@@ -60,7 +60,7 @@ def strike(rehearsal: Rehearsal, job: Job, rank: str) -> int:
 
 
 def check(output: Path, alone: Path, epochs: int) -> None:
-    """It has come to the end of its epochs, with the weights of the run left alone."""
+    """The run has finished its epochs with the weights of the undisturbed run."""
     assert json.loads((output / "summary.json").read_text())["step"] == epochs * EPOCH
     mine, theirs = (load_file(place / "best" / "model.safetensors") for place in (output, alone))
     assert mine.keys() == theirs.keys()
@@ -83,7 +83,7 @@ def test_one_of_two_machines_killed_in_mid_epoch(arguments: list[str], tmp_path:
         assert code == 0, said
         assert "Traceback" not in said, said
         assert "Going on from step" in said
-        # The other machine may still end the step that both were at.
+        # The other machine may still finish the current step.
         after = [step for _, step in steps(rehearsal)[before:] if step <= saved + SAVED - 3]
         assert after[0] in (saved + 1, saved + 1 - SAVED), "it does not begin anew"
     check(tmp_path / "run", tmp_path / "alone", epochs=3)

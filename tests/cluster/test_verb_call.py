@@ -1,4 +1,4 @@
-"""A verb is checked here, as far as that goes without the cluster, and its files go with it."""
+"""A verb is checked locally, as far as possible without the cluster, and its files are sent along."""
 
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def test_a_path_of_this_machine_is_refused(arguments: list[str], named: str) -> 
     assert str(raised.value).startswith(named)
 
 
-def test_a_whole_path_is_told_to_be_shared() -> None:
+def test_an_absolute_path_is_noted_as_shared_storage() -> None:
     call = check_call(["caption", "/mnt/photos", "a=/mnt/more", "-o", "file:///mnt/out", "--model", "/mnt/mine"])
     [note] = call.notes
     assert "INPUT /mnt/photos, INPUT /mnt/more, --output file:///mnt/out and --model /mnt/mine are paths" in note

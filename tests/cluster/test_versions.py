@@ -1,4 +1,4 @@
-"""Versions: what differs is told, what cannot work is refused."""
+"""Other versions are noted, and incompatible ones refused."""
 
 import platform
 from importlib.metadata import version
@@ -14,7 +14,7 @@ def test_the_same_versions_are_no_news() -> None:
     assert check_versions(version("ray"), None) == []
 
 
-def test_differences_are_told() -> None:
+def test_differences_are_reported() -> None:
     [line] = check_versions("2.99.0", "3.99.1")
     assert "cluster runs Ray 2.99.0 and Python 3.99.1" in line
     assert f"this machine Ray {version('ray')} and Python {platform.python_version()}" in line

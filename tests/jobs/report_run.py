@@ -1,4 +1,4 @@
-"""A small caption run as the jobs leave it, made without a model and without Ray."""
+"""A small caption run as `caption` would write it, made without a model and without Ray."""
 
 import io
 import json
@@ -25,7 +25,7 @@ EVIL_CAPTION = "a <script>alert('caption')</script> & a \"dog\""
 
 @dataclass(frozen=True)
 class SmallRun:
-    """A run, its images and the captions that it holds."""
+    """A run, its images and its captions."""
 
     output: Path
     archive: Path
@@ -61,7 +61,7 @@ def make_run(
     tar: bool = False,
     say: Callable[[int], str] = dogs,
 ) -> SmallRun:
-    """Images of these names (as files, or members of one tar), all captioned but the broken ones, folded."""
+    """A folded run over images of these names (files, or members of one tar), all captioned except the broken ones."""
     archive = folder / "photos"
     archive.mkdir()
     contents = {name: b"" if name in broken else jpeg(number) for number, name in enumerate(names)}
@@ -95,7 +95,7 @@ def make_run(
 
 
 def grow_run(run: SmallRun, names: Sequence[str]) -> None:
-    """More images of these names, all captioned and folded."""
+    """Add images of these names, captioned and folded."""
     for number, name in enumerate(names, start=len(run.captions)):
         (run.archive / name).write_bytes(jpeg(number))
     before = Index.load(run.layout)

@@ -1,4 +1,4 @@
-"""A server of `python -m jobs serve` for tests, as a person starts it, on a free port."""
+"""A `python -m jobs serve` process for tests, on a free port."""
 
 import os
 import re
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass
 class Server:
-    """What runs: its address, its process, what it has printed."""
+    """A running server: its address, its process, and its output."""
 
     url: str
     process: "subprocess.Popen[str]"

@@ -1,4 +1,4 @@
-"""Errors become one message and an exit code; `--help` costs no heavy import."""
+"""Errors become one message and an exit code; `--help` imports nothing heavy."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Two runs side by side: what is counted is right by another way of counting, and the page shows it."""
+"""Two runs compared: the counts equal independent ones, and the page shows them."""
 
 import json
 from collections import Counter
@@ -27,7 +27,7 @@ def compare(*args: object) -> tuple[int, str]:
 
 @pytest.fixture
 def two(tmp_path: Path) -> tuple[SmallRun, SmallRun]:
-    """One with an image that the other lacks and one with a photo that is broken there."""
+    """Two runs: one has an image that the other lacks, and a photo is broken in the other."""
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     one = make_run(tmp_path / "one", [*NAMES, "only-here.jpg"])
@@ -41,7 +41,7 @@ def facts(one: SmallRun, two: SmallRun, *more: object) -> dict:
     return json.loads(output)
 
 
-def test_agreement_is_right_by_another_count(two: tuple[SmallRun, SmallRun]) -> None:
+def test_agreement_equals_an_independent_count(two: tuple[SmallRun, SmallRun]) -> None:
     found = facts(*two)
     both = sorted(two[0].captions.keys() & two[1].captions.keys())
     pairs = [(two[0].captions[name], two[1].captions[name]) for name in both]
@@ -58,7 +58,7 @@ def test_agreement_is_right_by_another_count(two: tuple[SmallRun, SmallRun]) -> 
     assert found["runs"][0]["only_here_examples"] == ["only-here.jpg"]
 
 
-def test_cider_is_the_reference_scorers(two: tuple[SmallRun, SmallRun]) -> None:
+def test_cider_equals_the_reference_scorers(two: tuple[SmallRun, SmallRun]) -> None:
     cider = pytest.importorskip("pycocoevalcap.cider.cider").Cider()
     both = two[0].captions.keys() & two[1].captions.keys()
     sides = [{name: [run.captions[name]] for name in both} for run in two]
@@ -67,7 +67,7 @@ def test_cider_is_the_reference_scorers(two: tuple[SmallRun, SmallRun]) -> None:
     assert found["runs"][1]["cider_d_against_other"] == pytest.approx(100 * cider.compute_score(sides[0], sides[1])[0])
 
 
-def test_errors_that_differ_are_told(two: tuple[SmallRun, SmallRun]) -> None:
+def test_errors_that_differ_are_reported(two: tuple[SmallRun, SmallRun]) -> None:
     code, output = compare(two[0].output, two[1].output)
     assert code == 0
     assert "1 ok → empty: 05.jpg" in output

@@ -1,4 +1,4 @@
-"""Completion in a real bash: what the printed script makes of a command line that is typed."""
+"""Completion in a real bash with the printed script."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ BASH = shutil.which("bash")
 
 
 def complete(line: str) -> list[str]:
-    """What bash would offer at the end of `line`, whose first word stands for this Python."""
+    """What bash offers at the end of `line`, whose first word stands for this Python."""
     assert BASH is not None
     assert line.startswith("python ")
     program = f"""
@@ -55,7 +55,7 @@ def test_bash_completes(line: str, offered: list[str]) -> None:
     assert complete(line) == offered
 
 
-def test_what_is_offered_for_nothing_is_all_verbs() -> None:
+def test_an_empty_word_offers_all_verbs() -> None:
     from jobs.__main__ import VERBS
 
     assert complete("python -m jobs ") == list(VERBS)

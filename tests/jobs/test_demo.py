@@ -1,4 +1,4 @@
-"""The demo's photos are there, and its table says what the run's table says."""
+"""The demo's photos exist, and its printed table equals the run's."""
 
 from pathlib import Path
 

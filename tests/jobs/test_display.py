@@ -1,4 +1,4 @@
-"""Progress as a live view, as lines, as JSON lines, and not at all."""
+"""Progress as a live view, as plain lines, as JSON lines, and not at all."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""`doctor`: what it finds, what it says to do, and that nothing stops it."""
+"""`doctor`: its findings, its advice, and that no failure stops it."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def only(findings) -> all_checks.Finding:
     return finding
 
 
-def test_all_is_well_here_and_a_missing_input_is_not(tmp_path: Path, tiny_captioner: Path) -> None:
+def test_everything_works_here_except_a_missing_input(tmp_path: Path, tiny_captioner: Path) -> None:
     photos = write_photos(tmp_path / "photos", 3)
     command = ["doctor", "--model", str(tiny_captioner), "--input", str(photos), "-o", str(tmp_path / "out"), "--json"]
     result = CliRunner().invoke(app, [*command, "--input", str(tmp_path / "gone")])
@@ -35,7 +35,7 @@ def test_all_is_well_here_and_a_missing_input_is_not(tmp_path: Path, tiny_captio
     assert not (tmp_path / "out").exists()
 
 
-def test_a_captioner_that_is_not_there_is_told_with_what_to_do() -> None:
+def test_a_missing_captioner_is_reported_with_advice() -> None:
     child = CheckProcess("jobs.diagnosis.torch_checks", {"model": "no-such-captioner", "settings": {}})
     found = list(child.findings(("torch", "torchvision", "cuda", "captioner"), seconds=120))
     child.stop()
@@ -65,7 +65,7 @@ def test_a_check_that_fails_stops_no_other() -> None:
     assert "ZeroDivisionError" in only(all_checks._safely("disk", broken)).text
 
 
-def test_bounds_of_a_container_are_seen(tmp_path: Path) -> None:
+def test_limits_of_a_container_are_read(tmp_path: Path) -> None:
     (tmp_path / "cpu.max").write_text("50000 100000\n")
     (tmp_path / "memory.max").write_text(str(2**29))
     cores = only(machine_checks.cores(tmp_path))
@@ -101,7 +101,7 @@ def test_gpus_are_read_from_their_driver(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "hidden" in only(machine_checks.gpu()).text
 
 
-def test_a_driver_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_fails_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho Driver/library version mismatch\nexit 18\n")
     program.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Whoever drives or looks at a run does not wait for PyTorch: only a process that loads a captioner imports it."""
+"""Only processes that load a captioner import PyTorch; those that drive or inspect a run do not."""
 
 import ast
 import subprocess
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 VERBS = ("caption", "plan", "status", "verify", "retry", "report", "export")
 #: Takes seconds to import, and hundreds of megabytes.
 HEAVY = ("torch", "torchvision", "timm", "transformers", "tokenizers", "scipy", "pandas", "matplotlib")
-#: Comes with the work: Ray when one is started, fsspec with an object store.
+#: Imported when needed: Ray when one is started, fsspec with an object store.
 WITH_THE_WORK = ("ray", "fsspec")
 
 
@@ -37,7 +37,7 @@ sys.meta_path.insert(0, Refusing())
 
 
 def imports_of(module: str) -> set[str]:
-    """Modules of ours that a module imports anywhere, within its functions as well."""
+    """Our own modules that a module imports anywhere, including inside functions."""
     tree = ast.parse((ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8"))
     found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
     return {name for name in found if name.startswith(("jobs.", "captioning."))}
@@ -51,7 +51,7 @@ def drivers() -> set[str]:
     return verbs | work | beside
 
 
-def test_what_drivers_import_is_light() -> None:
+def test_drivers_import_nothing_heavy() -> None:
     runs = {"jobs.driving.caption_run", "jobs.driving.retry_run", "jobs.planning.run", "jobs.reporting.run"}
     assert runs <= drivers()
     modules = sorted(drivers().union(*map(imports_of, drivers())))
@@ -67,7 +67,7 @@ def test_a_captioner_is_inspected_without_loading_it(ref: str) -> None:
     assert done.stdout.startswith(f"{ref}-")
 
 
-def test_a_finished_run_is_driven_and_looked_at_lightly(tmp_path: Path, tiny_captioner: Path) -> None:
+def test_verbs_on_a_finished_run_import_nothing_heavy(tmp_path: Path, tiny_captioner: Path) -> None:
     photos, output = write_photos(tmp_path / "photos", 6), tmp_path / "out"
     caption = ["caption", str(photos), "-o", str(output), "--model", str(tiny_captioner)]
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Every example that people are shown is one that the command line takes."""
+"""Every example in the help and the README is valid on the command line."""
 
 import re
 import shlex
@@ -21,13 +21,13 @@ def help_of(verb: str) -> str:
 
 
 def examples(text: str) -> list[str]:
-    """The command lines of a text, continued ones put together."""
+    """The command lines in a text, with continuation lines joined."""
     joined = re.sub(r"\n\s*(?=--\w)", " ", text)
     return [match[1].strip(" `") for match in re.finditer(r"python -m jobs ([a-z]+ [^\n`#]*)", joined)]
 
 
 def check(line: str) -> None:
-    """Parse a line as the command line does, and see that its settings exist."""
+    """Parse a line as the command line does, and check that its settings exist."""
     verb, *arguments = shlex.split(line.partition("  →")[0])
     command = GROUP.get_command(None, verb)
     assert command is not None, line

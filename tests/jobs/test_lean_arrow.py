@@ -1,4 +1,4 @@
-"""pyarrow is spared pandas, and has it when it is asked for."""
+"""pyarrow does not import pandas until it is asked to."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ def run(program: str) -> str:
     return done.stdout
 
 
-def test_arrays_are_made_without_it() -> None:
+def test_arrays_are_made_without_pandas() -> None:
     assert run(f"{START}{TABLE}{LOADED}") == "True\n", "pyarrow no longer imports pandas: lean_arrow can go"
     assert run(f"{START}lean_arrow()\n{TABLE}{LOADED}") == "False\n"
 
@@ -28,6 +28,6 @@ def test_arrays_are_made_without_it() -> None:
         "import pandas\nassert pa.Table.from_pandas(pandas.DataFrame({'a': [1, 2]})).equals(table.select(['a']))",
     ],
 )
-def test_it_comes_when_it_is_asked_for(asked: str) -> None:
+def test_pandas_is_imported_when_asked_for(asked: str) -> None:
     series = "assert pa.array(pandas.Series([1.0, None])).null_count == 1\n"
     run(f"{START}lean_arrow()\n{TABLE}{asked}\n{series}lean_arrow()\n{series}")

@@ -1,4 +1,4 @@
-"""`plan`: a sample from all over, a forecast, and nothing written."""
+"""`plan`: a sample from the whole archive, a forecast, and nothing written."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def test_a_plan_without_ray_measures_what_caption_would_take(tmp_path: Path, tin
     assert done.returncode == 0, done.stderr
     values = json.loads(done.stdout)
     assert (values["images"], values["sample"], values["nodes"]) == (40, 40, 1)
-    # Of more images than there are, a batch would be the same; and nobody but Ray asks for tasks.
+    # A batch larger than the archive would be the same; and only Ray has decoding tasks.
     assert set(values["batch_rates"]) == {"32", "64"}
     assert set(values["settings"]) == {"runtime.actors", "runtime.batch_size"}
 

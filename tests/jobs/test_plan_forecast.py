@@ -1,4 +1,4 @@
-"""The arithmetic of `plan`, on made times."""
+"""The arithmetic of `plan`, on simulated times."""
 
 import random
 from dataclasses import replace
@@ -20,7 +20,7 @@ from jobs.planning.forecast import (
 def made(
     shards: int, *, workers: int, startup: float, shard_seconds: float, size: int = 32, seed: int = 0
 ) -> list[Completion]:
-    """Marks of `workers` captioners that each take about `shard_seconds` a shard."""
+    """Completions of `workers` captioners that each take about `shard_seconds` per shard."""
     draw = random.Random(0)
     free = [startup + shard_seconds * number / workers for number in range(workers)]
     ends = []
@@ -33,7 +33,7 @@ def made(
 
 @pytest.mark.parametrize("workers", [1, 2, 8, 64])
 @pytest.mark.parametrize("drained", [True, False])
-def test_rate_and_startup_are_told_apart(workers: int, drained: bool) -> None:
+def test_rate_and_startup_are_separated(workers: int, drained: bool) -> None:
     completions = made(12 * workers, workers=workers, startup=20, shard_seconds=2.0)
     found = steady_rate(completions, workers, drained=drained)
     assert found.images_per_second == pytest.approx(16 * workers, rel=0.15)
@@ -57,7 +57,7 @@ def test_nothing_takes_no_time() -> None:
     assert steady_rate([Completion(10, 20)], 1, drained=True).seconds(0) == 0
 
 
-def test_a_sample_ends_when_it_has_told_enough() -> None:
+def test_a_sample_ends_when_it_is_long_enough() -> None:
     completions = made(200, workers=2, startup=10, shard_seconds=2.0)
     ended = next(number for number in range(1, 200) if long_enough(completions[:number], 2, 25))
     assert 25 <= completions[ended - 1].seconds - completions[1].seconds < 29
@@ -100,7 +100,7 @@ def test_a_faster_batch_size_is_advised_when_it_matters() -> None:
     assert advise(CPU, stages, 1000, rate, {16: 10.0, 32: 11.0, 64: 11.3}).lines == ()
 
 
-def test_a_gpu_that_waits_is_told() -> None:
+def test_a_waiting_gpu_is_reported() -> None:
     rate = steady_rate([Completion(10, 1000), Completion(11, 2000), Completion(12, 3000)], 1, drained=False)
     starved = {"fetch": 10.0, "decode": 150.0, "model": 4.0, "write": 1.0}
     [line] = advise(GPU, starved, 10_000, rate, {}).lines
@@ -111,7 +111,7 @@ def test_a_gpu_that_waits_is_told() -> None:
     assert told.decode_tasks == 7
 
 
-def test_slow_storage_is_told() -> None:
+def test_slow_storage_is_reported() -> None:
     rate = steady_rate([Completion(10, 100), Completion(20, 200), Completion(30, 300)], 1, drained=False)
     slow = advise(CPU, {"fetch": 100.0, "decode": 1.0, "model": 50.0}, 100, rate, {})
     assert slow.decode_tasks == 4

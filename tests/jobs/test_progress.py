@@ -1,4 +1,4 @@
-"""What people read while a run goes on."""
+"""The lines of progress during a run."""
 
 import io
 
@@ -48,10 +48,10 @@ def test_a_terminal_gets_a_live_line() -> None:
     assert "two captioners [start]" in stream.getvalue()
 
 
-def test_nearly_done_is_not_said_to_be_done() -> None:
+def test_nearly_done_is_not_shown_as_done() -> None:
     progress = Progress(100_000, 99_999, stream=io.StringIO(), clock=Clock())
     assert "(99.9%)" in progress.line()
 
 
-def test_durations_read_as_people_say_them() -> None:
+def test_durations_are_written_for_people() -> None:
     assert [duration(s) for s in (8, 200, 7500, 273_600)] == ["8 s", "3 min 20 s", "2 h 5 min", "3 d 4 h"]

@@ -1,4 +1,4 @@
-"""A session stops what it started and leaves alone what it found."""
+"""A session stops what it started and leaves what it found."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from jobs.ray_session import object_store_bytes, quiet_environment, ray_session,
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_a_ray_that_is_there_is_used_and_left_running() -> None:
+def test_a_running_ray_is_used_and_left_running() -> None:
     import ray
 
     before = ray.get_runtime_context().get_job_id()
@@ -20,11 +20,11 @@ def test_a_ray_that_is_there_is_used_and_left_running() -> None:
     assert ray.is_initialized()
 
 
-def test_the_object_store_is_modest() -> None:
+def test_the_object_store_is_small() -> None:
     assert 128 * 1024**2 <= object_store_bytes() <= 2 * 1024**3
 
 
-def test_a_ray_that_is_slow_to_start_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_start_of_ray_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     stopped: list[bool] = []
 
     class Node:
@@ -42,7 +42,7 @@ def test_a_ray_that_is_slow_to_start_is_tried_again(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_signal_while_ray_starts_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray's own handler of SIGTERM leaves by `sys.exit(15)`."""
+    """Ray's own SIGTERM handler calls `sys.exit(15)`."""
 
     def leave(**options: object) -> None:
         sys.exit(15)
@@ -59,7 +59,7 @@ def test_a_signal_while_ray_starts_is_an_interrupt(monkeypatch: pytest.MonkeyPat
         pass
 
 
-def test_a_token_that_is_there_is_shown_to_a_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_existing_token_is_sent_to_a_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)

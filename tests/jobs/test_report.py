@@ -21,7 +21,7 @@ VOID = {"meta", "img", "br", "rect", "line", "polygon", "input"}
 
 
 class Page(HTMLParser):
-    """Tags, attributes and visible text of a page; raises for tags that do not nest."""
+    """Tags, attributes and visible text of a page; raises for wrongly nested tags."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -160,7 +160,7 @@ def test_most_frequent_captions_and_words(run):
     assert re.search(r"dogs\s+9", page.text)
 
 
-def test_a_large_run_is_sampled_and_shows_its_least_sure(run):
+def test_a_large_run_is_sampled_and_shows_its_lowest_scores(run):
     text, facts = written(run, max_photos=4)
     again, _ = written(run, max_photos=4)
     assert text == again
@@ -187,7 +187,7 @@ def test_photos_in_a_tar(tmp_path):
     assert (facts.photos, facts.missing_photos) == (5, 0)
 
 
-def test_an_unfinished_run_is_reported_as_far_as_it_is(run):
+def test_an_unfinished_run_is_reported_as_far_as_it_is_done(run):
     unfold(run, done=2)
     text, facts = written(run)
     assert facts.images == 8
@@ -235,14 +235,14 @@ def test_where_there_is_no_run(tmp_path):
         write_report(Location.parse(str(tmp_path)), Location.parse(str(tmp_path / "x.html")))
 
 
-def test_a_damaged_part_is_said(run):
+def test_a_damaged_part_is_reported(run):
     [part] = run.layout.parts()
     run.layout.part(part).write_bytes(b"PAR1 no more")
     with pytest.raises(StorageError, match="damaged"):
         written(run)
 
 
-def test_a_folder_is_no_file(run):
+def test_a_folder_instead_of_a_file_is_refused(run):
     with pytest.raises(UsageError, match="folder"):
         write_report(run.location, Location.parse(str(run.archive)))
 

@@ -1,4 +1,4 @@
-"""The pages of `report` and `compare` in headless Chromium, as a person uses them."""
+"""The pages of `report` and `compare` in headless Chromium."""
 
 import random
 import time
@@ -126,7 +126,7 @@ def test_a_hundred_thousand_rows_are_quick_and_small(browser, tmp_path) -> None:
 
 
 def make_large_run(folder: Path, names: list[str], say) -> Path:
-    """A run with these rows, whose photos are not there."""
+    """A run with these rows, whose photos are missing."""
     from captioning.run.index import write_segment
     from captioning.run.layout import RunLayout
     from captioning.run.record import RunRecord

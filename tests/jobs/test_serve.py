@@ -1,4 +1,4 @@
-"""`serve` as a person starts it: a process, Ray Serve, HTTP, and an end by signal."""
+"""`serve` end to end: a process, Ray Serve, HTTP, and an end by signal."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.tiny import square
 def test_a_server_answers_and_ends_cleanly(tiny_captioner: Path) -> None:
     with served([str(tiny_captioner)], "--set", "limits.client_rate=0.001", "--set", "limits.client_burst=3") as server:
         assert "Only this machine can reach it" in "".join(server.printed)
-        # What the command itself looks at.
+        # The command's own health check.
         assert requests.get(f"{server.url}/-/healthz", timeout=60).status_code == 200
         assert requests.get(f"{server.url}/health", timeout=60).json() == {"status": "ok", "models": ["tiny"]}
 
@@ -32,7 +32,7 @@ def test_a_server_answers_and_ends_cleanly(tiny_captioner: Path) -> None:
         assert 'captioning_requests_total{status="200"} 2.0' in requests.get(f"{server.url}/metrics", timeout=60).text
         assert "<title>Captioning</title>" in requests.get(f"{server.url}/", timeout=60).text
         assert server.end() == 130
-    # Ray's own way of ending a server looks like a failure, and is not told of.
+    # Ray prints the end of a server like a failure; that is suppressed.
     assert server.printed[-2:] == [
         "Ending …\n",
         "Interrupted. The server has ended; the same command starts it again.\n",

@@ -1,4 +1,4 @@
-"""The page of `serve` in headless Chromium, over both bundled captioners, as a person uses it."""
+"""The page of `serve` in headless Chromium, with both bundled captioners."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="the extra dev brin
 
 pytestmark = pytest.mark.slow
 
-#: Where screenshots go, to be looked at; none are kept unless it is set.
+#: The folder for screenshots; none are kept unless it is set.
 SCREENSHOTS = "CAPTIONING_SCREENSHOTS"
 
 
@@ -47,7 +47,7 @@ def page(request, browser, url: str) -> Iterator[object]:
     wrong: list[str] = []
 
     def hear(message) -> None:
-        # Chromium itself writes a line about every answer of status 4xx.
+        # Chromium itself logs every answer of status 4xx.
         if message.type in ("error", "warning") and "status of 422" not in message.text:
             wrong.append(message.text)
 
@@ -71,7 +71,7 @@ def page(request, browser, url: str) -> Iterator[object]:
 
 
 def settled(page) -> None:
-    """Wait until no caption is under way."""
+    """Wait until no caption is pending."""
     page.locator(".card:not(.busy) .times, .card:not(.busy) .error").nth(1).wait_for()
 
 
@@ -109,7 +109,7 @@ def test_a_photo_is_dropped_and_captioned_by_both(page) -> None:
     assert captions(page)[0] in page.locator("#said").inner_text()
 
 
-def test_a_chosen_file_that_is_no_image_is_told(page, tmp_path: Path) -> None:
+def test_a_chosen_file_that_is_no_image_is_reported(page, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"<html>no photo</html>")
     with page.expect_response("**/caption") as answered:

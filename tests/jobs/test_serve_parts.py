@@ -1,4 +1,4 @@
-"""The parts of `serve` without Ray: batches, limiter, requests, the routes over a tiny captioner in this process."""
+"""The parts of `serve` without Ray: batches, limits, requests, and the routes with a tiny captioner."""
 
 import asyncio
 import base64
@@ -40,7 +40,7 @@ def client(tiny_captioner: Path) -> Iterator[TestClient]:
 
 
 class Here:
-    """A replica of this process, asked as one elsewhere is."""
+    """A `CaptionerClient` of a replica in this process."""
 
     def __init__(self, replica: CaptionerReplica) -> None:
         self._replica = replica
@@ -88,7 +88,7 @@ def test_a_batch_that_fails_fails_its_own_items_alone() -> None:
     assert [first.result, third.result] == [0, 2]
 
 
-def test_an_item_whose_asker_has_gone_is_not_run() -> None:
+def test_a_cancelled_item_is_not_run() -> None:
     ran: list[int] = []
 
     async def ask() -> None:
@@ -103,7 +103,7 @@ def test_an_item_whose_asker_has_gone_is_not_run() -> None:
     assert ran == [2]
 
 
-def test_requests_at_once_are_bounded() -> None:
+def test_requests_in_flight_are_limited() -> None:
     limiter = RequestLimiter(max_in_flight=1)
     with limiter.admit("a"), pytest.raises(RequestError) as refused, limiter.admit("b"):
         pass
@@ -132,7 +132,7 @@ def test_an_address_has_a_rate_of_its_own() -> None:
         ask("a")
 
 
-def test_every_form_of_a_request_gives_what_the_captioner_writes(client: TestClient, tiny_captioner: Path) -> None:
+def test_every_form_of_a_request_gives_the_captioners_answer(client: TestClient, tiny_captioner: Path) -> None:
     photo = square("red", "top", 3)
     captioner = load_captioner(str(tiny_captioner))
     pixels = captioner.preprocess.from_bytes(photo).pixels[None]
@@ -155,7 +155,7 @@ def test_every_form_of_a_request_gives_what_the_captioner_writes(client: TestCli
         assert set(found["timing"]) == {"decode_ms", "queue_ms", "model_ms", "total_ms", "batch_size"}
 
 
-def test_attention_is_told_when_asked_for(client: TestClient) -> None:
+def test_attention_is_reported_when_asked_for(client: TestClient) -> None:
     answer = client.post(
         "/caption",
         files={"image": ("a.png", png(48, 24))},
@@ -169,7 +169,7 @@ def test_attention_is_told_when_asked_for(client: TestClient) -> None:
     assert attention["box"] == [0, 0, 1, 1]
 
 
-def test_several_images_have_results_of_their_own(client: TestClient) -> None:
+def test_several_images_have_a_result_each(client: TestClient) -> None:
     good = base64.b64encode(square("blue", "top", 1)).decode()
     answer = client.post("/caption", json={"images": [good, base64.b64encode(b"no image at all").decode(), good]})
     assert answer.status_code == 200
@@ -243,11 +243,11 @@ def test_web_addresses_are_fetched_where_allowed_and_nothing_else(
     client = TestClient(build_app(CaptionService({"never": Never()}, settings)))
     (result,) = client.post("/caption", json={"urls": [url]}).json()["results"]
     assert result["error"]["class"] == error_class
-    # Where a name of the server's own network leads is nobody's business.
+    # Errors do not reveal where names resolve in the server's network.
     assert "127.0.0.1" not in result["error"]["message"]
 
 
-def test_what_surrounds_the_endpoint(client: TestClient) -> None:
+def test_the_other_routes(client: TestClient) -> None:
     assert client.get("/health").json()["status"] == "ok"
     (model,) = client.get("/models").json()["models"]
     assert (model["name"], model["kind"], model["attention"]) == ("tiny", "cnn_lstm", True)
@@ -269,7 +269,7 @@ def test_what_surrounds_the_endpoint(client: TestClient) -> None:
     assert client.get("/samples/none.jpg").status_code == 404
 
 
-def test_a_port_in_use_is_told_before_anything_starts(tiny_captioner: Path) -> None:
+def test_a_port_in_use_is_reported_before_anything_starts(tiny_captioner: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -281,14 +281,14 @@ def test_a_port_in_use_is_told_before_anything_starts(tiny_captioner: Path) -> N
 
 
 @pytest.mark.parametrize("again", ["flickr-lstm", "captioning/assets/flickr-lstm"])
-def test_a_captioner_given_twice_is_told_before_anything_starts(again: str) -> None:
+def test_a_captioner_given_twice_is_reported_before_anything_starts(again: str) -> None:
     result = CliRunner().invoke(app, ["serve", "--model", "flickr-lstm", "--model", again, "--port", "0"])
     assert result.exit_code == 2
     assert f"--model {again} is given twice" in result.stderr
 
 
-def test_a_server_that_does_not_answer_any_more_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its Ray may be killed; whoever watches over the command is to see it end."""
+def test_a_server_that_no_longer_answers_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Ray may be killed; the command must then end."""
     answers = iter([False, True, *[False] * 9])
     looks: list[float] = []
     monkeypatch.setattr("jobs.serve.time.sleep", looks.append)
@@ -302,7 +302,7 @@ def test_a_server_that_does_not_answer_any_more_is_noticed(monkeypatch: pytest.M
         assert not _answers("127.0.0.1", nobody.getsockname()[1])
 
 
-def test_a_captioner_that_is_not_there_is_told_before_anything_starts() -> None:
+def test_a_captioner_that_is_not_there_is_reported_before_anything_starts() -> None:
     result = CliRunner().invoke(app, ["serve", "--model", "no-such-captioner", "--port", "0"])
     assert result.exit_code == 2
     assert "no-such-captioner" in result.stderr

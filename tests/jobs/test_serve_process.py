@@ -1,4 +1,4 @@
-"""The process that a server's captioner has of its own, and the cores that it has to itself."""
+"""A served captioner's own process, and its dedicated cores."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ def pid_of(process: CaptionProcess) -> int:
     return process._child.pid
 
 
-def test_it_says_what_the_captioner_says(process: CaptionProcess, tiny_captioner: Path) -> None:
+def test_it_captions_like_a_captioner_in_this_process(process: CaptionProcess, tiny_captioner: Path) -> None:
     here = load_captioner(str(tiny_captioner))
     assert process.about["name"] == here.name
     assert process.preprocess == here.preprocess.settings
@@ -48,7 +48,7 @@ def test_it_says_what_the_captioner_says(process: CaptionProcess, tiny_captioner
     assert all(each["weights"] is None for each in found)
 
 
-def test_what_is_wrong_with_a_request_is_the_requests_fault(process: CaptionProcess) -> None:
+def test_a_wrong_request_is_a_request_error(process: CaptionProcess) -> None:
     before = pid_of(process)
     with pytest.raises(RequestError, match="beam_size") as refused:
         process.caption(pictures(process.preprocess.size, 1), {"beam_size": 1, "num_captions": 3}, attention=False)
@@ -56,12 +56,12 @@ def test_what_is_wrong_with_a_request_is_the_requests_fault(process: CaptionProc
     assert pid_of(process) == before
 
 
-def test_a_fault_of_the_captioners_own_is_raised(process: CaptionProcess) -> None:
+def test_an_internal_error_is_raised(process: CaptionProcess) -> None:
     with pytest.raises(RuntimeError, match="Error: "):
         process.caption(np.zeros(3, np.uint8), {}, attention=False)
 
 
-def test_one_that_was_killed_is_replaced_and_answers(process: CaptionProcess) -> None:
+def test_a_killed_process_is_replaced(process: CaptionProcess) -> None:
     pixels = pictures(process.preprocess.size, 2)
     expected, before = process.caption(pixels, {}, attention=False), pid_of(process)
     os.kill(before, signal.SIGKILL)
@@ -69,7 +69,7 @@ def test_one_that_was_killed_is_replaced_and_answers(process: CaptionProcess) ->
     assert pid_of(process) != before
 
 
-def test_images_that_end_it_twice_are_refused(process: CaptionProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_kill_it_twice_are_refused(process: CaptionProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     start_child = process._start_child
 
     def start_and_die() -> dict[str, object]:
@@ -88,12 +88,12 @@ def test_images_that_end_it_twice_are_refused(process: CaptionProcess, monkeypat
     assert not process.lost
 
 
-def test_a_captioner_that_cannot_be_loaded_says_why(tmp_path: Path) -> None:
+def test_a_captioner_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UnfinishedError, match="nowhere"):
         CaptionProcess(str(tmp_path / "nowhere"), SETTINGS, 1)
 
 
-def test_it_keeps_to_its_cores(process: CaptionProcess) -> None:
+def test_it_is_pinned_to_its_cores(process: CaptionProcess) -> None:
     assert psutil.Process(pid_of(process)).cpu_affinity() == [min(usable_cores())]
 
 
@@ -118,7 +118,7 @@ def test_where_cores_are_shared_captioners_have_threads_for_all_of_them() -> Non
     assert allocate_cores(range(8), 2, "auto", dedicated=False) == CoreAllocation(4)
 
 
-def test_cores_are_given_back() -> None:
+def test_affinity_is_restored() -> None:
     before = usable_cores()
     with affinity([min(before)]):
         assert usable_cores() == {min(before)}
@@ -127,7 +127,7 @@ def test_cores_are_given_back() -> None:
     assert usable_cores() == before
 
 
-def test_a_claim_is_one_process_s_until_it_ends() -> None:
+def test_a_lock_is_exclusive_until_it_is_released() -> None:
     with try_lock("test") as first, try_lock("test") as second, try_lock("other-test") as other:
         assert (first, second, other) == (True, False, True)
     with try_lock("test") as again:

@@ -1,4 +1,4 @@
-"""configs/README.md says what the dataclasses say."""
+"""configs/README.md matches the dataclasses."""
 
 from jobs.settings_page import FILE, page
 from jobs.settings_schema import SETTINGS_CLASSES, keys

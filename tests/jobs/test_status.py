@@ -1,4 +1,4 @@
-"""`status`: what is done, how fast, and the exit code, from names and the event log."""
+"""`status`: what is done, how fast, and the exit code, from file names and the event log."""
 
 import json
 import subprocess
@@ -63,7 +63,7 @@ def test_errors_are_read_from_the_table_only_when_asked(run: SmallRun, monkeypat
     assert status(run).exit_code == 1
 
 
-def test_the_rate_is_that_of_late(run: SmallRun) -> None:
+def test_the_rate_is_the_current_one(run: SmallRun) -> None:
     events = [at(0, "start"), *(at(10 + 5 * number, "shards", images=100) for number in range(60))]
     assert rate_of_late(events) == pytest.approx(20)
     slower = [*events, *(at(305 + 10 * number, "shards", images=50) for number in range(1, 40))]
@@ -80,7 +80,7 @@ def test_a_run_at_work_has_time_left(run: SmallRun) -> None:
     unfold(run, done=2)
     write_log(run, [at(0, "start"), at(10, "shards", images=4), at(20, "shards", images=4)])
     soon = datetime(2026, 1, 1, 0, 0, 30, tzinfo=UTC)
-    # Whether it lives on another machine only the event log tells.
+    # Whether a holder on another machine is alive, only the event log tells.
     elsewhere = replace(Holder.mine("caption, elsewhere"), machine="another")
     run.layout.hold.write_bytes(elsewhere.to_json())
     found = status_of(run.layout, now=soon)
@@ -90,7 +90,7 @@ def test_a_run_at_work_has_time_left(run: SmallRun) -> None:
     assert (late.state, late.holder) == ("stopped", None)
 
 
-def test_who_holds_the_run_is_told_while_it_lives(run: SmallRun) -> None:
+def test_the_holder_is_shown_while_it_is_alive(run: SmallRun) -> None:
     unfold(run, done=2)
     write_log(run, [at(0, "start"), at(10, "shards", images=4)])
     soon = datetime(2026, 1, 1, 0, 0, 15, tzinfo=UTC)
@@ -106,7 +106,7 @@ def test_who_holds_the_run_is_told_while_it_lives(run: SmallRun) -> None:
     assert (dead.state, dead.holder) == ("stopped", None)
 
 
-def test_errors_by_the_log() -> None:
+def test_errors_from_the_event_log() -> None:
     events = [
         at(0, "shards", error_classes={"empty": 2, "cut": 1}),
         at(1, "shards", error_classes={"empty": 1}),
@@ -114,7 +114,7 @@ def test_errors_by_the_log() -> None:
         at(3, "shards", error_classes="damaged"),
     ]
     assert errors_in_log(events) == {"cut": 1, "empty": 3}
-    # A retry replaces rows: it counts when it has finished, with what its table holds then.
+    # A retry replaces rows: it counts once it has finished, with the counts of its table.
     retried = [*events, at(4, "retry"), at(5, "shards", error_classes={"empty": 2})]
     assert errors_in_log(retried) == {"cut": 1, "empty": 3}
     retried.append(at(6, "finished", error_classes={"empty": 2}))

@@ -1,9 +1,9 @@
-"""Lets the workers of a rehearsal take their time, and write down where they work. On the PYTHONPATH of its machines.
+"""Slows down the workers of a simulated cluster, and records where they work. On the PYTHONPATH of its machines.
 
-PACE_FOLDER names a folder; in it, `shards` gets a line `MACHINE NUMBER MONOTONIC_SECONDS` for every shard that is
-captioned, and `steps` one `MACHINE RANK WORLD STEP` for every step of a training. PACE_SECONDS is what each shard, or
-step, takes at least. With PACE_IDLE the captioner is one that has one answer, on any device. A machine of the name
-`blind` has no file that the others have.
+PACE_FOLDER names a folder; in it, `shards` gets a line `MACHINE NUMBER MONOTONIC_SECONDS` for every captioned shard,
+and `steps` a line `MACHINE RANK WORLD STEP` for every training step. PACE_SECONDS is the least time of a shard or
+step. With PACE_IDLE the captioner has one fixed answer, on any device. The machine named `blind` does not see the
+others' files.
 """
 
 import os
@@ -15,7 +15,7 @@ from tests.patching import patch_on_import
 
 
 def note(file: str, *facts: object) -> None:
-    """A line in one write: many processes append to the file."""
+    """Append a line in one write, since many processes write to the file."""
     line = " ".join(map(str, (os.environ.get("PACE_MACHINE", "?"), *facts))) + "\n"
     place = os.open(os.path.join(os.environ["PACE_FOLDER"], file), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     try:
@@ -53,7 +53,7 @@ def slow_steps(module: Any) -> None:
 
 
 def start_over_soon(module: Any) -> None:
-    """A rehearsal is too short for it to pay."""
+    """A simulated run is too short for a restart to pay off otherwise."""
     module._WORTH, module._STEADY = 0.0, 5.0
 
 
