@@ -64,13 +64,13 @@ def follow(
 
 def _wait_for_start(api: JobsApi, job_id: str, notify: Callable[[str], None]) -> Job:
     """Wait until the job runs or has ended; there is no log before."""
-    began, told = time.monotonic(), False
+    began, notified = time.monotonic(), False
     while True:
         job = api.job(job_id)
         if job.state != "PENDING":
             return job
-        if not told and time.monotonic() - began > _PATIENCE:
-            told = True
+        if not notified and time.monotonic() - began > _PATIENCE:
+            notified = True
             notify(f"Job {job_id} waits to be started: {job.reason()}")
         time.sleep(0.5)
 

@@ -45,9 +45,9 @@ def last_lines(log: str) -> dict[str, str]:
     from cluster.log_view import PROGRESS
 
     lines = [line.strip() for line in log.splitlines()]
-    told = [line for line in lines if line and not _LOG_NOISE.match(line)]
-    progress = next((line for line in reversed(told) if PROGRESS.search(line)), None)
-    found = {"progress": progress, "last_line": told[-1] if told else None}
+    own_lines = [line for line in lines if line and not _LOG_NOISE.match(line)]
+    progress = next((line for line in reversed(own_lines) if PROGRESS.search(line)), None)
+    found = {"progress": progress, "last_line": own_lines[-1] if own_lines else None}
     return {name: without_secrets(line)[:500] for name, line in found.items() if line}
 
 

@@ -8,7 +8,7 @@ from cluster.cli import AddressOption, IdArgument, command, connect, print_messa
 
 #: Seconds for Ray to notice the end, beyond the job's own time limit.
 _GRACE = 30
-_TELL_EVERY = 10.0
+_MESSAGE_EVERY = 10.0
 
 
 def stop(job: IdArgument, address: AddressOption = None) -> None:
@@ -29,7 +29,7 @@ def stop(job: IdArgument, address: AddressOption = None) -> None:
         return
     api.stop(job)
     print_message(f"Asked job {job} to stop; it has up to {found.stop_wait} s to finish what it writes.")
-    began = told = time.monotonic()
+    began = last_message = time.monotonic()
     try:
         while True:
             time.sleep(0.5)
@@ -46,8 +46,8 @@ def stop(job: IdArgument, address: AddressOption = None) -> None:
                     f"Job {job} has not ended {now - began:.0f} s after it was asked to: it is {found.state_text}. See "
                     f"{command(f'status {job}', address)}"
                 )
-            if now - told > _TELL_EVERY:
-                told = now
+            if now - last_message > _MESSAGE_EVERY:
+                last_message = now
                 print_message(f"Still ending, {now - began:.0f} s.")
     except KeyboardInterrupt:
         raise KeyboardInterrupt(

@@ -99,7 +99,7 @@ def _watch(host: str, port: int) -> None:
         time.sleep(_CHECK_EVERY)
         silent = 0.0 if _answers(here, port) else silent + _CHECK_EVERY
     raise UnfinishedError(
-        f"The server has given no answer for {_TIMEOUT:.0f} s: its Ray has ended, for want of memory perhaps. "
+        f"The server has given no answer for {_TIMEOUT:.0f} s: its Ray has ended, perhaps for lack of memory. "
         "The same command starts it again."
     )
 

@@ -1,4 +1,4 @@
-// What the page of a comparison does: search among its photos.
+// The comparison's interaction: search among its photos.
 "use strict";
 (() => {
   const form = document.getElementById("filters");

@@ -160,12 +160,12 @@ def _rows(run: ComparedRun) -> Iterator[pa.Table]:
 
 def _differences(one: RunRecord, other: RunRecord) -> Iterator[tuple[str, str, str]]:
     # The fingerprint's parts come first; settings that repeat them are left out.
-    told = set()
+    seen = set()
     for part in ("fingerprint_parts", "settings", "selection", "versions"):
         for key, here, there in differences(getattr(one, part), getattr(other, part)):
             last = key.rpartition(".")[2]
-            if (last, here, there) not in told:
-                told.add((last, here, there))
+            if (last, here, there) not in seen:
+                seen.add((last, here, there))
                 yield key, here, there
     if one.inputs != other.inputs:
         yield "inputs", ", ".join(one.inputs), ", ".join(other.inputs)

@@ -157,8 +157,8 @@ def gpu() -> Iterator[Finding]:
             "gpu",
             "fail",
             f"nvidia-smi is there but fails: {error}",
-            "Install or reload the NVIDIA driver, or start the container with --gpus all. To caption on CPUs all the "
-            "same: --set runtime.device=cpu",
+            "Install or reload the NVIDIA driver, or start the container with --gpus all. To caption on CPUs "
+            "anyway: --set runtime.device=cpu",
         )
         return
     if not gpus:

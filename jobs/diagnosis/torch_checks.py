@@ -86,7 +86,7 @@ def _cuda(report: Callable[[Finding], None]) -> None:
             )
             report(Finding("cuda", "fail", "There is a GPU, and PyTorch cannot use it", todo))
         return
-    told = []
+    gpus = []
     for number in range(torch.cuda.device_count()):
         try:
             device = torch.device("cuda", number)
@@ -100,10 +100,10 @@ def _cuda(report: Callable[[Finding], None]) -> None:
         if not right:
             report(Finding("cuda", "fail", f"GPU {number} computes wrongly", "Leave it out with CUDA_VISIBLE_DEVICES."))
             return
-        told.append(f"GPU {number}: {free / 2**30:.1f} of {whole / 2**30:.1f} GiB free")
+        gpus.append(f"GPU {number}: {free / 2**30:.1f} of {whole / 2**30:.1f} GiB free")
     report(
         Finding(
-            "cuda", "ok", f"PyTorch computes on {len(told)} GPU{'s' if len(told) > 1 else ''} ({'; '.join(told[:8])})"
+            "cuda", "ok", f"PyTorch computes on {len(gpus)} GPU{'s' if len(gpus) > 1 else ''} ({'; '.join(gpus[:8])})"
         )
     )
 

@@ -29,7 +29,7 @@ _MEASURED = 32_768
 class Survey:
     """An archive as `plan` sees it.
 
-    `bytes_known` is the total size of the `sized` images whose size the listing told. The sample is in
+    `bytes_known` is the total size of the `sized` images whose size the listing gave. The sample is in
     random order, so any prefix of it is a sample too. `index_bytes` is the approximate size of the whole
     index, and `kept_bytes` what columns kept from the archive add to the table.
     """

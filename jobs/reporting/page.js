@@ -1,5 +1,5 @@
-// What the report does with its rows: search, filters, order, pages, one row large, by mouse and keys.
-// Whatever comes from rows is put in as text, never as markup.
+// The report's interaction: search, filters, order, pages, an enlarged row, by mouse and keyboard.
+// Content of rows is inserted as text, never as markup.
 "use strict";
 (() => {
   const PAGE = 100;
@@ -27,7 +27,7 @@
 
   // Letters and digits of any script, single spaces between and around: " a dog s ball "
   const plain = (text) => ` ${text.toLowerCase().replace(/[^\p{L}\p{N}\p{M}]+/gu, " ").trim()} `;
-  // Scripts that put no spaces between words are looked up anywhere.
+  // Scripts without spaces between words are matched anywhere.
   const unspaced = /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}\p{Script=Khmer}\p{Script=Lao}]/u;
 
   function terms(query) {
@@ -92,7 +92,7 @@
 
   const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 
-  /** What the present view shows of what was found: its rows, all pages together. */
+  /** The matching rows that the current view shows, all pages together. */
   const shown = () => (asList ? found : found.filter((row) => photoOf.has(row)));
 
   function show() {
@@ -151,7 +151,7 @@
     rove(lines, 0);
   }
 
-  // One item at a time is reached with Tab; arrows move among them.
+  // Tab reaches one item; arrows move between items.
   const items = () => [...(asList ? list.querySelectorAll("tbody tr") : gallery.querySelectorAll("figure:not([hidden])"))];
   const rove = (all, chosen) => all.forEach((item, place) => { item.tabIndex = place === chosen ? 0 : -1; });
   const rowOf = (item) => (asList ? Number(item.dataset.row) : rows.photos[Number(item.dataset.photo)]);
@@ -176,7 +176,7 @@
     list.scrollIntoView({ block: "nearest" });
   }
 
-  // One row, large.
+  // The enlarged row.
   function open(row) {
     if (!card.open) {
       opener = document.activeElement;
@@ -246,7 +246,7 @@
     try {
       await navigator.clipboard.writeText(text);
     } catch {
-      // Where pages may not write to the clipboard: as if selected and copied by hand.
+      // Without clipboard access: select and copy as by hand.
       getSelection().selectAllChildren(button.parentElement.querySelector("code"));
       document.execCommand("copy");
     }
