@@ -1,7 +1,7 @@
-"""`make bench`: the caption job beside other ways to do the same and what the machine allows, and its parts one by one.
+"""`make bench`: compares the caption job with rivals and with what the machine allows, and measures its parts.
 
-Knows the command line and the files; what is measured is in `parts`, where each part leaves its raw timings
-as it goes. A part can be repeated alone, and a benchmark that was stopped goes on with `--resume`.
+This is the command line; `parts` does the measuring, and saves each part's raw timings as it goes. A part can be
+repeated alone, and a stopped benchmark continues with `--resume`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ _MODELS = ("flickr-lstm", "flickr-clip-gpt2")
 
 
 def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
-    """What was asked for."""
+    """The command line's arguments."""
     photos = os.environ.get("CAPTIONING_BENCH_PHOTOS")
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.split("\n")[0])
     parser.add_argument(
@@ -80,7 +80,7 @@ def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 
 def run_parts(args: argparse.Namespace) -> None:
-    """Measure the parts that were asked for, each into a file of its own."""
+    """Measure the requested parts, each into a file of its own."""
     work = args.output.parent.resolve() / "work"
     work.mkdir(parents=True, exist_ok=True)
     bench = Bench(
@@ -108,7 +108,7 @@ def run_parts(args: argparse.Namespace) -> None:
 
 
 def make_results(raw: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The contents of results.json, of what the parts have measured."""
+    """The contents of results.json, from the parts' measurements."""
     figures: dict[str, Any] = {}
     for name, part in PARTS.items():
         if name in raw:
@@ -123,7 +123,7 @@ def make_results(raw: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def failures(results: Mapping[str, Any]) -> list[str]:
-    """What went wrong, a line each."""
+    """One line per failure."""
     turns = [(part, turn) for part, each in results["raw"].items() for turn in each if "failed" in turn]
     return [f"{part}, {turn['case']}, round {turn['round'] + 1}: {turn['failed']}" for part, turn in turns]
 

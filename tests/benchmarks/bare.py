@@ -1,4 +1,4 @@
-"""The least that captioning some photos takes: import, load, caption, print.
+"""The minimum that captioning a few photos takes: import, load, caption, print.
 
 python -m tests.benchmarks.bare PHOTOS [--model REF] [--plain]
 """

@@ -1,5 +1,4 @@
-"""What every part of the benchmark is given: photos, captioners, rounds, and a way to run a program in an environment
-that is the same for all. Knows nothing of what is measured."""
+"""Shared by all parts of the benchmark: photos, captioners, rounds, and a way to run programs in one environment."""
 
 import os
 import sys
@@ -15,9 +14,9 @@ from tests.benchmarks.photos import collect_photos
 
 T = TypeVar("T")
 
-#: The repository that is measured.
+#: The measured repository.
 ROOT = Path(__file__).resolve().parents[2]
-#: The same for all: no network, no cluster, one thread a process unless the program decides otherwise.
+#: The environment of all programs: no network, no cluster, one thread per process unless the program sets it.
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
@@ -27,30 +26,30 @@ _ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
-#: What is short is repeated at least as often.
+#: The least number of rounds of short measurements.
 LEAST_ROUNDS = 5
 
 
 @dataclass(frozen=True)
 class Bench:
-    """One call of the benchmark; its files are in `folder`."""
+    """One invocation of the benchmark; its files are in `folder`."""
 
     folder: Path
     source: Path | None
-    """Folder of photos; None: made ones."""
+    """The folder of photos; None: synthetic ones."""
     count: int
     models: tuple[str, ...] = (DEFAULT,)
-    """References of captioners; rivals run the first one only."""
+    """The captioners' REFs; rivals run only the first one."""
     rounds: int = LEAST_ROUNDS
     programs: tuple[str, ...] = ()
-    """Which programs the part `jobs` runs; all where none is named."""
+    """The programs of the part `jobs`; empty: all."""
     shards: str | None = None
     full_scale: bool = False
     cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
     @cached_property
     def photos(self) -> Path:
-        """The folder of photos, made at the first call."""
+        """The folder of photos, created at the first call."""
         folder = self.folder / "photos"
         images = collect_photos(self.source, folder, self.count)
         size = sum(path.stat().st_size for path in folder.iterdir())
@@ -58,7 +57,7 @@ class Bench:
         return folder
 
     def some_photos(self, count: int) -> Path:
-        """A folder of its own with `count` of the photos, some again under another name where there are fewer."""
+        """A new folder with `count` photos, some of them repeated under other names if there are fewer."""
         folder = self.folder / f"photos-{count}"
         folder.mkdir(exist_ok=True)
         photos = sorted(self.photos.iterdir())
@@ -78,7 +77,7 @@ class Bench:
         folder: Path = ROOT,
         role_of: Callable[[str], str] | None = None,
     ) -> Measured:
-        """Run Python with `command` in `folder`, its words going to LOG.log; see `measure`."""
+        """Run Python with `command` in `folder`, with its output in LOG.log; see `measure`."""
         kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         return measure(
             [sys.executable, *command],
@@ -90,7 +89,7 @@ class Bench:
 
 
 def in_turn(cases: Sequence[T], rounds: int) -> Iterator[tuple[int, T]]:
-    """Every case once a round, with the round's number; each round begins with another case."""
+    """Yield every case once per round, with the round's number; each round starts with another case."""
     for number in range(rounds):
         first = number % len(cases)
         for case in [*cases[first:], *cases[:first]]:

@@ -1,6 +1,6 @@
-"""CPU-seconds an image that a captioner needs alone, in one process with one thread: decode, encode, generate.
+"""CPU-seconds per image of a captioner alone, in one process with one thread: decode, encode, generate.
 
-Also run on older revisions of this repository: it uses only what they have too.
+It also runs on older revisions of this repository, so it uses only what they have too.
 
     python -P tests/benchmarks/captioner_rate.py PHOTOS RESULT.json
 """
@@ -31,7 +31,7 @@ def main() -> None:
     batches = [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
     seconds = dict.fromkeys(("decode", "encode", "generate"), 0.0)
     texts: list[str] = []
-    # The first batch once more, to warm up.
+    # The first batch runs an extra time, to warm up.
     for number, batch in enumerate([batches[0], *batches]):
         begin = time.process_time()
         pixels = np.stack([captioner.preprocess.from_bytes(data).pixels for data in batch])

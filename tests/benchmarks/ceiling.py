@@ -1,8 +1,8 @@
-"""The ceiling: CPU-seconds that one image needs in one process with one thread, and nothing around it.
+"""The ceiling: CPU-seconds per image in one process with one thread, without anything around it.
 
-Fetch, decode, encode, generate and write are done one after another, each timed by the process's CPU
-clock, so that other programs on the machine do not count. Cores ÷ their sum is the rate at which the
-same code would run were every core busy with nothing else. One batch more, before the first, warms up.
+Fetch, decode, encode, generate and write run one after another, each timed with the process's CPU clock,
+so that other programs on the machine do not count. Cores ÷ their sum is the rate of the same code if every
+core did nothing else. An extra batch before the first warms up.
 
     python -m tests.benchmarks.ceiling PHOTOS RESULT.json [--model REF]
 """
@@ -21,9 +21,9 @@ import torch
 from captioning import load_captioner
 from jobs.runners.pools import CPU_BATCH
 
-#: As the job has it.
+#: As in the job.
 BATCH = CPU_BATCH
-#: Enough for a steady figure; the rest of the archive would say the same.
+#: Enough images for a stable figure.
 MOST_BATCHES = 16
 
 

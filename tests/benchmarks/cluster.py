@@ -1,8 +1,8 @@
-"""How a run scales with nodes: a Ray cluster of raylets on this machine, whose GPUs are pretended.
+"""How a run scales with nodes: a Ray cluster of raylets on this machine, with simulated GPUs.
 
-Every node has a GPU that takes a fixed time a shard, in which its captioner sleeps; all else is what a run on a cluster
-does: actors on GPUs, decoding on CPUs, shards staged and folded. What one node does in a second is compared with what
-eight do; and what the driver's process takes of a core for a shard tells how many nodes it could keep busy.
+Every node has a GPU that takes a fixed time per shard, in which its captioner sleeps; everything else is as in a run
+on a cluster: actors on GPUs, decoding on CPUs, shards staged and folded. The rate of one node is compared with that of
+up to eight; and the driver's CPU time per shard shows how many nodes it could keep busy.
 """
 
 import os
@@ -21,16 +21,16 @@ from tests.cluster.rehearsal import Job, Rehearsal
 from tests.jobs.archive import write_photos
 
 NODES = (1, 2, 4, 8)
-#: Seconds that a pretended GPU takes for a shard, its images, and shards for each node.
+#: Seconds of a simulated GPU per shard, images of a shard, and shards per node.
 SECONDS, SHARD_IMAGES, SHARDS_A_NODE = 2.0, 2, 20
-#: A full shard, and what one GPU captions in a second, by which the driver's reach is told.
+#: Images of a full shard, and images a second of one real GPU, to extrapolate the driver's capacity.
 FULL_SHARD, GPU_RATE = 512, 1000
 
 Raw = Mapping[str, Any]
 
 
 def measure_cluster(bench: Bench, turns: Turns, nodes: Sequence[int] = NODES, shards: int = SHARDS_A_NODE) -> None:
-    """Rounds of runs on clusters of so many nodes, in turn."""
+    """Rounds of runs on clusters with these numbers of nodes, in turn."""
     for round_number, count in in_turn(nodes, bench.rounds):
         if turns.have(nodes=count, round=round_number):
             continue
@@ -44,7 +44,7 @@ def measure_cluster(bench: Bench, turns: Turns, nodes: Sequence[int] = NODES, sh
 
 
 def take(folder: Path, nodes: int, shards: int) -> dict[str, Any]:
-    """A run over `shards` shards on a cluster of so many nodes: the rate in its middle, its driver's CPU-seconds."""
+    """A run over `shards` shards on a cluster: the rate in its middle, and its driver's CPU-seconds."""
     shutil.rmtree(folder, ignore_errors=True)
     photos = write_photos(folder / "photos", shards * SHARD_IMAGES)
     pace = {"PACE_IDLE": "1"}
@@ -73,7 +73,7 @@ def take(folder: Path, nodes: int, shards: int) -> dict[str, Any]:
 
 
 def _until_the_end(job: Job) -> tuple[float, str]:
-    """CPU-seconds of the job's own process, which is the driver of the run, and what it said."""
+    """CPU-seconds of the job's own process, the run's driver, and its output."""
     before = os.times()
     _, said = job.end()
     after = os.times()
@@ -81,7 +81,7 @@ def _until_the_end(job: Job) -> tuple[float, str]:
 
 
 def cluster_figures(turns: Sequence[Raw]) -> dict[str, float]:
-    """`cluster_efficiency_N` by nodes, the driver's CPU-seconds a shard, and the images a second that a core allows."""
+    """`cluster_efficiency_N` by nodes, the driver's CPU-seconds per shard, and the images a second per driver core."""
     found: dict[str, float] = {}
     rates = _medians(turns, "images_per_second")
     least = min(rates)
@@ -91,14 +91,14 @@ def cluster_figures(turns: Sequence[Raw]) -> dict[str, float]:
     cpu, shards = _medians(turns, "driver_cpu_seconds"), _medians(turns, "shards")
     most = max(rates)
     if most > least:
-        # What both runs have in common, the start, is not a shard's.
+        # The start-up, which both runs have in common, cancels out.
         found["cluster_driver_cpu_seconds_a_shard"] = (cpu[most] - cpu[least]) / (shards[most] - shards[least])
         found["cluster_driver_images_per_second"] = FULL_SHARD / found["cluster_driver_cpu_seconds_a_shard"]
     return found
 
 
 def make_cluster_table(turns: Sequence[Raw]) -> Table:
-    """A line for each number of nodes; below it, what the driver could do."""
+    """A line per number of nodes; below, the driver's capacity."""
     figures = cluster_figures(turns)
     table = Table(pad_edge=False)
     table.add_column("GPUs that are pretended", no_wrap=True)
@@ -125,6 +125,6 @@ def make_cluster_table(turns: Sequence[Raw]) -> Table:
 
 
 def _medians(turns: Sequence[Raw], what: str) -> dict[int, float]:
-    """By number of nodes, in their order."""
+    """The runs by number of nodes, in ascending order."""
     nodes = sorted({turn["nodes"] for turn in turns})
     return {count: median(turn[what] for turn in turns if turn["nodes"] == count) for count in nodes}

@@ -1,4 +1,4 @@
-"""What the figures depend on beside the code: processor, memory, load, versions, revision."""
+"""What the figures depend on besides the code: processor, memory, load, versions, revision."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ _PACKAGES = (
 
 
 def conditions(cores: int) -> dict[str, Any]:
-    """The conditions at this moment."""
+    """The current conditions."""
     return {
         "cpu": _cpu_name(),
         "cores": cores,
@@ -34,7 +34,7 @@ def _version(package: str) -> str | None:
 
 
 def _revision() -> str | None:
-    """What git calls the code that is measured; None where there is no history."""
+    """The git revision of the measured code; None without history."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -48,6 +48,6 @@ def _cpu_name() -> str:
     except OSError:
         lines = []
     facts = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
-    # Virtual machines often hide the name; family and model tell which it is.
+    # Virtual machines often hide the name; family and model identify it.
     numbers = " ".join(f"{name} {facts[name]}" for name in ("cpu family", "model") if name in facts)
     return f"{facts.get('model name', platform.processor() or platform.machine())} ({numbers})" if facts else "unknown"

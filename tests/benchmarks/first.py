@@ -1,8 +1,8 @@
 """Captions a second of the bundled captioner, now and before decoding was rewritten, in turn.
 
-The older code is taken out of the repository's history and runs in the present environment, each in a process
-of its own with one thread. CPU time is counted, from an image's bytes to its caption. Where there is
-no history it is not measured.
+The older code is extracted from the repository's history and runs in the current environment; each runs in a
+process of its own with one thread. Measured in CPU time, from an image's bytes to its caption. Skipped where
+there is no history.
 """
 
 import json
@@ -24,7 +24,7 @@ from tests.benchmarks.results import number
 #: The last revision with the first decoding engine, before weights were packed.
 FIRST = "e4dfafcbd9e07b9b2c9c2792f23870b69a8bdfb8"
 _PROGRAM = Path(__file__).with_name("captioner_rate.py")
-#: Photos of a round, beside the batch that warms up.
+#: Photos of a round, besides the batch that warms up.
 _PHOTOS = 128
 
 Raw = Mapping[str, Any]
@@ -44,7 +44,7 @@ def measure_first(bench: Bench, turns: Turns) -> None:
     for round_number, (case, root) in in_turn([("now", ROOT), ("first", old)], max(bench.rounds, LEAST_ROUNDS)):
         if turns.have(case=case, round=round_number):
             continue
-        # -P: only `root` is looked in, not the program's own folder.
+        # -P: import from `root` only, not from the program's own folder.
         command = ["-P", str(_PROGRAM), str(photos), str(result)]
         bench.python(command, f"captioner_rate-{case}", environment={"PYTHONPATH": str(root)}, folder=root)
         found = json.loads(result.read_text())
@@ -57,7 +57,7 @@ def measure_first(bench: Bench, turns: Turns) -> None:
 
 
 def take_out(revision: str, folder: Path) -> None:
-    """Write the package as it was at `revision` into `folder`. Raises `UnfinishedError` where git cannot say."""
+    """Write the package at `revision` into `folder`. Raises `UnfinishedError` where git does not have it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     packed = folder / "package.tar"

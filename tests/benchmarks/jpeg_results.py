@@ -1,4 +1,4 @@
-"""JPEG decoders beside each other: how they are measured, what comes of it, and the tables. Decodes nothing itself."""
+"""Runs the JPEG decoders' measurement, and makes figures and tables of it."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ Raw = Mapping[str, Any]
 
 
 def measure_jpegs(bench: Bench, turns: Turns) -> None:
-    """Some of the photos as they are given, and large ones, in turn."""
+    """Rounds over some of the given photos, and over large ones."""
     large = bench.folder / "photos-large"
     folders = {"photos": lambda: bench.some_photos(_PHOTOS), "large": lambda: large}
     result = bench.folder / "jpegs.json"
@@ -38,7 +38,7 @@ def measure_jpegs(bench: Bench, turns: Turns) -> None:
 
 
 def jpeg_figures(turns: Sequence[Raw]) -> dict[str, float]:
-    """`jpeg_vs_pillow`: our decoding and resizing over Pillow's, by kind of photo, and the least of both."""
+    """`jpeg_vs_pillow`: our decoding and resizing over Pillow's, by kind of photo, and the smaller of both."""
     found: dict[str, float] = {}
     for case, each in _cases(turns):
         seconds = _seconds(each)
@@ -47,7 +47,7 @@ def jpeg_figures(turns: Sequence[Raw]) -> dict[str, float]:
 
 
 def make_jpeg_tables(turns: Sequence[Raw]) -> Iterator[Table]:
-    """A table for each kind of photo."""
+    """A table per kind of photo."""
     for case, each in _cases(turns):
         table = Table(pad_edge=False)
         images = each[0]["images"]

@@ -1,6 +1,6 @@
-"""JPEG decoders side by side: a file's bytes to the pixels that the model sees, in CPU time of one thread.
+"""Compares JPEG decoders: from a file's bytes to the model's input pixels, in CPU time of one thread.
 
-Photos as they are given, and large ones. Each decoder's pixels are compared with Pillow's.
+Uses the given photos, and large ones. Each decoder's pixels are compared with Pillow's.
 
     python -m tests.benchmarks.jpegs PHOTOS RESULT.json [--rounds R] [--size PIXELS]
 """
@@ -68,17 +68,17 @@ def decoders() -> dict[str, Callable[[bytes, int], Pixels]]:
 
 
 def ours(data: bytes, size: int) -> Pixels:
-    """As captioning and training do it."""
+    """As in captioning and training."""
     return Preprocess(PreprocessSettings(size=size, mode="squash")).from_bytes(data).pixels
 
 
 def pillow(data: bytes, size: int) -> Pixels:
-    """Decoded whole, resized by Pillow."""
+    """Decoded at full size, resized by Pillow."""
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB").resize((size, size), _FILTER))
 
 
 def pillow_draft(data: bytes, size: int) -> Pixels:
-    """Decoded at the smallest of 1, 1/2, 1/4 and 1/8 that is at least as large as asked for."""
+    """Decoded at the smallest of the scales 1, 1/2, 1/4 and 1/8 that is at least the target size."""
     image = Image.open(io.BytesIO(data))
     image.draft("RGB", (size, size))
     return np.asarray(image.convert("RGB").resize((size, size), _FILTER))
@@ -101,7 +101,7 @@ def simplejpeg_whole(data: bytes, size: int) -> Pixels:
 
 
 def simplejpeg_scaled(data: bytes, size: int) -> Pixels:
-    """The same, decoded at the smallest scale that is at least as large as asked for."""
+    """The same, decoded at the smallest scale that is at least the target size."""
     import simplejpeg
 
     image = simplejpeg.decode_jpeg(data, min_height=size, min_width=size)

@@ -1,4 +1,4 @@
-"""Runs a program and measures it from outside: seconds from start to exit, and memory. Knows not what it does."""
+"""Runs a program and measures it from outside: seconds from start to exit, and memory."""
 
 import os
 import signal
@@ -11,19 +11,19 @@ from pathlib import Path
 
 from captioning.errors import UnfinishedError
 
-#: Seconds between two looks at the memory. Where shared pages are counted it is at least so many times what a look
-#: takes: the kernel walks through all pages of a process for it, 35 ms a GiB, in which the process gets none.
+#: Seconds between two memory samples, and the least multiple of a sample's own duration: to count shared pages, the
+#: kernel walks through all pages of a process, 35 ms a GiB, during which the process gets no new one.
 _SAMPLE_EVERY, _SAMPLE_REST = 0.5, 100
-#: A program that takes longer hangs.
+#: A program that takes longer is taken to hang.
 _TIMEOUT = 4 * 3600.0
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a program took."""
+    """The time and memory that a program took."""
 
     seconds: float
-    #: The most that it and all its children held at once, shared pages counted once; None where there is no /proc.
+    #: Peak memory of the program and all its children, shared pages counted once; None without /proc.
     peak_bytes: int | None
     #: By role: the most that one process of the role had resident at once, without shared memory such as Ray's object
     #: store. Unlike the shares of `peak_bytes` it does not depend on which other processes there are.
@@ -40,9 +40,9 @@ def measure(
     folder: Path | None = None,
     role_of: Callable[[str], str] | None = None,
 ) -> Measured:
-    """Run `command` in `folder` to its end, its words going to `log`. Raises `UnfinishedError` when it fails.
+    """Run `command` in `folder` to its end, with its output in `log`. Raises `UnfinishedError` when it fails.
 
-    `role_of` tells the role of a child process from its command line; the first process is the `driver`.
+    `role_of` maps a child process's command line to its role; the first process is the `driver`.
     """
     with log.open("wb") as words:
         begin = time.perf_counter()
@@ -68,7 +68,7 @@ def measure(
 
 
 class _Memory:
-    """Watches the memory of a process and its descendants until told to stop."""
+    """Samples the memory of a process and its descendants until stopped."""
 
     def __init__(self, root: int, role_of: Callable[[str], str] | None) -> None:
         self.peak = 0
@@ -100,7 +100,7 @@ class _Memory:
         now: dict[str, int] = {}
         for process in family(self._root):
             command = _command_line(process)
-            # One that has just ended has no command line.
+            # A process that has just ended has no command line.
             role = "driver" if process == self._root else command and role_of(command)
             if role:
                 now[role] = max(_own_memory_of(process), now.get(role, 0))
@@ -113,7 +113,7 @@ def family(root: int) -> set[int]:
     parents = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            # The name, in brackets, may hold anything; state and parent come after it.
+            # The name, in parentheses, may contain anything; state and parent follow it.
             parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except (OSError, ValueError, IndexError):
             continue  # it has just ended
@@ -125,7 +125,7 @@ def family(root: int) -> set[int]:
 
 
 def _memory_of(process: int) -> int:
-    """Bytes of a process, a page that n processes share counted as 1/n (PSS)."""
+    """A process's memory in bytes, a page shared by n processes counted as 1/n (PSS)."""
     try:
         for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
@@ -136,7 +136,7 @@ def _memory_of(process: int) -> int:
 
 
 def _own_memory_of(process: int) -> int:
-    """Bytes of a process that are resident and no shared memory."""
+    """A process's resident bytes without shared memory."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:

@@ -1,7 +1,7 @@
-"""Memory of the job's processes by role, and whether it grows: a run beside one ten times longer.
+"""Memory of the job's processes by role, and whether it grows: a run compared with one ten times longer.
 
-Both runs have shards of one size, and more of them than can be under way at once. A process's memory is what
-it has resident, without shared memory such as Ray's object store. Linux only.
+Both runs have shards of the same size, and more of them than can be in progress at once. A process's memory is its
+resident memory without shared memory such as Ray's object store. Linux only.
 """
 
 import shutil
@@ -19,7 +19,7 @@ from tests.benchmarks.raw import Turns
 PHOTOS = 2048
 LONGER = 10
 _SHARD = 64
-#: So many points of its course are kept of a run, about.
+#: About how many points of its course are kept per run.
 _POINTS = 40
 RUNNERS = ("local", "ray")
 _ROLES = {
@@ -34,7 +34,7 @@ Raw = Mapping[str, Any]
 
 
 def measure_memory(bench: Bench, turns: Turns) -> None:
-    """Rounds of a short and a long run of the job, with either runner."""
+    """Rounds of a short and a long run of the job, with both runners."""
     cases = [(runner, times) for runner in RUNNERS for times in (1, LONGER)]
     for round_number, (runner, times) in in_turn(cases, bench.rounds):
         about = {"case": runner, "times": times, "round": round_number}
@@ -62,7 +62,7 @@ def measure_memory(bench: Bench, turns: Turns) -> None:
 
 
 def role_of(command_line: str) -> str:
-    """Which part a process of the job plays, by its command line."""
+    """The role of a process of the job, from its command line."""
     if "jobs.workers.decode_child" in command_line:
         return "decoder"
     if "jobs.runners.shard_worker" in command_line or command_line.startswith("ray::MapWorker"):
@@ -71,7 +71,7 @@ def role_of(command_line: str) -> str:
 
 
 def memory_figures(turns: Sequence[Raw]) -> dict[str, float]:
-    """By runner and role: bytes of the longer run, and how many more than of the shorter; and the greatest growth."""
+    """By runner and role: bytes in the longer run, and the increase over the shorter; and the greatest growth."""
     found: dict[str, float] = {}
     for runner, role, short, long in _rows(turns):
         key = f"memory_{runner}_{role}"

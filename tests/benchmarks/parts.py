@@ -1,4 +1,4 @@
-"""The parts of the benchmark by name: how each is measured, which figures come of it, and its tables."""
+"""The parts of the benchmark by name: how each is measured, its figures, and its tables."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ class Part:
 
 
 def measure_decoding(bench: Bench, turns: Turns) -> None:
-    """Our decoding and other ways to do the same, in turn, a process a case."""
+    """Our decoding and other methods, in turn, one process per case."""
     result, rounds = bench.folder / "decoding.json", max(bench.rounds, LEAST_ROUNDS)
     for case in CASES:
         if turns.have(case=case, round=rounds - 1):
@@ -47,7 +47,7 @@ def measure_decoding(bench: Bench, turns: Turns) -> None:
 
 
 def measure_training(bench: Bench, turns: Turns) -> None:
-    """Epochs of training on data as it comes, and in memory, in turn."""
+    """Epochs of training with the input pipeline, and on data in memory, in turn."""
     if turns.have(case="cached"):
         return
     result = bench.folder / "training.json"
@@ -58,7 +58,7 @@ def measure_training(bench: Bench, turns: Turns) -> None:
 
 
 def measure_books(bench: Bench, turns: Turns) -> None:
-    """What a run's bookkeeping costs."""
+    """The cost of a run's bookkeeping."""
     if not turns.have(case="scale"):
         sizes = FULL if bench.full_scale else SMALL
         turns.add({"case": "scale", **measure_scale(bench.folder / "scale", *sizes)})

@@ -1,6 +1,6 @@
-"""The photos that are captioned: a copy of some of yours, or variations of those that packages bring.
+"""The photos to caption: a copy of some of yours, or variations of those that come with packages.
 
-Knows nothing of what is measured. The same folder, or none, always gives the same photos.
+The same folder, or none, always gives the same photos.
 """
 
 import shutil
@@ -13,18 +13,18 @@ from PIL import Image, ImageEnhance
 from captioning.errors import InputError
 from jobs.demo import copy_photos
 
-#: What all programs that are compared can read.
+#: Suffixes that all compared programs can read.
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png"})
-#: Longer sides in pixels, as the web and cameras have them after a first reduction.
+#: Longer sides in pixels, as on the web, or of camera photos after a first reduction.
 _SIDES = (500, 500, 640, 800, 1024, 1600)
 #: Width to height.
 _SHAPES = (4 / 3, 3 / 4, 3 / 2, 2 / 3, 1.0)
 
 
 def collect_photos(source: Path | None, folder: Path, count: int, *, sides: Sequence[int] = _SIDES) -> int:
-    """Fill `folder` with `count` photos from `source`, or with made ones; the number there are.
+    """Fill `folder` with `count` photos from `source`, or with synthetic ones; returns their number.
 
-    The longer side of made ones is one of `sides`, in pixels. A source with fewer gives all it has.
+    The longer side of synthetic ones is one of `sides`, in pixels. A source with fewer gives all it has.
     Raises `InputError` where there are none.
     """
     shutil.rmtree(folder, ignore_errors=True)
@@ -34,7 +34,7 @@ def collect_photos(source: Path | None, folder: Path, count: int, *, sides: Sequ
     found = sorted(path for path in source.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
     if not found:
         raise InputError(f"There are no photos ({', '.join(sorted(EXTENSIONS))}) in {source}: give another --photos.")
-    # Spread over the folder: neighbours are often alike.
+    # Spread over the folder, since neighbours are often similar.
     chosen = [found[place * len(found) // count] for place in range(count)] if len(found) > count else found
     for number, path in enumerate(chosen):
         shutil.copyfile(path, folder / f"{number:06d}{path.suffix.lower()}")
@@ -53,7 +53,7 @@ def _make_photos(folder: Path, count: int, sides: Sequence[int]) -> int:
 
 
 def _variation(original: Image.Image, number: int, sides: Sequence[int]) -> Image.Image:
-    """Another photo made of `original`: a part of it, in another size and light, maybe mirrored."""
+    """A variation of `original`: a part of it, in another size and light, maybe mirrored."""
     chance = np.random.default_rng(number)
     shape = _SHAPES[chance.integers(len(_SHAPES))]
     width = min(original.width, original.height * shape) * chance.uniform(0.6, 1.0)

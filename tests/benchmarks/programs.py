@@ -1,6 +1,6 @@
 """Whole runs: the caption job and its rivals, each a process of its own, in turn within each round, and the ceiling.
 
-Knows how the programs are called and what they leave behind; what is made of it is in `results`.
+`results` evaluates them.
 """
 
 import importlib.util
@@ -27,10 +27,10 @@ class Program:
     title: str
     module: str
     package: str | None = None
-    """What must be installed for it beyond what this package asks for."""
+    """Packages that it needs beyond those of this project."""
 
 
-#: In the order of the table. Ours is the first.
+#: In the order of the table; ours comes first.
 PROGRAMS = {
     "job": Program("python -m jobs caption", "jobs"),
     "ray_script": Program("Ray Data as documented", "tests.benchmarks.rivals.ray_script"),
@@ -42,9 +42,9 @@ CEILING = "ceiling"
 
 
 def measure_programs(bench: Bench, turns: Turns) -> None:
-    """Run the programs that were asked for: the first captioner by all, the others by the job alone."""
+    """Run the requested programs: all with the first captioner, and only the job with the others."""
     if not turns:
-        # Captions are compared with those of the job of this very measurement.
+        # Captions are compared with those of the job in the same measurement.
         for path in bench.folder.glob("captions-*.json"):
             path.unlink()
     wanted = bench.programs or (*PROGRAMS, CEILING)
@@ -94,7 +94,7 @@ def run_program(bench: Bench, name: str, model: str) -> Turn:
 
 
 def run_ceiling(bench: Bench, model: str) -> Turn:
-    """CPU-seconds an image needs."""
+    """CPU-seconds per image."""
     result = bench.folder / "ceiling.json"
     command = ["-m", "tests.benchmarks.ceiling", str(bench.photos), str(result), "--model", model]
     bench.python(command, f"ceiling-{Path(model).name}")
@@ -104,7 +104,7 @@ def run_ceiling(bench: Bench, model: str) -> Turn:
 def steady_rate(finished: Iterable[float]) -> float | None:
     """Images a second after the first batch, given the time at which each image was finished.
 
-    Images of one time are one batch. The same rule as in the job's own summary, where batches are
+    Images with the same time are one batch. The same rule as in the job's own summary, where batches are
     shards; None where there is one batch only.
     """
     batches = sorted(Counter(finished).items())
@@ -114,7 +114,7 @@ def steady_rate(finished: Iterable[float]) -> float | None:
 
 
 def _compare(kept: Path, captions: dict[str, str], *, ours: bool) -> int | None:
-    """How many captions are letter for letter those of the job's last run; None before there was one."""
+    """How many captions equal those of the job's last run exactly; None before there was one."""
     before = json.loads(kept.read_text()) if kept.exists() else None
     if ours:
         kept.write_text(json.dumps(captions))

@@ -1,7 +1,7 @@
-"""Raw timings on disk: a file for each part of the benchmark, written anew after every measurement.
+"""Raw timings on disk: a file for each part of the benchmark, rewritten after every measurement.
 
-A benchmark that is stopped loses nothing: what it measured is there, and `resume` goes on with it.
-Knows nothing of what a measurement is, beyond that it is a mapping.
+A stopped benchmark loses nothing: its measurements are kept, and `resume` continues from them. A measurement is
+any mapping.
 """
 
 import json
@@ -19,7 +19,7 @@ class Turns:
     def __init__(
         self, path: Path, settings: Mapping[str, Any], conditions: Mapping[str, Any], *, resume: bool = False
     ) -> None:
-        """Begin anew, or go on with what was measured under the same settings if `resume`."""
+        """Start over, or with `resume` continue from what was measured under the same settings."""
         self._path = path
         self._content = {"settings": dict(settings), "conditions": dict(conditions), "turns": []}
         if resume and path.exists():
@@ -31,11 +31,11 @@ class Turns:
         return len(self._content["turns"])
 
     def have(self, **which: Any) -> bool:
-        """Whether there is a measurement of which all this is true."""
+        """Whether there is a measurement with all these values."""
         return any(which.items() <= turn.items() for turn in self._content["turns"])
 
     def add(self, turn: Turn) -> None:
-        """Keep a measurement."""
+        """Save a measurement."""
         self._content["turns"].append(turn)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_suffix(".tmp")
@@ -44,5 +44,5 @@ class Turns:
 
 
 def read_raw(folder: Path) -> dict[str, dict[str, Any]]:
-    """What is kept in `folder`, by part: `settings`, `conditions` and `turns`."""
+    """The saved measurements in `folder`, by part: `settings`, `conditions` and `turns`."""
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}

@@ -1,9 +1,9 @@
-"""From raw timings of whole runs to the figures that are published: medians, their ratios, and the tables.
+"""Turns raw timings of whole runs into the published figures: medians, their ratios, and the tables.
 
-Knows no programs, only their timings. A raw run is a mapping with `case` (the program), `model`, `round`,
-`images`, `seconds`, `steady_images_per_second` or None, `peak_bytes` or None and `same_captions` (of
-images) or None; that of the ceiling has `cores` and `cpu_seconds_an_image`, by stage. One that came to
-nothing says so in `not_measured` or `failed`.
+A raw run is a mapping with `case` (the program), `model`, `round`, `images`, `seconds`,
+`steady_images_per_second` or None, `peak_bytes` or None and `same_captions` (of images) or None; the
+ceiling's has `cores` and `cpu_seconds_an_image`, by stage. A run without a result has the reason in
+`not_measured` or `failed`.
 """
 
 import re
@@ -50,7 +50,7 @@ def summarise(turns: Sequence[Raw]) -> Summary:
 
 
 def ratios(turns: Sequence[Raw]) -> dict[str, float | None]:
-    """Our figure over theirs: above 1 we are faster. The least of all captioners, then each one's under its name."""
+    """Our figure over theirs: above 1 ours is faster. The smallest of all captioners', then each one's by name."""
     cases: dict[str, dict[str, float | None]] = {}
     for model, each in by_model(turns):
         for key, value in _ratios(summarise(each)).items():
@@ -65,18 +65,18 @@ def run_figures(turns: Sequence[Raw]) -> dict[str, Any]:
 
 
 def key_of(model: str) -> str:
-    """A captioner's reference as part of a key."""
+    """A captioner's REF as part of a key."""
     return re.sub(r"\W+", "_", model.rstrip("/").rpartition("/")[2]).lower()
 
 
 def by_model(turns: Sequence[Raw]) -> Iterator[tuple[str, list[Raw]]]:
-    """The captioners, each with its turns."""
+    """The captioners, each with its runs."""
     for model in dict.fromkeys(turn["model"] for turn in turns):
         yield model, [turn for turn in turns if turn["model"] == model]
 
 
 def make_tables(turns: Sequence[Raw]) -> Iterator[Table]:
-    """A table for each captioner: a line a program, then the ceiling."""
+    """A table per captioner: a line per program, then the ceiling."""
     for model, each in by_model(turns):
         yield _make_table(model, each)
 
@@ -134,12 +134,12 @@ def _make_table(model: str, turns: Sequence[Raw]) -> Table:
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """A figure as tables show it."""
+    """A figure formatted for a table."""
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def _least(values: Iterable[float | None]) -> float | None:
-    """The least of the values, or None where one is missing."""
+    """The smallest of the values, or None where one is missing."""
     found = list(values)
     known = [value for value in found if value is not None]
     return min(known) if known and len(known) == len(found) else None

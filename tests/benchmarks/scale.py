@@ -1,11 +1,11 @@
-"""What the run's bookkeeping costs at a million images and at ten: seconds, CPU-seconds and memory of each step.
+"""The cost of a run's bookkeeping at one and at ten million images: seconds, CPU-seconds and memory of each step.
 
     python -m tests.benchmarks.scale                    a million images, and 250 and 1,000 shards
     python -m tests.benchmarks.scale --full             ten million, and 1,000, 5,000 and 20,000 shards
 
-Every step is a process of its own, see `scale_steps`. What a shard costs is what a run takes beyond a run of one
-shard: before a run's first shard is finished, others are decoded already, so that to count from there would flatter
-short runs. Runs of different sizes take turns, and medians are compared.
+Every step is a process of its own, see `scale_steps`. A shard's cost is what a run takes beyond a run of one shard:
+before a run's first shard is finished, others are decoded already, so counting from there would flatter short runs.
+Runs of different sizes take turns, and medians are compared.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from rich.table import Table
 from captioning.errors import UnfinishedError
 from tests.benchmarks.scale_steps import STEPS
 
-#: Images of the steps, and shards of the runs, in their order.
+#: Images of the steps, and shards of the runs, in order.
 SMALL = (1_000_000, (1, 250, 1_000))
 FULL = (10_000_000, (1, 1_000, 5_000, 1_000, 1, 20_000, 1_000, 5_000, 1, 1_000))
 
-#: The steps of the table: what each is called, and the seconds and GiB that it may take at ten million images.
+#: The steps of the table: label, and the limits in seconds and GiB at ten million images.
 TITLES: dict[str, tuple[str, float | None, float | None]] = {
     "index": ("writing the index", 180, 1.0),
     "pending": ("finding what is pending", 60, 1.5),
@@ -43,7 +43,7 @@ Raw = Mapping[str, Any]
 
 
 def measure_scale(work: Path, images: int, shards: Sequence[int]) -> dict[str, Any]:
-    """Take every step in a process of its own, with files in `work`, which is removed. Raises `UnfinishedError`."""
+    """Run every step in a process of its own, with files in `work`, which is removed. Raises `UnfinishedError`."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
@@ -65,7 +65,7 @@ def _take(name: str, work: Path, size: int) -> dict[str, Any]:
 
 
 def scale_figures(raw: Raw) -> dict[str, float]:
-    """The published figures: each step's, and how the cost of a shard and the driver's memory grow with the shards."""
+    """The published figures: each step's, and how a shard's cost and the driver's memory grow with the shards."""
     found: dict[str, float] = {"scale_images": raw["images"]}
     for name in TITLES:
         figures = raw["steps"][name]
@@ -78,7 +78,7 @@ def scale_figures(raw: Raw) -> dict[str, float]:
 
 
 def run_figures(runs: Sequence[Raw]) -> dict[int, dict[str, float]]:
-    """By number of shards, above one: what a shard costs, the longest pause, the driver's memory; medians of runs."""
+    """By number of shards above one: a shard's cost, the longest pause, the driver's memory; medians of runs."""
     by_size: dict[int, list[Raw]] = defaultdict(list)
     for run in runs:
         by_size[run["shards"]].append(run)
@@ -99,7 +99,7 @@ def run_figures(runs: Sequence[Raw]) -> dict[int, dict[str, float]]:
 
 
 def make_scale_tables(raw: Raw) -> tuple[Table, Table]:
-    """The published tables: a line a step, and a line for each number of shards."""
+    """The published tables: a line per step, and a line per number of shards."""
     steps = Table(pad_edge=False)
     steps.add_column(f"{raw['images']:,} images", no_wrap=True)
     for heading in ("seconds", "CPU-seconds", "GiB", "at ten million: s", "GiB"):
@@ -109,7 +109,7 @@ def make_scale_tables(raw: Raw) -> tuple[Table, Table]:
         steps.add_row(
             title,
             f"{figures['seconds']:,.1f}",
-            # What a step's own children take is not in this.
+            # Without the step's child processes.
             "" if name == "resume" else f"{figures['cpu_seconds']:,.1f}",
             "" if name == "resume" else f"{figures['peak_bytes'] / 2**30:.2f}",
             "" if seconds is None else f"≤ {seconds:g}",

@@ -1,7 +1,6 @@
 """The steps that `scale` measures: `python -m tests.benchmarks.scale_steps STEP FOLDER SIZE` prints figures in JSON.
 
-There are no pixels and no model: what is measured is everything else. `SIZE` is in images, that of `pipeline` in
-shards. Knows nothing of how often a step is taken, nor of what its figures should be.
+Everything except pixels and the model is measured. `SIZE` is in images, that of `pipeline` in shards.
 """
 
 import json
@@ -23,7 +22,7 @@ from tests.benchmarks.measure import family
 
 
 def index(work: Path, images: int) -> dict[str, Any]:
-    """Write the index of the made archive."""
+    """Write the index of the synthetic archive."""
     from captioning.run.index import write_segment
 
     found = write_segment(_layout(work), [MadeSource.of(images)], shard_size=SHARD_SIZE).commit()
@@ -32,7 +31,7 @@ def index(work: Path, images: int) -> dict[str, Any]:
 
 
 def pending(work: Path, images: int) -> dict[str, Any]:
-    """Find what there is to do."""
+    """Find the pending shards."""
     from captioning.run.index import Index
     from captioning.run.staging import pending_shards
 
@@ -40,7 +39,7 @@ def pending(work: Path, images: int) -> dict[str, Any]:
 
 
 def table(work: Path, images: int) -> dict[str, Any]:
-    """Make the table, as if all were done."""
+    """Write the table, as if all were done."""
     from captioning.run.index import Index
 
     found = Index.load(_layout(work))
@@ -51,7 +50,7 @@ def table(work: Path, images: int) -> dict[str, Any]:
 
 
 def verify(work: Path, images: int) -> dict[str, Any]:
-    """Prove the table."""
+    """Verify the table."""
     from captioning.run.verify import verify as prove
 
     verdict = prove(_layout(work))
@@ -60,7 +59,7 @@ def verify(work: Path, images: int) -> dict[str, Any]:
 
 
 def growth(work: Path, images: int) -> dict[str, Any]:
-    """List an archive again that has a thousandth more images, and find them."""
+    """List the archive again with a thousandth more images, and find them."""
     from captioning.run.growth import grow
     from captioning.run.index import Index
 
@@ -81,7 +80,7 @@ def sample(work: Path, images: int) -> dict[str, Any]:
 
 
 def resume(work: Path, images: int) -> dict[str, Any]:
-    """Go on with a run of which 99% is done, until the first new shard is written, of images that are not there."""
+    """Resume a run of which 99% is done, until the first new shard is written (its images do not exist)."""
     from captioning.run.index import Index
 
     output, archive = work / "run", work / "archive"
@@ -113,7 +112,7 @@ def resume(work: Path, images: int) -> dict[str, Any]:
 
 
 def pipeline(work: Path, shards: int) -> dict[str, Any]:
-    """A whole run over so many shards in which nobody decodes or captions: what one costs, and the driver's memory."""
+    """A whole run over this many shards without decoding or captioning: a shard's cost, and the driver's memory."""
     import jobs.driving.caption_run as job
     import jobs.driving.make_work
     import jobs.runners.choice as runner
@@ -142,7 +141,7 @@ def pipeline(work: Path, shards: int) -> dict[str, Any]:
 
 
 class _Watch:
-    """Looks at a run from when its pipeline begins until all is folded."""
+    """Observes a run from the start of its pipeline until everything is folded."""
 
     def __init__(self) -> None:
         self.begun = 0.0
@@ -152,7 +151,7 @@ class _Watch:
         self.ended = 0.0
 
     def over(self, caption_shards: Any) -> Any:
-        """`caption_shards` with a look at the clock at every shard, and at CPU and memory at each hundredth."""
+        """`caption_shards`, recording the time at every shard, and CPU and memory at each hundredth."""
 
         def watched(*args: Any) -> Iterator[Any]:
             self.begun = time.monotonic()
@@ -166,7 +165,7 @@ class _Watch:
         return watched
 
     def until(self, fold: Any) -> Any:
-        """`fold` with a look at the clock after: by then the table is whole, in a short run as in a long one."""
+        """`fold`, recording the time afterwards, when the table is complete in short and long runs alike."""
 
         def watched(*args: Any, **options: Any) -> Any:
             outcome = fold(*args, **options)
@@ -194,7 +193,7 @@ class _Watch:
 
 
 def _cpu_seconds(process: int) -> float:
-    """What a process and those of its children that have ended have taken."""
+    """CPU-seconds of a process and its ended children."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -203,7 +202,7 @@ def _cpu_seconds(process: int) -> float:
 
 
 def _anonymous_bytes() -> int:
-    """The memory of this process that is its own: no shared objects of Ray's, no files."""
+    """This process's own memory, without Ray's shared objects and files."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return 1024 * int(line.split()[1])
@@ -214,12 +213,12 @@ def _layout(work: Path) -> RunLayout:
     return RunLayout(Location.parse(str(work / "run")))
 
 
-#: In the order in which they are taken: each finds what those before it left in the folder.
+#: In the order in which they run: each uses what the earlier ones left in the folder.
 STEPS = {step.__name__: step for step in (index, pending, table, verify, growth, sample, resume, pipeline)}
 
 
 def take_step(name: str, work: Path, size: int) -> dict[str, Any]:
-    """Do a step here; its figures, and what it took of this process."""
+    """Run a step in this process; its figures, and its time and memory."""
     begin, cpu = time.monotonic(), time.process_time()
     figures = STEPS[name](work, size)
     used = resource.getrusage(resource.RUSAGE_SELF)

@@ -1,10 +1,10 @@
-"""How `serve` bears a load: 64 clients, photos of mixed sizes, one in twenty files bad; and against the bare captioner.
+"""`serve` under load: 64 clients, photos of mixed sizes, one in twenty files bad; compared with the bare captioner.
 
     python -m tests.benchmarks.serving PHOTOS [--clients 64] [--requests 1280] [--model flickr-lstm]
 
 First the bare captioner in this process, `caption` on batches of 32 files; then a server of one replica with as many
-threads; then the bare captioner again. A round without bad files is compared with the mean of the two bare ones, by the
-clock and by the CPU time of the process that captions, which says more on a machine that others use too.
+threads; then the bare captioner again. A round without bad files is compared with the mean of the two bare ones, in
+wall time and in CPU time of the captioning process, which is more reliable on a shared machine.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def _bare(model: str, files: list[Path]) -> tuple[float, float]:
 
 
 def _load(url: str, images: list[bytes], clients: int, name: str | None = None) -> tuple[float, float]:
-    """Send every image once from so many clients; the rate, and the CPU seconds of the captioner's process an image."""
+    """Send every image once from `clients` clients; the rate, and the captioning process's CPU-seconds per image."""
     queue: Queue[bytes] = Queue()
     for image in images:
         queue.put(image)

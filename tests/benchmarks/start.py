@@ -1,6 +1,6 @@
-"""What a small job costs: ten photos from start to table, beside bare Python that imports, loads and captions them.
+"""The cost of a small job: ten photos from start to table, compared with bare Python that captions them.
 
-Two bare ways: this package's captioner, and plain PyTorch on the same weights. The quicker one counts.
+Two bare programs: this package's captioner, and plain PyTorch on the same weights. The faster one counts.
 """
 
 import shutil

@@ -1,4 +1,4 @@
-"""What is made of the timings of training's input: the published figures, and the table. Times nothing itself.
+"""Turns the timings of training's input into the published figures and the table.
 
 A raw turn has `case`, `workers`, `images`, and `seconds` and `cpu_seconds` (of all workers) of an epoch, and
 `memory_seconds` and `cpu_memory_seconds` of the same steps on data in memory.
@@ -12,18 +12,18 @@ from rich.table import Table
 
 from tests.benchmarks.results import number
 
-#: Ways in which data comes to a training step: what each is called in the table, and what an epoch may cost at most, as
-#: a multiple of the same steps on data in memory.
+#: Sources of training data: label in the table, and the limit of an epoch's cost as a multiple of the same steps on
+#: data in memory.
 TRAINING = {"cached": ("kept features", 1.1), "streaming": ("streamed images", 1.05)}
 
 Raw = Mapping[str, Any]
 
 
 def training_costs(turns: Sequence[Raw]) -> dict[str, float]:
-    """What an epoch costs as a multiple of the same steps on data in memory: below 1.1 the input costs less than 10%.
+    """An epoch's cost as a multiple of the same steps on data in memory: below 1.1 the input costs less than 10%.
 
     By number of workers, in seconds and in CPU-seconds; `train_{case}_vs_memory` is the greatest of a case's in
-    seconds. The medians of the rounds' own multiples: what slows a machine for minutes slows both ways of a round.
+    seconds. These are medians of each round's ratio, since a slow machine slows both sides of a round.
     """
     found: dict[str, float] = {}
     for case, workers, each in _cases(turns):
@@ -36,7 +36,7 @@ def training_costs(turns: Sequence[Raw]) -> dict[str, float]:
 
 
 def make_training_table(turns: Sequence[Raw]) -> Table:
-    """The published table of training: a line for each way in which data comes and number of workers."""
+    """The published table of training: a line per data source and number of workers."""
     table, found = Table(pad_edge=False), training_costs(turns)
     table.add_column("training on", no_wrap=True)
     for heading in ("workers", "images/s", "in memory", "it ÷ in memory", "at most", "CPU-seconds"):

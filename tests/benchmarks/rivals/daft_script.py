@@ -1,6 +1,6 @@
-"""Daft with the model as a class whose method takes batches: one process a core, one thread each.
+"""Daft with the model as a class with a batch method: one process per core, one thread each.
 
-`finished` is there for the benchmark alone. Daft comes with the extra `bench`.
+`finished` is only for the benchmark. Daft comes with the extra `bench`.
 
     python -m tests.benchmarks.rivals.daft_script PHOTOS OUTPUT [--model REF] [--cores N]
 """

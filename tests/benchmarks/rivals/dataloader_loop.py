@@ -1,6 +1,6 @@
-"""A PyTorch DataLoader: a worker a core decodes, one process runs the model with a thread a core.
+"""A PyTorch DataLoader: one decoding worker per core, and one process that runs the model with a thread per core.
 
-`finished` is there for the benchmark alone.
+`finished` is only for the benchmark.
 
     python -m tests.benchmarks.rivals.dataloader_loop PHOTOS OUTPUT [--model REF] [--cores N]
 """
@@ -21,7 +21,7 @@ _SCHEMA = pa.schema([("image_id", pa.string()), ("caption", pa.string()), ("fini
 
 
 class Photos(Dataset[tuple[str, torch.Tensor]]):
-    """A folder's photos as the captioner sees them."""
+    """A folder's photos as the captioner's input."""
 
     def __init__(self, folder: Path, preprocess: Preprocess) -> None:
         self.paths = sorted(folder.iterdir())

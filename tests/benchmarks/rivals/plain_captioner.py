@@ -1,8 +1,8 @@
-"""A captioner in plain PyTorch on our weights: what the rivals' programs run.
+"""A captioner in plain PyTorch on our weights, which the rivals' programs run.
 
-The encoder is eager with its channels last, an LSTM's words come from `plain_search`, GPT-2's from the
-`generate` of transformers. Of this package it takes the network, the tokenizer and the pixels, so that
-the captions are the same; not the packed weights, the decoding engine or the encoder's other back ends.
+The encoder is eager and channels-last, an LSTM's words come from `plain_search`, GPT-2's from the `generate`
+of transformers. It uses this package's network, tokenizer and preprocessing, so that the captions are the same,
+but not its packed weights, decoding engine or other encoder back ends.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from captioning.models.checkpoint_config import read_config
 from captioning.models.clip_gpt2 import ClipGpt2
 from tests.benchmarks.rivals.plain_search import LstmDecoder, search
 
-#: What the rivals put into a batch.
+#: The rivals' batch size.
 BATCH = 32
 
 
@@ -42,7 +42,7 @@ class PlainCaptioner:
     def caption(self, pixels: np.ndarray[Any, Any]) -> list[str]:
         """Pixels (B, S, S, 3) uint8 to a caption each."""
         prompt = self.tokenizer.encode(self.settings.prompt) if self.settings.prompt else []
-        # Ray's batches cannot be written to, of which PyTorch warns.
+        # Ray's batches are read-only, and PyTorch warns about that.
         features = self.model.encode(torch.from_numpy(np.array(pixels)))
         speak = self._generate if isinstance(self.model, ClipGpt2) else self._search
         return [self.tokenizer.decode([*prompt, *tokens]) for tokens in speak(features, prompt)]

@@ -1,6 +1,6 @@
 """Ray Data as its documentation shows batch inference on images: read, one actor with the model, write.
 
-The actor has its default resources, one CPU. `finished` is there for the benchmark alone.
+The actor has its default resources, one CPU. `finished` is only for the benchmark.
 
     python -m tests.benchmarks.rivals.ray_script PHOTOS OUTPUT [--model REF] [--cores N]
 """

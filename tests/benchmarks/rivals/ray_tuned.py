@@ -1,7 +1,7 @@
-"""Ray Data as tuned as its user guide leads one to: one actor a core with one thread, preprocessing in tasks.
+"""Ray Data, tuned by its user guide: one single-threaded actor per core, preprocessing in tasks.
 
-Half a CPU an actor: actors that reserve every CPU leave none for reading, and hang.
-`finished` is there for the benchmark alone.
+Half a CPU per actor: actors that reserve every CPU leave none for reading, and the run hangs.
+`finished` is only for the benchmark.
 
     python -m tests.benchmarks.rivals.ray_tuned PHOTOS OUTPUT [--model REF] [--cores N]
 """
@@ -22,7 +22,7 @@ from tests.benchmarks.rivals.plain_captioner import BATCH, PlainCaptioner
 
 
 class Resize:
-    """One photo to the pixels that the captioner sees."""
+    """One photo to the captioner's input pixels."""
 
     def __init__(self, settings: PreprocessSettings) -> None:
         self.preprocess = Preprocess(settings)
