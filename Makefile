@@ -1,11 +1,11 @@
-# What one does with this repository. `make` alone lists it.
+# Targets for working on this repository; `make` lists them.
 
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# One thread a process unless a program decides otherwise: processes, not threads, fill the cores.
+# One thread per process unless a program sets it: processes, not threads, fill the cores.
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 help: ## This list
 	@echo "make TARGET, where TARGET is one of"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "VENV=$(VENV) is the Python environment that is used; say VENV=elsewhere for another one."
+	@echo "VENV=$(VENV) is the Python environment; set VENV=elsewhere to use another one."
 
 setup: $(READY) ## Create the environment, with packages of the tested versions
 
@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
-demo: $(READY) ## Caption nine real photos, and show what comes out
+demo: $(READY) ## Caption nine real photos, and show the captions
 	HF_HUB_OFFLINE=1 $(BIN)/python -m jobs.demo
 
 test: $(READY) ## The tests, without the slow ones
@@ -32,7 +32,7 @@ test: $(READY) ## The tests, without the slow ones
 test-all: $(READY) ## All tests, also those that take minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "slow or not slow"
 
-check: $(READY) ## Lint, format, types, and who may import whom
+check: $(READY) ## Lint, format, types, and import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -41,7 +41,7 @@ check: $(READY) ## Lint, format, types, and who may import whom
 configs: $(READY) ## Write configs/README.md, the list of all settings
 	$(BIN)/python -m jobs.settings_page
 
-format: $(READY) ## Rewrite the code the way `check` wants it
+format: $(READY) ## Reformat the code as `check` requires
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

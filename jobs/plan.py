@@ -22,8 +22,8 @@ def plan(
             "--output",
             "-o",
             metavar="OUTPUT",
-            help="The run's future or present place. It must be writable, though nothing is written; what is done "
-            "there is left out of the time.",
+            help="The run's folder or URI, new or existing. It must be writable, though nothing is written; images "
+            "that are done there are left out of the time.",
             show_default=False,
         ),
     ] = None,

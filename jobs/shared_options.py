@@ -35,11 +35,13 @@ class ProgressMode(StrEnum):
 
 TracebackOption = Annotated[
     bool,
-    typer.Option("--traceback", help="Show where in the code an error came from.", rich_help_panel="Everywhere"),
+    typer.Option("--traceback", help="Show where in the code an error came from.", rich_help_panel="Shared options"),
 ]
 VerboseOption = Annotated[
     bool,
-    typer.Option("--verbose", help="Show what Ray logs, which is silenced otherwise.", rich_help_panel="Everywhere"),
+    typer.Option(
+        "--verbose", help="Show what Ray logs, which is silenced otherwise.", rich_help_panel="Shared options"
+    ),
 ]
 ProgressOption = Annotated[
     ProgressMode | None,
@@ -47,7 +49,7 @@ ProgressOption = Annotated[
         "--progress",
         help="How progress is shown on stderr: a live view (auto: in a terminal), plain lines every ten seconds (auto: "
         "elsewhere), JSON lines for programs, or not at all.",
-        rich_help_panel="Everywhere",
+        rich_help_panel="Shared options",
         show_default=False,
     ),
 ]

@@ -90,7 +90,7 @@ class Plan:
         return round(self.trial.bytes_a_row * self.survey.images) + self.survey.kept_bytes
 
 
-def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
+def make_plan(request: PlanRequest, notify: Callable[[str], None]) -> Plan:
     """Caption a sample and forecast the rest.
 
     Raises `UsageError` for what `caption` would also refuse, and `UnfinishedError` or `StorageError`
@@ -109,7 +109,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
     if layout is not None and record is not None:
         _check_record(record, layout, sources, info)
         run_exists = _ExistingRun(record, standing(layout))
-    say("Listing the archive.")
+    notify("Listing the archive.")
     listing = time.monotonic()
     archive = survey_archive(sources, request.sample or MOST_SAMPLED)
     listing_seconds = time.monotonic() - listing
@@ -130,7 +130,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
             return make_work(IndexBook(index), pools, settings, info, ref=ref, decoding=request.decoding)
 
         limit = "" if request.sample else f", for about {_STEADY_SECONDS:.0f} s at full speed"
-        say(f"{counted(archive.images, 'image')}; captioning a sample{limit}: {info.name}, {pools}.")
+        notify(f"{counted(archive.images, 'image')}; captioning a sample{limit}: {info.name}, {pools}.")
         run = run_sample(
             runner,
             archive.sample,
@@ -141,7 +141,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
             seconds=None if request.sample else _STEADY_SECONDS,
             nodes=len(nodes),
         )
-        say("Trying other batch sizes.")
+        notify("Trying other batch sizes.")
         trial = try_batch_sizes(runner, archive.sample, pools, work)
     resources = Resources(
         cores=sum(node.cpus for node in nodes),
