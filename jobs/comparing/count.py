@@ -207,10 +207,10 @@ class _RunningCounts:
 
     def counts(self) -> Counts:
         one, other = self._sides
-        forth, back = _cider(sorted(self._sampled, reverse=True))
+        forward, backward = _cider(sorted(self._sampled, reverse=True))
         pairs = [ErrorPair(key, number, tuple(self._pair_examples[key])) for key, number in self._pairs.items()]
         return Counts(
-            sides=(_side(one, other, forth), _side(other, one, back)),
+            sides=(_side(one, other, forward), _side(other, one, backward)),
             shared=self._shared,
             captioned=self._captioned,
             identical=self._identical,

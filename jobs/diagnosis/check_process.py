@@ -22,7 +22,7 @@ from typing import Any
 from jobs.diagnosis.all_checks import Finding
 
 #: Seconds between SIGTERM and SIGKILL.
-_END_SECONDS = 5.0
+_STOP_SECONDS = 5.0
 
 
 class CheckProcess:
@@ -63,14 +63,14 @@ class CheckProcess:
         code = self._process.wait()
         if code:
             name = names[min(at, len(names) - 1)]
-            yield Finding(name, "fail", f"The process that looked {_ending(code)}. {self._last_words()}".rstrip())
+            yield Finding(name, "fail", f"The check's process {_ending(code)}. {self._last_error_line()}".rstrip())
 
     def stop(self) -> None:
         """Stop the process if it is still running."""
         if self._process.poll() is None:
             self._process.terminate()
             try:
-                self._process.wait(_END_SECONDS)
+                self._process.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -83,7 +83,7 @@ class CheckProcess:
                 self._lines.put(line)
         self._lines.put(None)
 
-    def _last_words(self) -> str:
+    def _last_error_line(self) -> str:
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
         return lines[-1][:300] if lines else ""
