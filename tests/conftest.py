@@ -1,4 +1,4 @@
-"""What many tests share: a tiny captioner on disk, one local Ray for the whole session, and who runs beside whom."""
+"""Shared fixtures: a tiny captioner on disk, one local Ray per session, and the grouping of tests for xdist."""
 
 import gc
 import os
@@ -9,21 +9,21 @@ from pathlib import Path
 
 import pytest
 
-# A shell's background job ignores Ctrl-C, and so would what it starts. Tests that send it are in the foreground.
+# A shell's background job ignores Ctrl-C, and so would its children; tests that send it need the default handler.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-#: Tests know no network, no cluster and no hub.
+#: Tests use no network, no cluster and no hub.
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n 2` files run beside each other; those that share one Ray stay together, and a file's tests, too."""
+    """With `-n 2` files run in parallel; a file's tests stay together, and so do all files that share the Ray."""
     on_ray = {item.path for item in items if "ray_local" in getattr(item, "fixturenames", ())}
     for item in items:
         item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else str(item.path)))
-    # The long ones first, or one of them would be what is waited for: the library's own tests are short.
+    # Long files first, so that none of them runs alone at the end; the library's own tests are short.
     library = Path(__file__).parent / "captioning"
     items.sort(key=lambda item: (item.path not in on_ray, library in item.path.parents))
 
@@ -49,10 +49,10 @@ def _one_ray() -> Iterator[None]:
 
 @pytest.fixture
 def ray_local(_one_ray: None) -> Iterator[None]:
-    """A Ray of two CPUs on this machine, shared by every test that asks for it, and given back as it was.
+    """A Ray of two CPUs on this machine, shared by every test that asks for it, and left idle afterwards.
 
-    Ray Data ends its actors when nothing refers to them any more. An error's traceback does, until Python collects
-    such circles; a test that waits for both CPUs might wait for that for ever.
+    Ray Data ends its actors when nothing refers to them any more. An error's traceback may, until Python collects
+    such cycles; a later test that waits for both CPUs could then wait for ever.
     """
     import ray
 
