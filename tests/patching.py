@@ -1,4 +1,4 @@
-"""Changes modules of processes under test as soon as they are imported; for a `sitecustomize` on their PYTHONPATH."""
+"""Patches modules of processes under test when they are imported; for a `sitecustomize` on their PYTHONPATH."""
 
 import importlib.util
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def patch_on_import(changes: Mapping[str, Callable[[Any], None]]) -> None:
-    """Have modules of these names changed by these functions, in this process."""
+    """Patch the modules of these names with these functions, in this process."""
     sys.meta_path.insert(0, _Patching(changes))
 
 

@@ -1,4 +1,4 @@
-"""An S3 on this machine, made by moto, for as long as a test needs it."""
+"""A local S3 server for tests, by moto."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from captioning.storage import StorageSettings
 
 @contextmanager
 def s3_server(bucket: str) -> Iterator[StorageSettings]:
-    """A server with an empty `bucket`; this process, and those it starts, have the credentials meanwhile."""
+    """A server with an empty `bucket`; this process and its children have the credentials while it runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", "testing")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
@@ -30,7 +30,7 @@ def s3_server(bucket: str) -> Iterator[StorageSettings]:
             host, port = server.get_host_and_port()
             endpoint = f"http://{host}:{port}"
             boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket)
-            # All servers of a process share what they hold.
+            # All moto servers of a process share their content.
             boto3.resource("s3", endpoint_url=endpoint).Bucket(bucket).objects.delete()
             yield StorageSettings(endpoint=endpoint)
         finally:

@@ -1,4 +1,4 @@
-"""A proxy before an S3 that does what stores do on bad days: errors, resets, slowness, keys refused."""
+"""A proxy in front of an S3 server that injects faults: errors, resets, slowness, refused keys."""
 
 import contextlib
 import http.client
@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 from captioning.storage import StorageSettings
 
 _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "server", "date"}
-#: What S3 says, by status and code.
+#: S3's errors by status and code.
 _MESSAGES = {
     "InternalError": "We encountered an internal error. Please try again.",
     "SlowDown": "Please reduce your request rate.",
@@ -32,29 +32,29 @@ _MESSAGES = {
 
 @dataclass
 class Faults:
-    """What goes wrong; may be changed while the proxy runs. `seen` counts faults by kind, and connections."""
+    """The injected faults; may be changed while the proxy runs. `seen` counts faults by kind, and connections."""
 
     rate: float = 0.0
-    """The share of requests that meet a fault that can pass."""
+    """The share of requests with a transient fault."""
     slow_rate: float = 0.0
-    """The share of answers that come in dribs."""
+    """The share of answers that arrive in small pieces."""
     key_id: str = "testing"
-    """The only access key that is known."""
+    """The only accepted access key."""
     forbidden: set[str] = field(default_factory=set)
     """Keys (BUCKET/KEY) that may not be read."""
     missing: set[str] = field(default_factory=set)
-    """Keys that are gone, though they are listed."""
+    """Keys that are listed but missing."""
     other_region: set[str] = field(default_factory=set)
-    """Buckets that lie elsewhere."""
+    """Buckets in another region."""
     revoke_after: int | None = None
-    """No credentials are taken after so many further reads of objects."""
+    """Credentials expire after this many further reads of objects."""
     seed: int = 1
     seen: Counter[str] = field(default_factory=Counter)
 
 
 @contextmanager
 def faulty(storage: StorageSettings, faults: Faults) -> Iterator[StorageSettings]:
-    """Settings that reach the store of `storage` by way of the proxy."""
+    """Settings that reach the store of `storage` through the proxy."""
     assert storage.endpoint is not None
     upstream = urlsplit(storage.endpoint)
     chance = random.Random(faults.seed)
@@ -169,6 +169,6 @@ def faulty(storage: StorageSettings, faults: Faults) -> Iterator[StorageSettings
 
 @contextmanager
 def silent_endpoint() -> Iterator[StorageSettings]:
-    """A server that takes connections and never says a word."""
+    """A server that accepts connections and never answers."""
     with contextlib.closing(socket.create_server(("127.0.0.1", 0), backlog=64)) as server:
         yield StorageSettings(endpoint=f"http://127.0.0.1:{server.getsockname()[1]}")

@@ -1,4 +1,4 @@
-"""What the benchmark makes of its timings. The programs that it times are not run here."""
+"""The benchmark's figures and tables from given timings; most of the timed programs are not run here."""
 
 import io
 import json
@@ -108,7 +108,7 @@ def test_ratios_are_of_medians() -> None:
     assert "job_vs_daft" not in found
 
 
-def test_the_least_of_the_captioners_counts() -> None:
+def test_the_smallest_ratio_of_the_captioners_counts() -> None:
     found = ratios([*RUNS, *OTHER])
     assert found["job_vs_ceiling_flickr_lstm"] == pytest.approx(1.6)
     assert found["job_vs_ceiling_other_one"] == found["job_vs_ceiling"] == pytest.approx(0.6)
@@ -126,7 +126,7 @@ def test_the_table_has_a_line_for_everything() -> None:
         assert words in text
 
 
-def test_of_decoding_the_least_case_counts() -> None:
+def test_the_smallest_ratio_of_the_decoding_cases_counts() -> None:
     found = decoding_ratios(DECODING)
     assert found["decode_vs_generate"] == pytest.approx(2)
     assert found["decode_vs_generate_4x256"] == pytest.approx(3)
@@ -146,7 +146,7 @@ def test_the_table_of_decoding_has_a_line_for_each_case() -> None:
     assert "–" in lines[2]
 
 
-def test_the_cost_of_input_is_told_by_workers_and_the_greatest_counts() -> None:
+def test_the_cost_of_input_is_given_by_workers_and_the_greatest_counts() -> None:
     found = training_costs(TRAINING)
     assert found["train_cached_vs_memory_workers_1"] == pytest.approx(1.25)
     assert found["train_cached_vs_memory_workers_2"] == pytest.approx(1.1)
@@ -156,7 +156,7 @@ def test_the_cost_of_input_is_told_by_workers_and_the_greatest_counts() -> None:
     assert "train_streaming_vs_memory_workers_1" not in found
 
 
-def test_a_slow_hour_of_the_machine_is_no_cost() -> None:
+def test_a_slow_hour_of_the_machine_does_not_count() -> None:
     turns = [turn("cached", 1, 10.0, 10.0), turn("cached", 1, 30.0, 30.0), turn("cached", 1, 11.0, 10.0)]
     assert training_costs(turns)["train_cached_vs_memory"] == pytest.approx(1.0)
 
@@ -173,7 +173,7 @@ def test_the_table_of_training_has_a_line_for_each_case() -> None:
 
 
 @pytest.mark.slow
-def test_training_is_timed_on_made_shards_in_both_ways(tmp_path: Path) -> None:
+def test_training_is_timed_on_synthetic_shards_in_both_ways(tmp_path: Path) -> None:
     shards = make_shards(None, tmp_path, 4)
     assert shards.counts["train"] == 4
     measure_worker(0, 1, 0, str(tmp_path), 1)
@@ -203,7 +203,7 @@ SCALE = {
 }
 
 
-def test_how_the_cost_of_a_shard_grows_is_told() -> None:
+def test_the_growth_of_a_shards_cost_is_reported() -> None:
     found = scale_figures(SCALE)
     assert found["scale_shard_cost_ratio"] == found["scale_shard_cpu_cost_ratio"] == pytest.approx(1.05)
     assert found["scale_driver_growth_bytes"] == 80 * 2**20
@@ -223,7 +223,7 @@ def test_how_the_cost_of_a_shard_grows_is_told() -> None:
         assert words in text
 
 
-def test_the_steps_of_scale_are_taken_on_a_made_archive(tmp_path: Path) -> None:
+def test_the_steps_of_scale_run_on_a_synthetic_archive(tmp_path: Path) -> None:
     figures = {name: take_step(name, tmp_path, 3000) for name in ("index", "pending", "table", "verify", "growth")}
     assert figures["index"]["shards"] == figures["pending"]["pending"] == 6
     assert figures["verify"]["rows"] == 3000
@@ -241,7 +241,7 @@ def test_scale_is_measured_from_first_to_last(tmp_path: Path) -> None:
     assert not (tmp_path / "work").exists()
 
 
-def test_how_a_run_scales_with_nodes_is_told() -> None:
+def test_scaling_with_nodes_is_reported() -> None:
     runs = [(1, 40, 1.0, 5.0), (2, 80, 1.9, 6.0), (8, 320, 7.4, 12.0), (8, 320, 7.2, 12.0), (8, 320, 1.0, 12.0)]
     turns = [
         {"nodes": nodes, "shards": shards, "images_per_second": rate, "driver_cpu_seconds": cpu, "least_share": 0.9}
@@ -258,7 +258,7 @@ def test_how_a_run_scales_with_nodes_is_told() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_on_gpus_that_are_pretended(tmp_path: Path) -> None:
+def test_a_run_on_simulated_gpus(tmp_path: Path) -> None:
     figures = take(tmp_path / "work", nodes=2, shards=12)
     assert 0 < figures["images_per_second"] < 4
     assert figures["driver_cpu_seconds"] > 0
@@ -268,7 +268,7 @@ def test_programs_take_turns() -> None:
     assert list(in_turn("abc", 2)) == [(0, "a"), (0, "b"), (0, "c"), (1, "b"), (1, "c"), (1, "a")]
 
 
-def test_what_was_measured_is_kept_and_gone_on_with(tmp_path: Path) -> None:
+def test_measurements_are_saved_and_resumed(tmp_path: Path) -> None:
     path, settings = tmp_path / "jobs.json", {"count": 7, "models": ("a", "b")}
     turns = Turns(path, settings, {})
     turns.add({"case": "job", "round": 0, "seconds": 1.5})
@@ -281,7 +281,7 @@ def test_what_was_measured_is_kept_and_gone_on_with(tmp_path: Path) -> None:
     assert len(Turns(path, settings, {})) == 0
 
 
-def test_the_quicker_bare_way_and_the_slower_captioner_count() -> None:
+def test_the_faster_bare_program_and_the_slower_captioner_count() -> None:
     seconds = {
         "a": {"job": [6.0, 5.0, 90.0], "bare": [5.0, 5.0, 4.0], "bare_plain": [4.0, 4.0, 4.0]},
         "b": {"job": [8.0], "bare": [5.0]},
@@ -317,7 +317,7 @@ def test_the_captioner_is_compared_with_its_first_engine() -> None:
     assert "not measured" in printed(make_first_table(missing))
 
 
-def test_growth_of_memory_is_told_by_role() -> None:
+def test_growth_of_memory_is_reported_by_role() -> None:
     turns = [
         {"case": "local", "times": times, "round": number, "images": 256 * times, "peak_by_role": sizes}
         for number in range(2)
@@ -333,7 +333,7 @@ def test_growth_of_memory_is_told_by_role() -> None:
     assert "+10.0%" in printed(make_memory_table(turns))
 
 
-def test_processes_of_the_job_are_told_apart() -> None:
+def test_processes_of_the_job_have_roles() -> None:
     assert role_of("/usr/bin/python -m jobs.workers.decode_child") == "decoder"
     assert role_of("/usr/bin/python -m jobs.runners.shard_worker") == "captioner"
     assert role_of("ray::MapWorker(MapBatches(CaptionShard)).submit()") == "captioner"
@@ -415,7 +415,7 @@ def test_conditions_name_the_machine() -> None:
     assert found["packages"]["torch"]
 
 
-def test_made_photos_are_the_same_every_time(tmp_path: Path) -> None:
+def test_synthetic_photos_are_the_same_every_time(tmp_path: Path) -> None:
     assert collect_photos(None, tmp_path / "a", 3) == 3
     collect_photos(None, tmp_path / "b", 3)
     first, again = ({path.name: path.read_bytes() for path in (tmp_path / each).iterdir()} for each in "ab")

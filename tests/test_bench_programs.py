@@ -1,4 +1,4 @@
-"""The rivals that the benchmark compares with: they caption what the captioner captions, word for word."""
+"""The benchmark's rivals give the same captions as our captioner, word for word."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
 def test_the_plain_search_finds_what_the_engine_finds(case: str, attention: bool, prompt: list[int] | None) -> None:
-    # In float64, so that rounding decides nothing.
+    # In float64, so that rounding makes no difference.
     model, tokenizer = tiny_model(tiny_settings(attention=attention)).double(), tiny_tokenizer()
     settings = build(DecodingSettings, {"max_new_tokens": 9, **CASES[case]}, where="a test")
     for layer in (model.lstm, model.speak, model.initial):
@@ -64,14 +64,14 @@ def test_the_plain_captioner_writes_our_captions(ref: str, tmp_path: Path) -> No
 
 
 def run_bench(output: Path, model: Path, *more: str) -> dict[str, Any]:
-    """What `python -m tests.benchmarks` makes of four made photos."""
+    """The results of `python -m tests.benchmarks` on four synthetic photos."""
     given = ["--only", "jobs", "--count", "4", "--rounds", "1", "--model", str(model), "-o", str(output), *more]
     assert main(given) == 0
     results: dict[str, Any] = json.loads(output.read_text())
     return results
 
 
-def test_a_bench_of_one_rival_is_gone_on_with(
+def test_a_benchmark_of_one_rival_is_resumed(
     tiny_captioner: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "results.json"

@@ -1,4 +1,4 @@
-"""Every recipe in configs/ is one that its verb accepts."""
+"""Every recipe in configs/ is accepted by its verb."""
 
 from pathlib import Path
 

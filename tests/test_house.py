@@ -1,4 +1,4 @@
-"""The shape of the repository: who imports whom, what the wheel holds, what is pinned."""
+"""The structure of the repository: imports, unsafe code, the wheel's content, pinned versions."""
 
 import ast
 import itertools
@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("captioning", "jobs", "cluster")
 
-#: What only extras bring, as import names.
+#: Packages that only extras install, as import names.
 EXTRAS = (
     "ray",
     "rich",
@@ -42,7 +42,7 @@ def sources(package: str) -> list[Path]:
 
 
 def imported(path: Path) -> set[str]:
-    """First components of everything that a file imports, anywhere in it."""
+    """The top-level names of everything that a file imports, anywhere in it."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -64,9 +64,9 @@ def test_the_library_never_imports_ray() -> None:
         assert "ray" not in imported(path), f"{path.relative_to(ROOT)} imports Ray"
 
 
-#: Modules that run code from what they read, and calls that unpack or evaluate what a stranger wrote.
+#: Modules that can run code from what they read, and calls that unpack or evaluate untrusted input.
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-#: Processes take the loader of a captioner, or their work, from their own parent, over a pipe.
+#: Processes that receive a captioner's loader, or their work, from their own parent over a pipe.
 FROM_ITS_PARENT = {
     "jobs/workers/captioner_child.py": ["imports pickle"],
     "jobs/runners/local.py": ["imports pickle"],
@@ -76,7 +76,7 @@ FORBIDDEN_CALLS = {"eval", "exec", "extractall", "full_load", "unsafe_load", "re
 
 
 def unsafe(path: Path) -> list[str]:
-    """What a file does that could run code from a checkpoint, a configuration, an archive or a file name."""
+    """Code in a file that could run code from a checkpoint, a configuration, an archive or a file name."""
     found = [f"imports {name}" for name in sorted(imported(path) & FORBIDDEN_MODULES)]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.Call):

@@ -1,4 +1,4 @@
-"""Small things for tests: a captioner that loads in a blink, and training shards of coloured squares."""
+"""Small fixtures: a captioner that loads in milliseconds, and training shards of coloured squares."""
 
 import io
 import json
@@ -25,7 +25,7 @@ PLACES = ("top", "bottom")
 CAPTIONS = [f"a {colour} square at the {place}" for colour in COLOURS for place in PLACES]
 PREPROCESS = PreprocessSettings(size=32, mode="squash", mean=(127.0, 127.0, 127.0), std=(64.0, 64.0, 64.0))
 
-#: The beginning of a recipe for a captioner that learns in seconds, the last parts of its CNN too.
+#: The start of a recipe for a captioner that trains in seconds, including the last parts of its CNN.
 TINY_RECIPE = """
 model:
   kind: cnn_lstm
@@ -64,7 +64,7 @@ def tiny_model(
     vocabulary = Vocabulary(vocabulary_size or tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
     model = CnnLstm(settings or tiny_settings(), vocabulary, PREPROCESS, pretrained=True)
     with torch.no_grad():
-        # Random logits are all but equal; spread them, so that captions differ and ties do not occur.
+        # Random logits are almost equal; spread them, so that captions differ and ties do not occur.
         model.bias.normal_(std=0.5)
         model.embed.weight.mul_(6)
     return model.eval()
@@ -89,7 +89,7 @@ def square(colour: str, place: str, noise: int) -> bytes:
 
 
 def write_tiny_shards(folder: Path, counts: dict[str, int], *, shard_size: int = 7) -> ShardSet:
-    """Training shards with `counts` images a split, one to three captions each."""
+    """Training shards with `counts` images per split, one to three captions each."""
     folder.mkdir(parents=True, exist_ok=True)
     splits: dict[str, tuple[ShardInfo, ...]] = {}
     number = 0

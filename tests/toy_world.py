@@ -1,4 +1,4 @@
-"""A toy world for models to learn: coloured shapes, where they lie, and one sentence that says it.
+"""A toy world for models to learn: coloured shapes, their positions, and one sentence that describes them.
 
     scene    = object | object relation object
     object   = "a" colour shape
@@ -44,7 +44,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows: one thing, or two and how the first lies to the second."""
+    """What a picture shows: one thing, or two and their spatial relation."""
 
     things: tuple[Thing, ...]
     relation: str | None
@@ -61,7 +61,7 @@ def make_scene(generator: np.random.Generator) -> Scene:
         return Scene((_thing(generator, x, y),), None)
     relation = RELATIONS[generator.integers(2)]
     first, second = generator.uniform(9, 14), generator.uniform(SIZE - 14, SIZE - 9)
-    # Across the relation the two lie level, give or take: the other relation never fits as well.
+    # In the other direction the two are roughly level, so that only one relation fits.
     across = generator.uniform(18, SIZE - 18) + generator.uniform(-4, 4, 2)
     places = [(first, across[0]), (second, across[1])]
     if relation == "above":
@@ -70,7 +70,7 @@ def make_scene(generator: np.random.Generator) -> Scene:
 
 
 def draw(scene: Scene, generator: np.random.Generator) -> Image.Image:
-    """The picture of `scene`, on a dark and noisy ground."""
+    """The picture of `scene`, on a dark and noisy background."""
     noise = generator.integers(0, 50, (SIZE, SIZE, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     pen = ImageDraw.Draw(image)
@@ -86,7 +86,7 @@ def draw(scene: Scene, generator: np.random.Generator) -> Image.Image:
 
 
 def write_world(folder: Path, counts: dict[str, int], *, seed: int = 0) -> ShardSet:
-    """Training shards with `counts` pictures a split, one caption each."""
+    """Training shards with `counts` pictures per split, one caption each."""
     folder.mkdir(parents=True, exist_ok=True)
     splits = {split: tuple(_write_split(folder, split, count, seed)) for split, count in counts.items()}
     shards = ShardSet(Location.parse(str(folder)), "toy-world", f"toy-world-{seed}-{counts}", splits)

@@ -1,4 +1,4 @@
-"""Small archives to caption: photos that differ, and the odd files that every real archive has."""
+"""Small archives to caption: distinct photos, and the odd files of real archives."""
 
 import io
 import struct
@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def picture(number: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
-    """A picture unlike any of another number."""
+    """A picture that differs from that of any other number."""
     pixels = np.random.default_rng(number).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
 
@@ -62,7 +62,7 @@ def write_odd_files(folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str,
 
 
 def png_header(width: int, height: int) -> bytes:
-    """The beginning of a PNG that says it has these many pixels."""
+    """The beginning of a PNG whose header claims this many pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -72,7 +72,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def read_rows(output: Path) -> dict[str, dict[str, Any]]:
-    """The table's rows by image id; no id may come twice."""
+    """The table's rows by image id; ids must be unique."""
     rows = [row for part in sorted(output.glob("part-*.parquet")) for row in pq.read_table(part).to_pylist()]
     found = {row["image_id"]: row for row in rows}
     assert len(found) == len(rows), "an image has more than one row"
@@ -80,7 +80,7 @@ def read_rows(output: Path) -> dict[str, dict[str, Any]]:
 
 
 def assert_same_table(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) -> None:
-    """The same rows, all columns equal, scores within 1e-4."""
+    """Assert the same rows, with all columns equal and scores within 1e-4."""
     assert one.keys() == other.keys()
     for image_id, row in one.items():
         assert _without_scores(row) == _without_scores(other[image_id])

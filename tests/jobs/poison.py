@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.jobs.archive import encode, picture
 
-#: What a poisoned photo does, and the error class that it gets.
+#: The effects of poisoned photos, and their error classes.
 ORDERS = {
     "exit": "crash",
     "abort": "crash",
@@ -57,17 +57,17 @@ if "jobs.workers.decode_child" in sys.orig_argv:
 
 
 def poisoned(order: str, number: int = 0) -> bytes:
-    """A whole JPEG with an order to its decoder."""
+    """A valid JPEG with an instruction for its decoder."""
     return encode(picture(number), "JPEG", comment=f"poison {order}".encode())
 
 
 def slow(seconds: float, number: int = 0) -> bytes:
-    """A whole JPEG that takes its time."""
+    """A valid JPEG that decodes slowly."""
     return encode(picture(number), "JPEG", comment=f"pause {seconds}".encode())
 
 
 def obedient_decoders(folder: Path) -> str:
-    """A folder for the path of Python, in whose decoding processes Pillow obeys."""
+    """A folder for PYTHONPATH that makes Pillow follow these instructions in decoding processes."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sitecustomize.py").write_text(_SITE)
     return str(folder)

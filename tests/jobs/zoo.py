@@ -1,4 +1,4 @@
-"""A zoo of bad images: twelve formats, each damaged in every way that files get damaged, and bombs.
+"""A zoo of bad images: twelve formats, each damaged in the ways that files get damaged, and bombs.
 
 for name, data in zoo(each=170): …      always the same ones
 """
@@ -18,7 +18,7 @@ Mutation = Callable[[bytes, random.Random], bytes]
 
 
 def formats() -> dict[str, bytes]:
-    """A whole image of each format, by the name of its file."""
+    """A valid image of each format, by file name."""
     photo, others = picture(1, (61, 47)), [picture(2, (61, 47)), picture(3, (61, 47))]
     deep = Image.fromarray(np.linspace(0, 65535, 61 * 47).reshape(47, 61).astype(np.uint16))
     see_through = photo.copy()
@@ -100,7 +100,7 @@ def append_rubbish(data: bytes, chance: random.Random) -> bytes:
 
 
 def huge_numbers(data: bytes, chance: random.Random) -> bytes:
-    """Fields of two or four bytes near the beginning become very large: sizes, counts, offsets."""
+    """Make two- or four-byte fields near the beginning very large: sizes, counts, offsets."""
     damaged = bytearray(data)
     width = chance.choice([2, 4])
     at = chance.randrange(min(len(data) - width, 400))
@@ -109,7 +109,7 @@ def huge_numbers(data: bytes, chance: random.Random) -> bytes:
 
 
 def lie_about_size(data: bytes, chance: random.Random) -> bytes:
-    """The image's own width and height, wherever they stand, become others."""
+    """Change the image's width and height, wherever they are stored."""
     damaged = data
     for pattern in (">HH", "<HH", ">II", "<II"):
         for size in ((47, 61), (61, 47), (60, 46)):
@@ -130,7 +130,7 @@ MUTATIONS += [repeat_block, append_rubbish, huge_numbers, lie_about_size, mix]
 
 
 def bombs() -> Iterator[tuple[str, bytes]]:
-    """Small files that would be very large, very many, or without end, if one believed them."""
+    """Small files that claim to be very large, very many, or endless."""
     yield from _png_bombs()
     yield from _jpeg_bombs()
     yield from _tiff_bombs()
@@ -234,13 +234,13 @@ def _tiff_bombs() -> Iterator[tuple[str, bytes]]:
 
 
 def _bmp_runs() -> bytes:
-    """A run-length BMP that says it is large and has next to no data."""
+    """A run-length BMP that claims to be large and has almost no data."""
     head = struct.pack("<IiiHHIIiiII", 40, 9_000, 9_000, 1, 8, 1, 0, 0, 0, 256, 0)
     return b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + 40 + 1024) + head + bytes(1024) + b"\xff\1" * 200 + b"\0\1"
 
 
 def readable(data: bytes) -> tuple[int, int] | None:
-    """The size of what Pillow itself makes of it with the formats that are opened here, or None."""
+    """The size of the image as decoded by Pillow itself, with the supported formats; or None."""
     kinds = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
     Image.init()
     try:
