@@ -27,8 +27,8 @@ from captioning.decoding.linear import Linear
 from captioning.decoding.search import decode
 from captioning.decoding.settings import DecodingSettings
 from captioning.models.base import CaptionModel, Vocabulary
-from captioning.models.clip_fit import CLIP_MEAN, CLIP_STD
 from captioning.models.clip_gpt2 import ClipGpt2
+from captioning.models.clip_gpt2_checks import CLIP_MEAN, CLIP_STD
 from captioning.models.clip_gpt2_settings import ClipGpt2Settings
 from captioning.models.tower_settings import ClipTower, Gpt2Tower
 from tests.benchmarks.decoding_cases import CASES, Case
@@ -62,7 +62,7 @@ class Decoding:
             self.model = make_gpt2(*case.sizes).to(device)
             self.features = torch.randn(images, 64, generator=torch.Generator().manual_seed(1)).to(device)
         if cuda_graphs:
-            self.model.record_steps()
+            self.model.enable_cuda_graphs()
         self.rows: list[int] = []
 
     def ours(self) -> list[list[int]]:
@@ -163,7 +163,7 @@ class _Counted:
     """A stepper whose rows are counted step by step."""
 
     def __init__(self, stepper: Any, rows: list[int]) -> None:
-        self._stepper, self._rows, self.vocabulary = stepper, rows, stepper.vocabulary
+        self._stepper, self._rows, self.lm_head = stepper, rows, stepper.lm_head
 
     def start(self) -> Tensor:
         self._rows.clear()

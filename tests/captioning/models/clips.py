@@ -9,8 +9,8 @@ from torch import Tensor
 from captioning.config import build
 from captioning.data.preprocess import PreprocessSettings
 from captioning.models.base import PAD_TARGET, Vocabulary
-from captioning.models.clip_fit import CLIP_MEAN, CLIP_STD
 from captioning.models.clip_gpt2 import ClipGpt2
+from captioning.models.clip_gpt2_checks import CLIP_MEAN, CLIP_STD
 from captioning.models.clip_gpt2_settings import ClipGpt2Settings
 
 VOCABULARY = Vocabulary(size=30, bos_id=29, eos_id=29)

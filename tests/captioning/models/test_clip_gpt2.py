@@ -32,10 +32,10 @@ from captioning.decoding.settings import DecodingSettings
 from captioning.errors import CheckpointError, SettingsError
 from captioning.models.base import PAD_TARGET, Vocabulary
 from captioning.models.checkpoint import save_checkpoint
-from captioning.models.clip_fit import CLIP_MEAN, CLIP_STD, resolved
-from captioning.models.clip_gpt2 import ClipGpt2, Mapped
+from captioning.models.clip_gpt2 import ClipGpt2, MappedFeatures
+from captioning.models.clip_gpt2_checks import CLIP_MEAN, CLIP_STD, resolved
 from captioning.models.clip_gpt2_settings import ClipGpt2Settings
-from tests.captioning.decoding.fakes import Spoken
+from tests.captioning.decoding.fakes import LogitsStepper
 from tests.captioning.models.clips import (
     CAPTIONS,
     CLIP,
@@ -62,7 +62,7 @@ class TestTeacherForcing:
         forced = model(features, CAPTIONS, IMAGES, prompt=prompt).logits
         stepped = []
         for caption, image in zip(CAPTIONS.tolist(), IMAGES.tolist(), strict=True):
-            stepper = Spoken(model.stepper(features[image : image + 1], prompt))
+            stepper = LogitsStepper(model.stepper(features[image : image + 1], prompt))
             stepped.append(stepper.start())
             # The end is a target, never an input.
             stepped += [stepper.advance(torch.tensor([token]), [0]) for token in caption if token not in (-100, 29)]
@@ -121,7 +121,7 @@ class TestStepper:
     def test_rows_are_chosen_repeated_and_dropped(self) -> None:
         model = sharpened(make(tiny()))
         features = model.encode(photos(3))
-        stepper = Spoken(model.stepper(features))
+        stepper = LogitsStepper(model.stepper(features))
         stepper.start()
         stepper.advance(torch.tensor([5, 6, 7, 8]), [0, 0, 2, 1])
         logits = stepper.advance(torch.tensor([1, 2]), torch.tensor([3, 1]))
@@ -134,7 +134,7 @@ class TestStepper:
         beams, steps = 4, 14
         model = sharpened(make(tiny())).double()
         features = torch.randn(3, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-        stepper = Spoken(model.stepper(features))
+        stepper = LogitsStepper(model.stepper(features))
         stepper.start()
         chance = torch.Generator().manual_seed(6)
         images = torch.arange(3)
@@ -155,7 +155,7 @@ class TestStepper:
         """Alone, and beside one whose hypotheses never part from their first parents, and so need many places."""
         model = make(tiny())
         prefix = model.prefix(torch.randn(2, 12, generator=torch.Generator().manual_seed(7)))
-        alone, together = (Spoken(model.stepper(Mapped(each))) for each in (prefix[:1], prefix))
+        alone, together = (LogitsStepper(model.stepper(MappedFeatures(each))) for each in (prefix[:1], prefix))
         assert torch.equal(alone.start()[0], together.start()[0])
         chance = torch.Generator().manual_seed(8)
         for step in range(12):
@@ -169,7 +169,7 @@ class TestStepper:
     @torch.no_grad()
     def test_it_can_be_started_again(self) -> None:
         model = make(tiny())
-        stepper = Spoken(model.stepper(model.encode(photos(2))))
+        stepper = LogitsStepper(model.stepper(model.encode(photos(2))))
         first = stepper.start()
         stepper.advance(torch.tensor([1, 2]), [0, 1])
         torch.testing.assert_close(stepper.start(), first)
@@ -350,17 +350,17 @@ class TestPublishedWeights:
 
     def test_towers_that_hold_weights_are_known(self, published: Path) -> None:
         """They learn at a rate of their own."""
-        assert make(tiny()).pretrained_parts == ()
-        assert make(tiny(clip=str(published / "clip"))).pretrained_parts == ("clip.",)
+        assert make(tiny()).pretrained_prefixes == ()
+        assert make(tiny(clip=str(published / "clip"))).pretrained_prefixes == ("clip.",)
         own = ClipGpt2(make(tiny()).settings, VOCABULARY, PIXELS, pretrained=False)
-        assert own.pretrained_parts == ("clip.", "gpt2.")
+        assert own.pretrained_prefixes == ("clip.", "gpt2.")
 
     @torch.no_grad()
     def test_a_padded_vocabulary_is_cut_to_the_tokenizers(self, published: Path) -> None:
         model = make(from_folders(published))
         features = model.encode(photos(3))
         assert model(features, CAPTIONS, IMAGES).logits.shape[1] == model.vocab_size == 30
-        assert Spoken(model.stepper(features)).start().shape == (3, 30)
+        assert LogitsStepper(model.stepper(features)).start().shape == (3, 30)
 
     def test_a_larger_tokenizer_is_refused(self, published: Path) -> None:
         with pytest.raises(SettingsError, match="40 tokens and this GPT-2 32"):

@@ -57,7 +57,7 @@ class TestReadText:
     @torch.no_grad()
     def test_it_is_gpt2_behind_the_end_token_where_the_prefix_ends(self) -> None:
         model = sharpened(make(tiny()))
-        scored = model.read_text(CAPTIONS).logits
+        scored = model.forward_text(CAPTIONS).logits
         inputs = torch.cat([torch.full((4, 1), 29), CAPTIONS[:, :-1].clamp(min=0)], dim=1)
         # The prefix takes positions 0 to 3; its last is where the first word is asked for.
         positions = torch.arange(3, 3 + inputs.shape[1])[None]
@@ -68,16 +68,16 @@ class TestReadText:
 
     def test_gpt2_alone_learns(self) -> None:
         model = make(tiny(train="gpt2")).train()
-        functional.cross_entropy(model.read_text(CAPTIONS).logits, TARGETS).backward()
+        functional.cross_entropy(model.forward_text(CAPTIONS).logits, TARGETS).backward()
         for name, parameter in model.named_parameters():
             assert (parameter.grad is not None) == parameter.requires_grad == name.startswith("gpt2."), name
 
     def test_as_many_tokens_as_behind_a_prefix_fit(self) -> None:
         model = make(tiny())
         longest = (model.max_positions() or 0) + 1
-        model.read_text(torch.zeros(1, longest, dtype=torch.long))
+        model.forward_text(torch.zeros(1, longest, dtype=torch.long))
         with pytest.raises(SettingsError, match="24 positions"):
-            model.read_text(torch.zeros(1, longest + 1, dtype=torch.long))
+            model.forward_text(torch.zeros(1, longest + 1, dtype=torch.long))
 
 
 @torch.no_grad()
@@ -115,7 +115,7 @@ class TestLora:
 
     def test_at_first_they_change_nothing(self) -> None:
         plain, adapted = make(tiny()), make(tiny(lora=LORA))
-        adapted.take_over(plain.state_dict())
+        adapted.load_weights(plain.state_dict())
         assert torch.equal(logits(adapted), logits(plain))
 
     def test_dropout_is_of_what_they_read(self) -> None:
@@ -160,14 +160,14 @@ class TestLora:
         learn(model)
         model.eval()
         following = make(tiny(lora=after), seed=1)
-        following.take_over(model.state_dict())
+        following.load_weights(model.state_dict())
         torch.testing.assert_close(logits(following), logits(model), rtol=1e-4, atol=1e-5)
 
     def test_they_learn_at_the_rate_of_what_is_new(self) -> None:
         settings = make(tiny()).settings
-        assert ClipGpt2(settings, VOCABULARY, PIXELS, pretrained=False).pretrained_parts == ("clip.", "gpt2.")
+        assert ClipGpt2(settings, VOCABULARY, PIXELS, pretrained=False).pretrained_prefixes == ("clip.", "gpt2.")
         adapted = build(ClipGpt2Settings, {**_values(settings), "lora": LORA})
-        assert ClipGpt2(adapted, VOCABULARY, PIXELS, pretrained=False).pretrained_parts == ("clip.",)
+        assert ClipGpt2(adapted, VOCABULARY, PIXELS, pretrained=False).pretrained_prefixes == ("clip.",)
 
     def test_without_the_package_the_message_says_what_to_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
         _forbid_import(monkeypatch, "peft")
@@ -185,18 +185,18 @@ class TestLora:
 class TestCarriedWeights:
     def test_another_model_is_refused(self) -> None:
         with pytest.raises(RuntimeError, match="size mismatch"):
-            make(tiny()).take_over(make(tiny(gpt2={**GPT2, "n_positions": 30})).state_dict())
+            make(tiny()).load_weights(make(tiny(gpt2={**GPT2, "n_positions": 30})).state_dict())
         with pytest.raises(RuntimeError, match="Missing key"):
-            make(tiny()).take_over(make(tiny(clip=CNN)).state_dict())
+            make(tiny()).load_weights(make(tiny(clip=CNN)).state_dict())
 
     def test_one_matrix_becomes_two_but_not_the_other_way(self) -> None:
         untied = {**GPT2, "tie_word_embeddings": False}
         model = make(tiny())
         two = make(tiny(gpt2=untied), seed=1)
-        two.take_over(model.state_dict())
+        two.load_weights(model.state_dict())
         assert torch.equal(logits(two), logits(model))
         with pytest.raises(RuntimeError, match="one matrix"):
-            make(tiny()).take_over(make(tiny(gpt2=untied)).state_dict())
+            make(tiny()).load_weights(make(tiny(gpt2=untied)).state_dict())
 
 
 class TestGradientCheckpointing:
@@ -221,7 +221,7 @@ class TestGradientCheckpointing:
         model = make(tiny(train="gpt2", gradient_checkpointing=True)).train()
         calls: list[int] = []
         model.gpt2.transformer.h[0].attn.register_forward_hook(lambda *_: calls.append(1))
-        functional.cross_entropy(model.read_text(CAPTIONS).logits, TARGETS).backward()
+        functional.cross_entropy(model.forward_text(CAPTIONS).logits, TARGETS).backward()
         assert len(calls) == 2
 
     def test_decoding_is_in_evaluation_mode(self) -> None:

@@ -28,11 +28,11 @@ def test_of_a_frozen_tower_what_the_mapper_reads_is_kept(tower: str, mapper: str
     stem = model.stem(photos(3))
     assert not stem.requires_grad
     assert stem.shape[0] == 3
-    assert torch.equal(model.finish(stem), stem)
+    assert torch.equal(model.encode_stem(stem), stem)
     assert torch.equal(model.encode(photos(3)), stem)
-    torch.testing.assert_close(model.finish(stem.half()), stem, rtol=1e-2, atol=1e-2)
-    assert model.finish(stem.half()).dtype == torch.float32
-    assert model.prefix(model.finish(stem.half())).shape == (3, 4, 16)
+    torch.testing.assert_close(model.encode_stem(stem.half()), stem, rtol=1e-2, atol=1e-2)
+    assert model.encode_stem(stem.half()).dtype == torch.float32
+    assert model.prefix(model.encode_stem(stem.half())).shape == (3, 4, 16)
 
 
 @pytest.mark.parametrize("mapper", ["mlp", "patches"])
@@ -42,7 +42,7 @@ def test_of_a_cnn_that_learns_the_frozen_part_is_kept(mapper: str, train: str) -
     stem = model.stem(photos(3))
     assert not stem.requires_grad
     assert stem.ndim == 4
-    features = model.finish(stem)
+    features = model.encode_stem(stem)
     frozen = make(tiny(mapper, train="decoder", clip=CNN))
     assert torch.equal(features, frozen.encode(photos(3)))
     features.square().sum().backward()
@@ -52,7 +52,7 @@ def test_of_a_cnn_that_learns_the_frozen_part_is_kept(mapper: str, train: str) -
         name.startswith(("encoder.trunk.model.conv_stem", "encoder.trunk.model.blocks.1")) for name in learned
     )
     assert ("visual_projection.weight" in learned) == (mapper == "mlp")
-    assert torch.equal(model.finish(stem.half()), model.finish(stem.half().float()))
+    assert torch.equal(model.encode_stem(stem.half()), model.encode_stem(stem.half().float()))
 
 
 @pytest.mark.parametrize("clip", [{}, {"clip": cnn("all")}])
@@ -61,7 +61,7 @@ def test_of_a_tower_that_learns_as_a_whole_there_is_nothing_to_keep(clip: dict[s
     pixels = photos(2)
     assert model.stem(pixels) is pixels
     assert model.stem_identity() is None
-    assert model.finish(pixels).requires_grad
+    assert model.encode_stem(pixels).requires_grad
 
 
 def test_a_cnn_that_is_all_frozen_learns_its_projection() -> None:
@@ -159,15 +159,15 @@ class TestCnnTower:
         torch.testing.assert_close(seen.image_embeds, expected)
 
     def test_what_holds_weights_is_known(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert make(tiny(clip=CNN)).pretrained_parts == ()
+        assert make(tiny(clip=CNN)).pretrained_prefixes == ()
         monkeypatch.setattr("captioning.models.encoders._load_in_order", lambda *_: None)
         own = make(tiny(clip={**CNN, "encoder": {**CNN["encoder"], "weights": "some.pth"}}))
-        assert own.pretrained_parts == own.encoder_parts == ("clip.encoder.",)
+        assert own.pretrained_prefixes == own.encoder_prefixes == ("clip.encoder.",)
 
     def test_a_saved_one_fetches_no_weights(self) -> None:
         settings = tiny(clip={**CNN, "encoder": {**CNN["encoder"], "weights": "nowhere.pth"}})
         again = ClipGpt2(make_resolved(settings), VOCABULARY, PIXELS, pretrained=False)
-        assert again.pretrained_parts == ("clip.encoder.", "gpt2.")
+        assert again.pretrained_prefixes == ("clip.encoder.", "gpt2.")
 
     def test_its_statistics_stay_while_it_learns(self) -> None:
         model = make(tiny(train="all", clip=CNN)).train()
@@ -177,6 +177,6 @@ class TestCnnTower:
 
 
 def make_resolved(settings: ClipGpt2Settings) -> ClipGpt2Settings:
-    from captioning.models.clip_fit import resolved
+    from captioning.models.clip_gpt2_checks import resolved
 
     return resolved(settings, VOCABULARY)

@@ -9,7 +9,7 @@ from captioning.models.base import PAD_TARGET
 from captioning.models.cnn_lstm_settings import CnnLstmSettings
 from captioning.models.encoder_settings import EncoderSettings
 from captioning.models.encoders import GridEncoder
-from tests.captioning.decoding.fakes import Spoken
+from tests.captioning.decoding.fakes import LogitsStepper
 from tests.tiny import tiny_model, tiny_settings
 
 
@@ -29,7 +29,7 @@ def test_the_stepper_gives_the_logits_of_teacher_forcing(attention: bool) -> Non
     logits = model(features, CAPTIONS, IMAGES).logits
     assert logits.shape == (int((CAPTIONS != PAD_TARGET).sum()), model.vocab_size)
 
-    stepper = Spoken(model.stepper(features))
+    stepper = LogitsStepper(model.stepper(features))
     steps = [stepper.start()[IMAGES]]
     rows = IMAGES
     for at in range(CAPTIONS.shape[1] - 1):
@@ -46,7 +46,7 @@ def test_captions_of_one_image_may_be_as_many_as_there_are_images() -> None:
     for weight in model.attend.parameters():
         weight.mul_(3)
     features = model.encode(pixels(2))
-    stepper = Spoken(model.stepper(features))
+    stepper = LogitsStepper(model.stepper(features))
     stepper.start()
     found = stepper.advance(torch.tensor([[5], [6]]), torch.tensor([[1], [1]]))
     taught = model(features, torch.tensor([[5, 7], [6, 7]]), torch.tensor([1, 1])).logits.view(2, 2, -1)[:, 1]
@@ -57,10 +57,10 @@ def test_captions_of_one_image_may_be_as_many_as_there_are_images() -> None:
 def test_logits_are_the_same_to_the_last_digit_in_any_batch() -> None:
     model = tiny_model()
     features = model.encode(pixels(9))
-    together = Spoken(model.stepper(features)).start()
+    together = LogitsStepper(model.stepper(features)).start()
     for count in (1, 2, 3, 5):
         some = type(features)(*(part[:count] for part in (features.keys, features.values, features.pooled)))
-        assert torch.equal(Spoken(model.stepper(some)).start(), together[:count])
+        assert torch.equal(LogitsStepper(model.stepper(some)).start(), together[:count])
 
 
 def test_text_is_read_without_an_image() -> None:
@@ -69,10 +69,10 @@ def test_text_is_read_without_an_image() -> None:
     empty = model.encode(pixels(1))
     blind = type(empty)(empty.keys, empty.values, torch.zeros_like(empty.pooled))
     expected = model(blind, CAPTIONS, torch.zeros_like(IMAGES)).logits
-    torch.testing.assert_close(model.read_text(CAPTIONS).logits, expected)
+    torch.testing.assert_close(model.forward_text(CAPTIONS).logits, expected)
 
     attentive = tiny_model(tiny_settings(attention=True))
-    attentive.read_text(CAPTIONS).logits.sum().backward()
+    attentive.forward_text(CAPTIONS).logits.sum().backward()
     taught = {name.split(".")[0] for name, weight in attentive.named_parameters() if weight.grad is not None}
     assert taught == {"embed", "initial", "lstm", "speak", "bias"}
 
@@ -81,12 +81,12 @@ def test_text_is_read_without_an_image() -> None:
 def test_a_prompt_is_where_decoding_goes_on() -> None:
     model = tiny_model()
     features = model.encode(pixels(2))
-    stepper = Spoken(model.stepper(features))
+    stepper = LogitsStepper(model.stepper(features))
     stepper.start()
     rows = torch.arange(2)
     stepper.advance(torch.tensor([5, 5]), rows)
     expected = stepper.advance(torch.tensor([6, 6]), rows)
-    torch.testing.assert_close(Spoken(model.stepper(features, prompt=[5, 6])).start(), expected)
+    torch.testing.assert_close(LogitsStepper(model.stepper(features, prompt=[5, 6])).start(), expected)
 
 
 @torch.no_grad()
@@ -94,7 +94,8 @@ def test_attention_looks_at_the_grid() -> None:
     model = tiny_model()
     features = model.encode(pixels(1))
     swapped = type(features)(features.keys, features.values.flip(0) + 1.0, features.pooled)
-    assert not torch.allclose(Spoken(model.stepper(features)).start(), Spoken(model.stepper(swapped)).start())
+    plain, changed = (LogitsStepper(model.stepper(each)).start() for each in (features, swapped))
+    assert not torch.allclose(plain, changed)
 
 
 def test_the_attention_penalty_is_one_number_a_target() -> None:

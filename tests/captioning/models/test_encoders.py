@@ -131,8 +131,8 @@ def test_the_model_finishes_what_its_stem_began(tune_from: str | None) -> None:
     model = tiny_model(tiny_settings(tune_from=tune_from))
     stem = model.stem(pixels())
     whole = model.encoder.trunk(model.normalise(pixels())).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(model.finish(stem).pooled, model.pool(whole.mean(1)))
-    torch.testing.assert_close(model.encode(pixels()).values, model.finish(stem).values)
+    torch.testing.assert_close(model.encode_stem(stem).pooled, model.pool(whole.mean(1)))
+    torch.testing.assert_close(model.encode(pixels()).values, model.encode_stem(stem).values)
     if tune_from == "all":
         assert stem.dtype == torch.uint8
         assert model.stem_identity() is None
@@ -145,7 +145,7 @@ def test_the_model_finishes_what_its_stem_began(tune_from: str | None) -> None:
 def test_a_stem_kept_in_half_precision_gives_nearly_the_same_and_learns(tune_from: str | None) -> None:
     model = tiny_model(tiny_settings(tune_from=tune_from)).train()
     kept = model.stem(pixels()).half()
-    features = model.finish(kept)
+    features = model.encode_stem(kept)
     assert features.pooled.dtype == torch.float32
     torch.testing.assert_close(features.pooled, model.encode(pixels()).pooled, rtol=2e-2, atol=2e-3)
     features.pooled.sum().backward()
