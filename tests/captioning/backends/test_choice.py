@@ -52,7 +52,7 @@ def test_one_that_is_no_faster_is_passed_over(monkeypatch: pytest.MonkeyPatch) -
     _prepare(monkeypatch, slow)
     found = chosen(quick)
     assert (found.name, found.run) == ("eager", quick)
-    assert "no faster" in found.passed_over["onednn"]
+    assert "no faster" in found.rejected["onednn"]
     assert "no faster" in str(found)
 
 
@@ -69,14 +69,14 @@ def test_one_that_gives_other_numbers_is_passed_over(monkeypatch: pytest.MonkeyP
     _prepare(monkeypatch, lambda images: (quick(images)[0] * wrong,))
     found = chosen(slow)
     assert found.name == "eager"
-    assert "off by" in found.passed_over["onednn"]
+    assert "off by" in found.rejected["onednn"]
     with pytest.raises(SettingsError, match="off by"):
         chosen(slow, "onednn")
 
 
 def test_one_that_gives_other_shapes_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     _prepare(monkeypatch, lambda images: (quick(images)[0][:, :2],))
-    assert "(4, 2)" in chosen(slow).passed_over["onednn"]
+    assert "(4, 2)" in chosen(slow).rejected["onednn"]
 
 
 def test_one_that_fails_is_passed_over_and_said_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_one_that_fails_is_passed_over_and_said_when_asked_for(monkeypatch: pyte
         raise RuntimeError("no such operation\nand a long trace")
 
     monkeypatch.setitem(choice._PREPARE, "onednn", fail)
-    assert chosen(slow).passed_over == {"onednn": "RuntimeError: no such operation"}
+    assert chosen(slow).rejected == {"onednn": "RuntimeError: no such operation"}
     with pytest.raises(SettingsError, match="no such operation"):
         chosen(slow, "onednn")
 
@@ -101,7 +101,7 @@ def test_gpus_are_left_to_pytorch() -> None:
         chosen(quick, "onednn", torch.device("cuda"))
 
 
-@pytest.mark.skipif(not onednn.is_here(), reason="this PyTorch has no oneDNN")
+@pytest.mark.skipif(not onednn.is_available(), reason="this PyTorch has no oneDNN")
 def test_an_image_does_not_depend_on_those_beside_it(network: Cnn) -> None:
     run = chosen(network, "onednn").run
     with torch.inference_mode():

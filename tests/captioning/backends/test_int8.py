@@ -7,12 +7,12 @@ from torch.nn import functional
 
 from captioning import load_captioner
 from captioning.backends import int8
-from captioning.backends.choice import _pictures, choose
+from captioning.backends.choice import _sample_images, choose
 from captioning.backends.network import Network
 from captioning.errors import SettingsError
 from tests.captioning.backends.networks import SIZE, Cnn, normalised, pixels
 
-pytestmark = pytest.mark.skipif(not int8.is_here(), reason="this PyTorch has no oneDNN")
+pytestmark = pytest.mark.skipif(not int8.is_available(), reason="this PyTorch has no oneDNN")
 
 CPU = torch.device("cpu")
 
@@ -119,11 +119,11 @@ def test_a_cnn_of_random_weights_stays_near(name: str, count: int) -> None:
 
 def test_the_bundled_encoder_stays_near() -> None:
     model = load_captioner(device="cpu", encoder="eager").model
-    pictures = _pictures(224)
-    run = int8.prepare(model.see, pictures)
+    pictures = _sample_images(224)
+    run = int8.prepare(model.encoder_outputs, pictures)
     assert whole(run) == 49
     with torch.inference_mode():
-        for one, two in zip(run(pictures), model.see(pictures), strict=True):
+        for one, two in zip(run(pictures), model.encoder_outputs(pictures), strict=True):
             assert (one - two).norm() < 0.25 * two.norm()
 
 

@@ -9,7 +9,7 @@ from captioning.backends import onednn
 from captioning.backends.network import Network
 from tests.captioning.backends.networks import ODD, Cnn, Odd, pixels
 
-pytestmark = pytest.mark.skipif(not onednn.is_here(), reason="this PyTorch has no oneDNN")
+pytestmark = pytest.mark.skipif(not onednn.is_available(), reason="this PyTorch has no oneDNN")
 
 
 def off(network: Network, run: Network, count: int) -> float:
