@@ -40,7 +40,7 @@ def make(settings: ClipGpt2Settings, vocabulary: Vocabulary = VOCABULARY, *, see
 
 
 def sharpened(model: ClipGpt2, factor: float = 6.0) -> ClipGpt2:
-    """Weights so large that captions differ between images and no two tokens are near a tie."""
+    """Scale the weights so that captions differ between images and no two tokens nearly tie."""
     with torch.no_grad():
         for parameter in [*model.gpt2.parameters(), *model.mapper.parameters()]:
             if parameter.ndim > 1:

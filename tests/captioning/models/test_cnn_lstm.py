@@ -1,4 +1,4 @@
-"""CNN-LSTM: what it is taught is what it decodes, with and without attention."""
+"""CNN-LSTM: decoding agrees with teacher forcing, with and without attention."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_the_stepper_gives_the_logits_of_teacher_forcing(attention: bool) -> Non
 
 @torch.no_grad()
 def test_captions_of_one_image_may_be_as_many_as_there_are_images() -> None:
-    """What samples ask for when all captions of another image have ended with their first word."""
+    """As in sampling, when all captions of another image have ended with their first token."""
     model = tiny_model()
     for weight in model.attend.parameters():
         weight.mul_(3)
@@ -54,7 +54,7 @@ def test_captions_of_one_image_may_be_as_many_as_there_are_images() -> None:
 
 
 @torch.no_grad()
-def test_logits_are_the_same_to_the_last_digit_in_any_batch() -> None:
+def test_logits_are_bitwise_the_same_in_any_batch() -> None:
     model = tiny_model()
     features = model.encode(pixels(9))
     together = LogitsStepper(model.stepper(features)).start()
@@ -63,8 +63,8 @@ def test_logits_are_the_same_to_the_last_digit_in_any_batch() -> None:
         assert torch.equal(LogitsStepper(model.stepper(some)).start(), together[:count])
 
 
-def test_text_is_read_without_an_image() -> None:
-    """As where nothing is seen: no attention, and an image's vector of zeros."""
+def test_text_is_scored_without_an_image() -> None:
+    """No attention, and zeros for the pooled feature."""
     model = tiny_model(tiny_settings(attention=False))
     empty = model.encode(pixels(1))
     blind = type(empty)(empty.keys, empty.values, torch.zeros_like(empty.pooled))
@@ -78,7 +78,7 @@ def test_text_is_read_without_an_image() -> None:
 
 
 @torch.no_grad()
-def test_a_prompt_is_where_decoding_goes_on() -> None:
+def test_decoding_continues_a_prompt() -> None:
     model = tiny_model()
     features = model.encode(pixels(2))
     stepper = LogitsStepper(model.stepper(features))
@@ -90,7 +90,7 @@ def test_a_prompt_is_where_decoding_goes_on() -> None:
 
 
 @torch.no_grad()
-def test_attention_looks_at_the_grid() -> None:
+def test_logits_depend_on_the_grid() -> None:
     model = tiny_model()
     features = model.encode(pixels(1))
     swapped = type(features)(features.keys, features.values.flip(0) + 1.0, features.pooled)
@@ -98,7 +98,7 @@ def test_attention_looks_at_the_grid() -> None:
     assert not torch.allclose(plain, changed)
 
 
-def test_the_attention_penalty_is_one_number_a_target() -> None:
+def test_the_attention_penalty_has_one_number_a_target() -> None:
     settings = CnnLstmSettings(
         encoder=EncoderSettings(name="timm/test_efficientnet", weights="random"),
         heads=2,
