@@ -54,9 +54,9 @@ class HeldError(UnfinishedError):
 class StorageError(CaptioningError):
     """A file or an object that could not be read or written.
 
-    `error_class` is one of `missing`, `forbidden`, `credentials` (keys that the store rejects),
-    `region` (the bucket is in another one), `throttled`, `timeout`, `network`, `no_space`, `too_large`,
-    `changed` (since it was listed), `storage`; `passing` says whether a retry can help.
+    `error_class` is one of `missing`, `forbidden`, `credentials` (keys that the store does not take),
+    `region` (the bucket lies in another one), `throttled`, `timeout`, `network`, `no_space`, `too_large`,
+    `changed` (since it was listed), `storage`; `passing` says whether trying again can help.
     """
 
     def __init__(self, error_class: str, message: str, *, passing: bool = False) -> None:
@@ -108,5 +108,5 @@ class ImageError(CaptioningError):
 
 
 def _storage_error(error_class: str, message: str, passing: bool) -> StorageError:
-    """Unpickle a `StorageError`."""
+    """Rebuild a `StorageError` that crossed a process border."""
     return StorageError(error_class, message, passing=passing)

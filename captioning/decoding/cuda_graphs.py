@@ -27,7 +27,9 @@ def capture(step: Callable[[], None], device: torch.device) -> Callable[[], None
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         warnings.warn(
-            f"A decoding step cannot be recorded, and is run as it is: {reason}", RuntimeWarning, stacklevel=2
+            f"A decoding step cannot be captured as a CUDA graph and runs eagerly: {reason}",
+            RuntimeWarning,
+            stacklevel=2,
         )
         return step
 

@@ -70,7 +70,7 @@ class LMHead:
         """The scores of all tokens after states (R, E), with the `banned` ones forbidden."""
         buffers = self._take_buffers(len(states), states.device)
         states = states.to(self.dtype)
-        # The first tile usually tells how high a row's logits are. Where it does not, all tiles are looked at.
+        # The first tile usually gives a good shift for a row's logits. Where it does not, all tiles are used.
         sums, banned_logits = self._fill(buffers, states, banned, estimate_shift=True)
         if len(self._tiles) > 1 and not bool(((sums > _LOWEST_SUM) & (sums < _HIGHEST_SUM)).all()):
             products = self._products(states)
@@ -122,7 +122,7 @@ class LMHead:
         return (highest - _TARGET).masked_fill_((highest >= _LOW) & (highest <= _HIGH), 0.0)
 
     def _take_buffers(self, rows: int, device: torch.device) -> ScoreBuffers:
-        """Buffers for the scores of so many rows, released ones where there are any."""
+        """Buffers for the scores of `rows` rows, released ones if there are any."""
         memory = None
         # Popping is atomic: released buffers go to one thread only.
         with suppress(IndexError):

@@ -163,7 +163,7 @@ An image captioner ({kind}): the weighted average of {len(parts)} checkpoints, b
 |---|---|---|
 {rows}
 
-Words, preprocessing and decoding are those of the first. How each was trained, and on what data, is in `config.json`
+Vocabulary, preprocessing and decoding are those of the first. How each was trained, and on what data, is in `config.json`
 under `provenance.average`; their terms hold for the average too. It has no scores of its own until it is evaluated:
 `python -m jobs evaluate --model FOLDER --data SHARDS`.
 

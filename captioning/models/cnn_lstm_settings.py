@@ -31,7 +31,7 @@ class CnnLstmSettings:
     """Width of the LSTM's state."""
 
     dropout: _Fraction = 0.3
-    """Dropout of words, of grid features and before the vocabulary."""
+    """Dropout of token embeddings, of the LSTM's states and before the output layer."""
 
     feature_dropout: _Fraction = 0.1
     """Dropout of the encoder's grid."""

@@ -121,7 +121,7 @@ class _Cache:
         self._reallocate(reserve, groups)
 
     def grow(self, entries: int) -> None:
-        """Add so many entries, which are still to be written."""
+        """Add `entries` entries, which are still to be written."""
         size = self._size + entries
         if size > self.capacity:
             self._reallocate(size)
