@@ -8,8 +8,8 @@
     │   └── RunConflictError        an output that belongs to another run
     ├── StorageError                a file that could not be read or written; has an `error_class`
     ├── ImageError                  an image that cannot be decoded; has an `error_class`
-    ├── LogitsError                 a captioner whose logits allow no choice of a token
-    ├── DivergedError               a training whose loss is no longer finite
+    ├── LogitsError                 logits of a model that no token can be chosen from
+    ├── DivergedError               a training whose loss is NaN or infinite
     └── UnfinishedError             the work stopped or failed its check: exit code 1
         └── HeldError               another driver works in the OUTPUT, or has taken it over
 
@@ -70,7 +70,7 @@ class StorageError(CaptioningError):
 
 
 class LogitsError(CaptioningError):
-    """The model's logits allow no choice of a token. `images` are the rows of the batch that have such logits."""
+    """The model's logits allow no token. `images` are the rows of the batch to which this applies."""
 
     def __init__(self, message: str, images: Sequence[int] = ()) -> None:
         super().__init__(message)
@@ -92,7 +92,7 @@ class LogitsError(CaptioningError):
 
 
 class DivergedError(CaptioningError):
-    """The loss of a training is no longer finite."""
+    """The loss of a training is NaN or infinite."""
 
 
 class ImageError(CaptioningError):

@@ -26,11 +26,8 @@ def capture(step: Callable[[], None], device: torch.device) -> Callable[[], None
         return _capture(step, device)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        warnings.warn(
-            f"A decoding step cannot be captured as a CUDA graph and runs eagerly: {reason}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        message = f"A decoding step cannot be captured as a CUDA graph and runs eagerly: {reason}"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
         return step
 
 
