@@ -164,8 +164,8 @@ An image captioner ({kind}): the weighted average of {len(parts)} checkpoints, b
 {rows}
 
 Vocabulary, preprocessing and decoding are those of the first. How each was trained, and on what data, is in
-`config.json` under `provenance.average`; their terms hold for the average too. It has no scores of its own until it is evaluated:
-`python -m jobs evaluate --model FOLDER --data SHARDS`.
+`config.json` under `provenance.average`; their terms hold for the average too. It has no scores of its own until it
+is evaluated: `python -m jobs evaluate --model FOLDER --data SHARDS`.
 
 ```python
 from captioning import load_captioner

@@ -118,8 +118,8 @@ class GridEncoder(nn.Module):
         return self
 
 
-class _TimmFeatures(nn.Module):
-    """A timm model up to its last grid."""
+class _Features(nn.Module):
+    """A timm model up to its last grid. (`stem_identity` hashes the name of this class.)"""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ def _build_trunk(settings: EncoderSettings, *, pretrained: bool) -> nn.Module:
         )
     if weights not in ("random", "pretrained"):
         _load_in_order(model, weights)
-    return _TimmFeatures(model) if library == "timm" else _torchvision_trunk(model, name)
+    return _Features(model) if library == "timm" else _torchvision_trunk(model, name)
 
 
 def _timm(name: str, *, download: bool) -> Any:
@@ -194,7 +194,7 @@ def _pieces(trunk: nn.Module) -> tuple[str, ...]:
     """The names of the modules that form the trunk, in order; ("",) where no such chain is known."""
     if isinstance(trunk, nn.Sequential):
         return tuple(name for name, _ in trunk.named_children())
-    if not isinstance(trunk, _TimmFeatures):
+    if not isinstance(trunk, _Features):
         return ("",)
     from timm.models.efficientnet import EfficientNet
     from timm.models.resnet import ResNet
