@@ -270,7 +270,7 @@ class ClipGpt2(CaptionModel):
             self._transformer(functional.embedding(group.source, embeddings), group.positions, group.mask(heads.dtype))
             for group in packing.groups
         ]
-        return torch.cat(states)[packing.targets]
+        return torch.cat(states)[packing.target_places]
 
     def _transformer(self, inputs: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """GPT-2's states (R · S, E) of R rows of S places."""

@@ -54,7 +54,7 @@ class Packing:
     """The groups, and for each target (K,) the place that predicts it, in the groups' flattened and joined rows."""
 
     groups: tuple[Group, ...]
-    targets: Tensor
+    target_places: Tensor
 
 
 def pack(
