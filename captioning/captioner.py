@@ -1,7 +1,7 @@
 """Images in, captions out: the narrow waist of the package.
 
-Above it nobody knows which model runs; below it nobody knows what for. A captioner is a model,
-a tokenizer, a preprocessing and a decoding, loaded together from a checkpoint.
+Callers do not depend on which model runs, and models do not depend on what they are used for. A captioner
+is a model with its tokenizer, preprocessing and decoding settings, loaded together from a checkpoint.
 """
 
 import os
@@ -31,7 +31,7 @@ from captioning.models.checkpoint import load_model
 from captioning.models.checkpoint_config import read_config
 from captioning.storage import StorageSettings
 
-#: A picture, its pixels (H, W, 3) uint8 RGB, the path of its file, or the bytes of it.
+#: A PIL image, its pixels (H, W, 3) uint8 RGB, the path of its file, or the file's bytes.
 Image = PIL.Image.Image | np.ndarray[Any, Any] | str | Path | bytes
 
 
@@ -47,25 +47,25 @@ class Caption:
     num_tokens: int
     alternatives: tuple[tuple[str, float], ...]
     ended: bool = True
-    """Whether it came to its end token; if not, it was cut at `max_new_tokens`."""
+    """Whether it reached its end token; if not, it was cut at `max_new_tokens`."""
     unknown: bool = False
-    """Whether it holds a token that stands for no word."""
+    """Whether it contains a token that stands for no word."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """A caption, its words, and where the model looked as it said each."""
+    """A caption, its words, and where the model looked for each of them."""
 
     caption: Caption
     words: tuple[str, ...]
-    """The caption's words W, those of a prompt included."""
+    """The caption's W words, including those of a prompt."""
     weights: NDArray[np.float32] | None
-    """(W, rows, columns): each word's attention over a grid laid on what the model sees of the image (its centred
-    square, or all of it squashed: `preprocess.mode`); it sums to 1. None for a model without attention over a grid."""
+    """(W, rows, columns): each word's attention, with a sum of 1, over a grid on the part of the image that the model
+    sees (its centred square, or all of it squashed: `preprocess.mode`). None for a model without such attention."""
 
 
 class Captioner:
-    """A model with its tokenizer, preprocessing and decoding."""
+    """A model with its tokenizer, preprocessing and decoding settings."""
 
     def __init__(
         self,
@@ -79,8 +79,8 @@ class Captioner:
         encoder: Choice | None = None,
     ) -> None:
         self.model = model.eval()
-        #: What runs the model's image network.
-        self.encoder = encoder or Choice("eager", model.see)
+        #: The back end that runs the model's image network.
+        self.encoder = encoder or Choice("eager", model.encoder_outputs)
         self.tokenizer = tokenizer
         self.preprocess = Preprocess(preprocess)
         self.decoding = decoding
@@ -89,7 +89,7 @@ class Captioner:
         self._check(decoding)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but what runs the image network, which is made for a processor and cannot leave its process."""
+        """All but the image network's back end, which is made for this processor and cannot be pickled."""
         return {**self.__dict__, "encoder": self.encoder.name}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -99,9 +99,10 @@ class Captioner:
     def caption(self, images: Sequence[Image], *, batch_size: int = 32, **overrides: Any) -> list[Caption]:
         """Caption PIL images, uint8 RGB arrays (H, W, 3), paths or bytes of files; `overrides` are decoding settings.
 
-        They are decoded `batch_size` at a time, and go through the model together. Raises `ImageError` for an image
-        that cannot be decoded, `OSError` for a file that cannot be read, `SettingsError` for a wrong override,
-        `LogitsError` where the model's numbers are none, and `TypeError` or `ValueError` for what is no list of images.
+        Images are read and run through the model `batch_size` at a time. Raises `ImageError` for an image that
+        cannot be decoded, `OSError` for a file that cannot be read, `SettingsError` for a wrong override,
+        `LogitsError` where the model's logits are not finite, and `TypeError` or `ValueError` for an argument that
+        is no list of images.
         """
         if isinstance(images, PIL.Image.Image | str | Path | bytes) or getattr(images, "ndim", 4) < 4:
             raise TypeError("caption() takes a list of images: caption([image]).")
@@ -122,7 +123,7 @@ class Captioner:
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray[Any, Any]) -> Any:
-        """The model's features of preprocessed pixels (B, S, S, 3) uint8, all at once."""
+        """The model's features of preprocessed pixels (B, S, S, 3) uint8, in one batch."""
         size = self.preprocess.settings.size
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
             raise TypeError(
@@ -134,12 +135,12 @@ class Captioner:
 
     @torch.inference_mode()
     def caption_features(self, features: Any, settings: DecodingSettings) -> list[Caption]:
-        """Caption what `encode` gave, all at once: the same features serve several decodings."""
-        found, prompt = self._search(features, settings)
-        return [self._caption(hypotheses, prompt) for hypotheses in found]
+        """Caption the features that `encode` returned, in one batch. They can be decoded several times."""
+        results, prompt = self._decode(features, settings)
+        return [self._caption(hypotheses, prompt) for hypotheses in results]
 
     def explain(self, image: Image, **overrides: Any) -> Explanation:
-        """The caption of one image, and where the model looked for each of its words.
+        """Caption one image, and tell where the model looked for each word.
 
         `overrides` are decoding settings. Raises `ImageError` and `SettingsError` as `caption` does.
         """
@@ -147,40 +148,40 @@ class Captioner:
 
     @torch.inference_mode()
     def explain_pixels(self, pixels: np.ndarray[Any, Any], **overrides: Any) -> list[Explanation]:
-        """As `explain`, of preprocessed pixels (B, S, S, 3) uint8, all at once. The captions are those of `caption`.
+        """As `explain`, for preprocessed pixels (B, S, S, 3) uint8, in one batch. The captions are those of `caption`.
 
-        The weights are found by showing the model the caption that it chose (teacher forcing), in float32.
+        The weights come from a second pass over the finished caption (teacher forcing), in float32.
         """
         settings = self._settings(overrides)
         if not len(pixels):
             return []
         features = self.encode(pixels)
-        found, prompt = self._search(features, settings)
-        said = [[*prompt, *hypotheses[0].tokens] for hypotheses in found]
+        results, prompt = self._decode(features, settings)
+        captions = [[*prompt, *hypotheses[0].tokens] for hypotheses in results]
         with _autocast(self.model.device, "fp32"):
-            weights = attention(self.model, features, said)
-        maps = [word_maps(self.tokenizer, *each) for each in zip(said, weights, strict=True)]
+            weights = attention(self.model, features, captions)
+        maps = [word_maps(self.tokenizer, *each) for each in zip(captions, weights, strict=True)]
         return [
             Explanation(self._caption(hypotheses, prompt), words, map_)
-            for hypotheses, (words, map_) in zip(found, maps, strict=True)
+            for hypotheses, (words, map_) in zip(results, maps, strict=True)
         ]
 
-    def _search(self, features: Any, settings: DecodingSettings) -> tuple[list[list[Hypothesis]], list[int]]:
-        """The hypotheses of each image, best first, and the prompt's tokens that they go on from."""
+    def _decode(self, features: Any, settings: DecodingSettings) -> tuple[list[list[Hypothesis]], list[int]]:
+        """The hypotheses of each image, best first, and the tokens of the prompt that they continue."""
         prompt = encode_prompt(self.tokenizer, settings.prompt)
         with _autocast(self.model.device, self.precision):
             stepper = self.model.stepper(features, prompt)
-            found = decode(stepper, settings, eos_id=self.tokenizer.eos_id, banned=self.tokenizer.banned_ids)
-        return found, prompt
+            results = decode(stepper, settings, eos_id=self.tokenizer.eos_id, banned=self.tokenizer.banned_ids)
+        return results, prompt
 
     def _settings(self, overrides: Mapping[str, Any]) -> DecodingSettings:
-        """The captioner's decoding with some settings replaced. Raises `SettingsError`."""
+        """The captioner's decoding settings with `overrides`. Raises `SettingsError`."""
         settings = override_decoding(self.decoding, overrides)
         self._check(settings)
         return settings
 
     def _numbered_pixels(self, images: Sequence[Image], number: int) -> np.ndarray[Any, Any]:
-        """`_pixels` of one of several images, which an error names."""
+        """`_pixels` of one of several images, whose number an error names."""
         image = images[number]
         try:
             return self._pixels(image)
@@ -209,7 +210,7 @@ class Captioner:
             best.score,
             best.num_tokens,
             tuple(texts),
-            # The end token is counted, and is not among the tokens.
+            # num_tokens counts the end token, which is not among the tokens.
             ended=len(best.tokens) < best.num_tokens,
             unknown=not set(self.tokenizer.banned_ids).isdisjoint(best.tokens),
         )
@@ -238,8 +239,8 @@ def load_captioner(
 
     `ref` is a bundled name, a folder, a URI or a hub repository (`org/name@revision`); `decoding`
     overrides the checkpoint's default decoding; `device` `auto` takes a GPU when there is one; `encoder`
-    says what runs the image network (`captioning.backends`): `auto` measures what is fastest here;
-    `cuda_graphs` records GPT-2's steps on a GPU and plays them back. Raises `CheckpointError` or `SettingsError`.
+    is the image network's back end (`captioning.backends`): `auto` measures which is fastest here;
+    `cuda_graphs` captures GPT-2's steps on a GPU as CUDA graphs. Raises `CheckpointError` or `SettingsError`.
     """
     info = inspect_captioner(ref, decoding=decoding, precision=precision, storage=storage)
     tokenizer = load_tokenizer(info.folder)
@@ -248,15 +249,15 @@ def load_captioner(
     if cuda_graphs:
         if model.device.type != "cuda":
             raise SettingsError(f"cuda_graphs is for GPUs, and this captioner is on {model.device}: leave it out.")
-        model.record_steps()
-    runs = _choose(model, info.preprocess, precision, encoder)
+        model.enable_cuda_graphs()
+    choice = _choose(model, info.preprocess, precision, encoder)
     return Captioner(
-        model, tokenizer, info.preprocess, info.decoding, name=info.name, precision=precision, encoder=runs
+        model, tokenizer, info.preprocess, info.decoding, name=info.name, precision=precision, encoder=choice
     )
 
 
 def _batches(count: int, size: int) -> list[range]:
-    """The numbers below `count`, `size` at a time."""
+    """The range of `count` in batches of `size`."""
     if size < 1:
         raise SettingsError(f"batch_size is {size}: it must be at least 1.")
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
@@ -266,17 +267,19 @@ def _choose(
     model: CaptionModel, preprocess: PreprocessSettings, precision: Precision, backend: EncoderBackend
 ) -> Choice:
     with _autocast(model.device, "fp32"):
-        return choose(model.see, backend=backend, device=model.device, precision=precision, image_size=preprocess.size)
+        return choose(
+            model.encoder_outputs, backend=backend, device=model.device, precision=precision, image_size=preprocess.size
+        )
 
 
 def _autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """The number format of `precision`, whatever autocast the caller has on."""
+    """Autocast for `precision`, in place of the caller's."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 @contextmanager
 def _without_tf32() -> Iterator[None]:
-    """Convolutions in all digits of float32 on GPUs, too, where PyTorch has them in TF32: scores up to 2e-3 off."""
+    """Run convolutions on GPUs in full float32; with PyTorch's default, TF32, scores are off by up to 2e-3."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:

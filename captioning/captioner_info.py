@@ -1,7 +1,7 @@
-"""What a captioner is, known without loading it: name, preprocessing, decoding, and all that its captions rest on.
+"""Metadata of a captioner, read without loading it: name, preprocessing, decoding, and all that its captions depend on.
 
-Whoever plans, checks or drives a run asks here; PyTorch is not imported, which takes seconds and
-hundreds of megabytes. What captions is `captioner`.
+For planning, checking and driving runs. PyTorch, which takes seconds and hundreds of megabytes, is not
+imported; `captioner` does the captioning.
 """
 
 import hashlib
@@ -21,19 +21,19 @@ from captioning.models.checkpoint_config import hash_files, read_config
 from captioning.refs import resolve
 from captioning.storage import StorageSettings
 
-#: By precision; raised by one whenever the same weights and settings would give other captions.
+#: By precision; incremented whenever a change in the code changes captions for the same weights and settings.
 NUMERICS_VERSION: Mapping[Precision, int] = {"fp32": 3, "bf16": 3, "int8": 4}
 
 
 @dataclass(frozen=True)
 class CaptionerInfo:
-    """What a captioner is, known without loading its weights."""
+    """A captioner's metadata."""
 
     name: str
     folder: Path
     preprocess: PreprocessSettings
     decoding: DecodingSettings
-    #: Everything that decides what it writes; the fingerprint hashes this.
+    #: Everything that its captions depend on; the fingerprint hashes this.
     identity: Mapping[str, Any]
     provenance: Mapping[str, Any]
 
@@ -45,7 +45,7 @@ def inspect_captioner(
     precision: Precision = "fp32",
     storage: StorageSettings = StorageSettings(),
 ) -> CaptionerInfo:
-    """What the captioner `ref` is and how it would decode, without loading its weights into memory.
+    """The metadata of the captioner `ref`, with `decoding` overrides applied; loads no weights.
 
     Raises `CheckpointError` or `SettingsError`.
     """

@@ -1,8 +1,7 @@
 """Settings: read from YAML, overridden with `key=value`, checked, and printed.
 
-A part's settings are a frozen dataclass beside the part, made with `@settings`. This module
-reads any of them and knows none of them. Values are checked once, here, at the edge; a wrong
-one is refused with its full key and, for an unknown key, the valid ones.
+A component's settings are a frozen dataclass in a module beside it, made with `@settings`. Values are
+checked once, here; an error names the full key and, if it is unknown, the valid ones.
 """
 
 import dataclasses
@@ -28,12 +27,12 @@ def settings(cls: type[T]) -> type[T]:
     `__post_init__`, as a `ValueError`.
     """
     config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    setattr(cls, "__pydantic_config__", config)  # noqa: B010 - mypy knows no such attribute
+    setattr(cls, "__pydantic_config__", config)  # noqa: B010 - mypy does not know the attribute
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
 def read_settings(cls: type[T], text: str | None, overrides: Sequence[str] = (), *, where: str = "the settings") -> T:
-    """Settings of type `cls` from YAML `text` with `key.path=value` overrides laid over it.
+    """Settings of type `cls` from YAML `text` with `key.path=value` overrides.
 
     `where` names the source in errors (a file's name). Raises `SettingsError`.
     """
@@ -41,7 +40,7 @@ def read_settings(cls: type[T], text: str | None, overrides: Sequence[str] = (),
 
 
 def read_values(text: str | None, overrides: Sequence[str] = (), *, where: str = "the settings") -> dict[str, Any]:
-    """The nested mapping of YAML `text` with the overrides laid over it, not yet checked."""
+    """The nested mapping of YAML `text` with overrides applied, not yet checked."""
     try:
         values = yaml.load(text, Loader=_Loader) if text else {}
     except yaml.YAMLError as error:
@@ -51,7 +50,7 @@ def read_values(text: str | None, overrides: Sequence[str] = (), *, where: str =
     if not isinstance(values, dict):
         raise SettingsError(f"{where} must be a mapping of keys to values, not {type(values).__name__}.")
     for override in overrides:
-        _lay_over(values, override)
+        _apply_override(values, override)
     return values
 
 
@@ -69,20 +68,22 @@ def build(cls: type[T] | pydantic.TypeAdapter[T], values: Mapping[str, Any], *, 
 
 
 def to_dict(value: Any) -> Any:
-    """Settings as plain JSON values (nested dicts, lists, numbers, text)."""
+    """Settings as plain JSON values (nested dicts, lists, numbers, strings)."""
     return json.loads(_adapter(type(value)).dump_json(value))
 
 
-def lay_over(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested mapping `values` with that of `over` laid over it, key by key; lists are replaced whole."""
-    laid = dict(values)
-    for key, value in over.items():
-        below = laid.get(key)
-        laid[key] = lay_over(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return laid
+def deep_merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested mappings key by key; values of `overrides` win, and lists are replaced whole."""
+    merged = dict(base)
+    for key, value in overrides.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            value = deep_merge(below, value)
+        merged[key] = value
+    return merged
 
 
-#: One takes milliseconds to make.
+#: Cached, since making one takes milliseconds.
 _adapters: dict[type, pydantic.TypeAdapter[Any]] = {}
 
 
@@ -93,7 +94,7 @@ def _adapter(cls: type[T]) -> pydantic.TypeAdapter[T]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but `3e-4` is a number and a key given twice an error."""
+    """YAML 1.1 as PyYAML reads it, but `3e-4` is a number and a duplicate key an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -115,7 +116,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _lay_over(values: dict[str, Any], override: str) -> None:
+def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise SettingsError(f"--set {override!r} is not of the form key=value, such as decoding.beam_size=5.")
@@ -166,7 +167,7 @@ def _valid_keys(cls: Any, path: Sequence[str]) -> list[str]:
             if dataclasses.is_dataclass(option) and step in (hints := get_type_hints(option))
         ]
         if not found:
-            # A union's member name, or a list position: stay where we are.
+            # A union's member name or a list index: stay at this level.
             continue
         at = found[0]
     names: list[str] = []

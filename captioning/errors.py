@@ -3,18 +3,17 @@
     CaptioningError                 anything a user can act on; never a bug
     ├── UsageError                  bad usage, settings or input: exit code 2, nothing written
     │   ├── SettingsError           an unknown key, a wrong type, a value out of range
-    │   ├── InputError              an archive or a dataset that cannot be read as asked
+    │   ├── InputError              an archive or a dataset that cannot be read as requested
     │   ├── CheckpointError         a captioner that cannot be loaded
     │   └── RunConflictError        an output that belongs to another run
     ├── StorageError                a file that could not be read or written; has an `error_class`
     ├── ImageError                  an image that cannot be decoded; has an `error_class`
-    ├── LogitsError                 a captioner that gives no numbers to choose words by
-    ├── DivergedError               a training whose loss is no number any more
+    ├── LogitsError                 logits of a model that no token can be chosen from
+    ├── DivergedError               a training whose loss is NaN or infinite
     └── UnfinishedError             the work stopped or failed its check: exit code 1
         └── HeldError               another driver works in the OUTPUT, or has taken it over
 
-A message says what was wrong, where, and what to do next. This module knows nothing of what
-raises them, nor of how they are shown.
+A message says what was wrong, where, and what to do next.
 """
 
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ class SettingsError(UsageError):
 
 
 class InputError(UsageError):
-    """An archive, a dataset or a list that cannot be read as asked."""
+    """An archive, a dataset or a list that cannot be read as requested."""
 
 
 class CheckpointError(UsageError):
@@ -71,7 +70,7 @@ class StorageError(CaptioningError):
 
 
 class LogitsError(CaptioningError):
-    """The model gave logits that no word can be chosen by. `images` are the rows of the batch that had them."""
+    """The model's logits allow no token. `images` are the rows of the batch to which this applies."""
 
     def __init__(self, message: str, images: Sequence[int] = ()) -> None:
         super().__init__(message)
@@ -79,7 +78,7 @@ class LogitsError(CaptioningError):
 
     @classmethod
     def of(cls, images: Sequence[int]) -> "LogitsError":
-        """The error of these rows of a batch."""
+        """The error for these rows of a batch."""
         rows = ", ".join(map(str, images))
         return cls(
             f"The model gave logits that are not numbers (NaN or infinite) for image {rows} of the batch, or none for "
@@ -93,7 +92,7 @@ class LogitsError(CaptioningError):
 
 
 class DivergedError(CaptioningError):
-    """The loss of a training is no number any more."""
+    """The loss of a training is NaN or infinite."""
 
 
 class ImageError(CaptioningError):

@@ -1,11 +1,11 @@
-"""What must not be shown or kept of a text: keys, signatures, passwords.
+"""Removes secrets (keys, signatures, passwords) from text that is shown or stored.
 
     without_secrets("s3://key:secret@bucket/a")      "s3://***@bucket/a"
-    redacted({"reason": …})                          the same for every text in plain values
+    redacted({"reason": …})                          the same for every string in plain values
 
 Used for messages, error rows, `run.json`, the event log and the report. Not for the index and the
-table's `uri` and `image_id`: they must lead back to the image, so an address that is signed in its
-query stands there as it was given (one with a password is refused when it is listed).
+table's `uri` and `image_id`: they must lead back to the image, so an address signed in its query is
+stored as given (one with a password is refused when it is listed).
 """
 
 import os
@@ -26,14 +26,14 @@ def without_secrets(text: str) -> str:
     """`text` without signatures, passwords and the credentials of the environment."""
     for name in _SECRET_VARIABLES:
         value = os.environ.get(name, "")
-        # A short one would be found in ordinary words.
+        # A short one could be part of ordinary words.
         if len(value) >= 12:
             text = text.replace(value, "***")
     return _SECRETS.sub(lambda match: f"{match[1] or ''}***", text)
 
 
 def redacted(value: Any) -> Any:
-    """Plain values (mappings, lists, text, numbers) with every text in them `without_secrets`."""
+    """Plain values (mappings, lists, strings, numbers) with every string `without_secrets`."""
     if isinstance(value, str):
         return without_secrets(value)
     if isinstance(value, Mapping):

@@ -1,7 +1,4 @@
-"""From a REF to a folder on this machine: a bundled name, a folder, a URI or a hub repository.
-
-Knows where checkpoints are kept, and nothing of what is in them.
-"""
+"""Resolves a REF (a bundled name, a folder, a URI or a hub repository) to a folder on this machine."""
 
 import hashlib
 import importlib.resources
@@ -16,7 +13,7 @@ from captioning.errors import CheckpointError, StorageError
 from captioning.patience import HURRIED, STEADY, patience
 from captioning.storage import Location, StorageSettings
 
-#: The captioner that is used when none is named.
+#: The captioner that is used by default.
 DEFAULT = "flickr-lstm"
 
 
@@ -27,7 +24,7 @@ def bundled_names() -> list[str]:
 
 
 def resolve(ref: str | os.PathLike[str] | None, storage: StorageSettings = StorageSettings()) -> tuple[str, Path]:
-    """The captioner's short name and its folder on this machine; fetched once if it is elsewhere.
+    """The captioner's short name and its local folder; a remote one is fetched once.
 
     Raises `CheckpointError` when there is no such captioner.
     """
@@ -48,7 +45,7 @@ def resolve(ref: str | os.PathLike[str] | None, storage: StorageSettings = Stora
 
 
 def _stem(ref: str) -> str:
-    """A name for a checkpoint; `best`, which every training run has, takes its run's name along."""
+    """A name for a checkpoint; `best` and `last`, which every training run has, are prefixed with the run's name."""
     parts = [part for part in re.split(r"[/\\]+", ref) if part] or ["captioner"]
     return "-".join(parts[-2:]) if parts[-1] in ("best", "last") and len(parts) > 1 else parts[-1]
 
@@ -73,9 +70,9 @@ def _fetch(location: Location) -> Path:
 
 
 def _fetch_once(location: Location, folder: Path) -> None:
-    """Fetch a checkpoint into `folder`; of the processes of this machine that want it at once, one does.
+    """Fetch a checkpoint into `folder`, in one process of this machine at a time.
 
-    A process that dies leaves its lock free, and what it had fetched is thrown away.
+    If that process dies, its lock is released, and the next one discards what it had fetched.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f"{folder.name}.lock")):

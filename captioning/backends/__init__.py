@@ -1,5 +1,4 @@
-"""An image network on the fastest back end of this chip: the same numbers, sooner.
+"""Back ends that run an image network faster on this processor, with the same results.
 
-A network is a function of uint8 pixels (B, S, S, 3) that gives tensors (B, …), its weights fixed.
-Knows neither captioners nor what the network sees.
+A network is a function of uint8 pixels (B, S, S, 3) that returns tensors (B, …), with fixed weights.
 """

@@ -1,4 +1,4 @@
-"""A network through torch.compile: kernels written for it and built with a C compiler, which takes a minute."""
+"""The back end torch.compile: generates kernels and builds them with a C compiler, which takes a minute."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from captioning.backends.network import Network
 def prepare(network: Network, pixels: Tensor, dtype: torch.dtype) -> Network:
     """`network` compiled for exactly as many images as `pixels` (B, S, S, 3) uint8 has.
 
-    Raises whatever the compiler raises, at once and not in the midst of an archive.
+    Raises whatever the compiler raises, here and not later during a run.
     """
     import torch._inductor.config as inductor
 

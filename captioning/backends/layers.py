@@ -1,6 +1,6 @@
-"""What belongs to a convolution in a written-down network: padding before it, batch norm, sum and activation behind.
+"""Convolutions in a traced network: matches the padding before them, and batch norm, sum and activation after them.
 
-Finds them and makes weights of what can be weights; what runs them is a back end's. Knows operations, no models.
+Folds what can be folded into weights; back ends run the result.
 """
 
 import operator
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from captioning.backends.network import Like, aten, constant, dtype_of, only_user
+from captioning.backends.network import TensorMeta, aten, constant, dtype_of, single_user
 
-#: What may follow a convolution in the same pass: oneDNN's names, and how numbers are given to them.
+#: oneDNN's names of the activations that can be fused with a convolution.
 _NAMES = {
     aten.relu.default: "relu",
     aten.silu.default: "swish",
@@ -25,32 +25,32 @@ _NAMES = {
     aten.leaky_relu.default: "leaky_relu",
     aten.gelu.default: "gelu",
 }
-#: Activations with numbers of their own, and what these are unless given.
-_NUMBERS: dict[str, tuple[float, ...]] = {"hardtanh": (-1.0, 1.0), "leaky_relu": (0.01,)}
+#: Parameters of activations that have some, and their defaults.
+_PARAMETERS: dict[str, tuple[float, ...]] = {"hardtanh": (-1.0, 1.0), "leaky_relu": (0.01,)}
 ACTIVATIONS = tuple(_NAMES.values())
 #: Stride, padding, dilation, groups.
 Geometry = tuple[list[int], list[int], list[int], int]
-#: oneDNN's name of an activation, its numbers, and its manner where there are several.
+#: oneDNN's name of an activation, its parameters, and its algorithm where there are several.
 Activation = tuple[str, list[float], str]
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution of `x` with what is folded into it; `last` is the operation that they end with."""
+    """A convolution of `x` with what is folded into it; `last` is the last operation matched."""
 
     x: fx.Node
     weight: Tensor
     bias: Tensor
     geometry: Geometry
-    #: The type that it is computed in; `weight` and `bias` are float64.
+    #: The type of the computation; `weight` and `bias` are float64.
     dtype: torch.dtype
     last: fx.Node
-    #: Mean and standard deviation of each channel of the result, as the batch norm has learned them.
-    spread: tuple[Tensor, Tensor] | None
+    #: Mean and standard deviation of each output channel, from the batch norm; None without one.
+    statistics: tuple[Tensor, Tensor] | None
 
 
-def convolution_at(module: fx.GraphModule, node: fx.Node) -> Convolution | None:
-    """The convolution at `node` with padding and batch norm folded in; None for one that is not of constant weights."""
+def match_convolution(module: fx.GraphModule, node: fx.Node) -> Convolution | None:
+    """The convolution at `node` with padding and batch norm folded in; None where its weights are not constant."""
     if node.target is not aten.convolution.default:
         return None
     arguments: Any = node.args
@@ -60,24 +60,24 @@ def convolution_at(module: fx.GraphModule, node: fx.Node) -> Convolution | None:
         return None
     weight = weight.double()
     bias = weight.new_zeros(len(weight)) if bias is None else bias.double()
-    x, weight, padding = _with_padding(x, weight, padding, dilation, groups)
-    weight, bias, last, spread = _with_norm(module, node, weight, bias)
+    x, weight, padding = _fold_padding(x, weight, padding, dilation, groups)
+    weight, bias, last, statistics = _fold_batch_norm(module, node, weight, bias)
     dtype = dtype_of(module, weight_node)
-    return Convolution(x, weight, bias, (stride, padding, dilation, groups), dtype, last, spread)
+    return Convolution(x, weight, bias, (stride, padding, dilation, groups), dtype, last, statistics)
 
 
-def _with_padding(
+def _fold_padding(
     x: Any, weight: Tensor, padding: list[int], dilation: list[int], groups: int
 ) -> tuple[Any, Tensor, list[int]]:
-    """What is convolved before it was filled up with zeros, and a weight and a padding that do that.
+    """The input before a zero-padding operation, and a weight and padding that include it.
 
-    Zeros on one side (TensorFlow's `same`) are as many on both, and as many more in the weight, which costs less
-    than a copy of the image where a channel is convolved by itself.
+    One-sided padding (TensorFlow's `same`) becomes two-sided, with zeros added to the weight. For depthwise
+    convolutions this costs less than a padded copy of the input.
     """
-    if x.target is not aten.constant_pad_nd.default or any(padding) or dilation != [1, 1] or only_user(x) is None:
+    if x.target is not aten.constant_pad_nd.default or any(padding) or dilation != [1, 1] or single_user(x) is None:
         return x, weight, padding
-    inner, sides, *value = x.args
-    if len(sides) != 4 or min(sides) < 0 or any(value):
+    inner, sides, *fill = x.args
+    if len(sides) != 4 or min(sides) < 0 or any(fill):
         return x, weight, padding
     left, right, top, bottom = sides
     if groups == 1 and (left != right or top != bottom):
@@ -87,18 +87,18 @@ def _with_padding(
     return inner, weight, [down, across]
 
 
-def _with_norm(
+def _fold_batch_norm(
     module: fx.GraphModule, node: fx.Node, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, fx.Node, tuple[Tensor, Tensor] | None]:
-    """Weight and bias with the batch norm that follows in them, if one does, what they end with, and its spread."""
-    norm: Any = only_user(node)
+    """Weight and bias with a following batch norm folded in, the last operation, and the norm's statistics."""
+    norm: Any = single_user(node)
     if norm is None or norm.target is not aten.native_batch_norm.default or norm.args[5] is not False:
         return weight, bias, node, None
-    result = only_user(norm)
-    statistics = [constant(module, each) for each in norm.args[1:5]]
-    if result is None or result.target is not operator.getitem or statistics[2] is None or statistics[3] is None:
+    result = single_user(norm)
+    parameters = [constant(module, each) for each in norm.args[1:5]]
+    if result is None or result.target is not operator.getitem or parameters[2] is None or parameters[3] is None:
         return weight, bias, node, None
-    gain, shift, mean, variance = (None if each is None else each.double() for each in statistics)
+    gain, shift, mean, variance = (None if each is None else each.double() for each in parameters)
     assert mean is not None
     assert variance is not None
     gain = torch.ones_like(mean) if gain is None else gain
@@ -107,34 +107,34 @@ def _with_norm(
     return weight * scale[:, None, None, None], (bias - mean) * scale + shift, result, (shift, gain.abs())
 
 
-def with_sum(node: fx.Node, last: fx.Node) -> tuple[fx.Node | None, fx.Node]:
-    """What is added to the result, if it is of the same shape and there already, and the operation that adds it."""
-    add = only_user(last)
+def match_sum(node: fx.Node, last: fx.Node) -> tuple[fx.Node | None, fx.Node]:
+    """The other operand of a sum that follows, if it has the same shape and is computed earlier, and the sum."""
+    add = single_user(last)
     if add is None or add.target is not aten.add.Tensor or add.kwargs or len(add.args) != 2:
         return None, last
     other = add.args[1] if add.args[0] is last else add.args[0]
     if not isinstance(other, fx.Node) or other is last or other.op == "get_attr" or not other < node:
         return None, last
-    one, two = value(last), value(other)
+    one, two = meta_of(last), meta_of(other)
     if one.shape != two.shape or one.dtype != two.dtype:
         return None, last
     return other, add
 
 
-def with_activation(last: fx.Node, known: tuple[str, ...]) -> tuple[Activation, fx.Node]:
-    """The activation that follows (oneDNN's name, numbers, manner), if one does, and the operation they end with."""
-    node = only_user(last)
+def match_activation(last: fx.Node, known: tuple[str, ...]) -> tuple[Activation, fx.Node]:
+    """The activation that follows, if there is a `known` one, and the last operation."""
+    node = single_user(last)
     name = _NAMES.get(node.target) if node is not None else None  # type: ignore[call-overload]
     if node is None or name is None or name not in known:
         return ("none", [], ""), last
-    numbers = [float(number) for number in node.args[1:] if name in _NUMBERS]  # type: ignore[arg-type]
-    numbers += _NUMBERS.get(name, ())[len(numbers) :]
-    how = str(node.kwargs.get("approximate", "none")) if name == "gelu" else ""
-    return (name, numbers, how), node
+    parameters = [float(number) for number in node.args[1:] if name in _PARAMETERS]  # type: ignore[arg-type]
+    parameters += _PARAMETERS.get(name, ())[len(parameters) :]
+    algorithm = str(node.kwargs.get("approximate", "none")) if name == "gelu" else ""
+    return (name, parameters, algorithm), node
 
 
 def replace(module: fx.GraphModule, name: str, layer: nn.Module, last: fx.Node, inputs: tuple[Any, ...]) -> None:
-    """Put `layer`, which reads `inputs`, in the place of `last` and all before it that nothing else reads."""
+    """Replace `last`, and all before it that becomes unused, by `layer` of `inputs`."""
     module.add_submodule(name, layer)
     with module.graph.inserting_before(last):
         call = module.graph.call_module(name, inputs)
@@ -143,7 +143,7 @@ def replace(module: fx.GraphModule, name: str, layer: nn.Module, last: fx.Node, 
     module.graph.eliminate_dead_code()
 
 
-def value(node: Any) -> Like:
-    """What a result was like in the trace."""
-    like: Like = node.meta["val"]
-    return like
+def meta_of(node: Any) -> TensorMeta:
+    """Shape and type of a result in the trace."""
+    meta: TensorMeta = node.meta["val"]
+    return meta

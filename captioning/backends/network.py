@@ -1,7 +1,6 @@
-"""A network written down: the operations that it runs on so many images, in order, its weights beside them.
+"""A network traced into an FX graph: its operations (aten's) for a fixed number of images, and its weights.
 
-What PyTorch's own kernels would do one after the other, a back end may do in fewer steps; this is what it
-reads. Knows the operations (aten's) and no back end.
+Back ends rewrite the graph to run several operations in one kernel.
 """
 
 import operator
@@ -22,35 +21,35 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Like:
-    """What a result of an operation was like (its `meta["val"]`)."""
+class TensorMeta:
+    """Shape and type of an operation's result (its `meta["val"]`)."""
 
     shape: torch.Size
     dtype: torch.dtype
 
 
 def trace(network: Network, pixels: Tensor, dtype: torch.dtype = torch.float32) -> fx.GraphModule:
-    """The operations of `network` on as many images as `pixels` (B, S, S, 3) uint8 has, and on no other number.
+    """The operations of `network` for exactly as many images as `pixels` (B, S, S, 3) uint8 has.
 
-    With bfloat16 they are those of autocast. Weights are attributes, and what is made of weights alone is
-    made now.
+    With bfloat16 they are those of autocast. Weights are attributes, and operations on weights alone are
+    folded into them.
     """
-    # Weights that autocast keeps would be taken for constants, their exact values lost.
+    # Weights from autocast's cache would be taken for constants, without their exact values.
     cast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16, cache_enabled=False)
-    # In inference mode operations are not taken apart into simple ones.
+    # In inference mode operations are not decomposed into simple ones.
     with torch.inference_mode(False), torch.no_grad(), cast:
-        recorder = _Recorder(pixels)
-        with recorder:
+        tracer = _Tracer(pixels)
+        with tracer:
             results = network(pixels)
-    module = recorder.module(results)
-    _out_of_place(module)
+    module = tracer.module(results)
+    _make_out_of_place(module)
     _fold_constants(module)
     module.graph.eliminate_dead_code()
     return module
 
 
 def constant(module: fx.GraphModule, node: Any) -> Tensor | None:
-    """The tensor that an argument of an operation stands for, before it was rounded; None for what is no weight."""
+    """The weight that an argument of an operation refers to, before rounding; None where it is not a weight."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
     exact = node.meta.get("exact")
@@ -59,19 +58,19 @@ def constant(module: fx.GraphModule, node: Any) -> Tensor | None:
 
 
 def dtype_of(module: fx.GraphModule, node: fx.Node) -> torch.dtype:
-    """The type that the weight `node` is computed with."""
+    """The type that the weight `node` has in the computation."""
     dtype: torch.dtype = getattr(module, str(node.target)).dtype
     return dtype
 
 
-def only_user(node: fx.Node) -> fx.Node | None:
-    """The one operation that reads a result, if there is but one."""
+def single_user(node: fx.Node) -> fx.Node | None:
+    """The operation that reads a result, if there is exactly one."""
     users = list(node.users)
     return users[0] if len(users) == 1 else None
 
 
 def finish(module: fx.GraphModule) -> fx.GraphModule:
-    """Drop operations and weights that are read no more, and make the module run what is left."""
+    """Remove unused operations and weights, and recompile the module."""
     module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()
@@ -83,48 +82,48 @@ def finish(module: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
-class _Recorder(TorchDispatchMode):
-    """Writes down each operation as it is run. (`make_fx` does so too, and takes a second longer.)"""
+class _Tracer(TorchDispatchMode):
+    """Records each operation as it runs. (`make_fx` does so too, and takes a second longer.)"""
 
     def __init__(self, pixels: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._weights: dict[str, Any] = {}
         self._graph = fx.Graph()
-        # Results are not kept alive: the network lets go of them as it goes.
+        # Keyed weakly, so that results are freed while the network runs.
         self._nodes: Any = WeakIdKeyDictionary({pixels: self._graph.placeholder("images")})
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """No: nothing compiles what is recorded, and to say so to the compiler would take a second to import it."""
+        """False: nothing compiles under this mode, and telling the compiler so would take a second to import it."""
         return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run `func`, and write it down."""
+        """Run `func` and record it."""
         result = func(*args, **(kwargs or {}))
         node = self._graph.call_function(func, *tree_map_only(Tensor, self._node, (args, kwargs or {})))
         if isinstance(result, Tensor):
-            self._name(result, node)
+            self._record(result, node)
         elif isinstance(result, tuple | list):
             for place, part in enumerate(result):
                 if isinstance(part, Tensor):
-                    self._name(part, self._graph.call_function(operator.getitem, (node, place)))
+                    self._record(part, self._graph.call_function(operator.getitem, (node, place)))
         return result
 
     def module(self, results: tuple[Tensor, ...]) -> fx.GraphModule:
-        """What was written down, as a module that gives `results`."""
+        """The recorded operations as a module that returns `results`."""
         self._graph.output(tuple(self._node(result) for result in results))
         self._graph.eliminate_dead_code()
         return fx.GraphModule(self._weights, self._graph)
 
-    def _name(self, result: Tensor, node: fx.Node) -> None:
-        node.meta["val"] = Like(result.shape, result.dtype)
+    def _record(self, result: Tensor, node: fx.Node) -> None:
+        node.meta["val"] = TensorMeta(result.shape, result.dtype)
         self._nodes[result] = node
 
     def _node(self, tensor: Tensor) -> fx.Node:
         if tensor not in self._nodes:
-            # Nothing made it: a weight.
+            # No operation made it: a weight.
             name = f"_weight{len(self._weights)}"
             self._weights[name] = tensor.detach()
             self._nodes[tensor] = self._graph.get_attr(name)
@@ -132,20 +131,20 @@ class _Recorder(TorchDispatchMode):
         return node
 
 
-def _out_of_place(module: fx.GraphModule) -> None:
-    """Operations that overwrite a result that nothing else reads, as their kin that do not."""
+def _make_out_of_place(module: fx.GraphModule) -> None:
+    """Replace in-place operations on results that nothing else reads by their out-of-place variants."""
     node: Any
     nodes: list[Any] = list(module.graph.nodes)
     for node in nodes:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
         name = node.target._schema.name.removeprefix("aten::")
-        kin = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
+        functional = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
         first = node.args[0] if node.args else None
-        if kin is not None and isinstance(first, fx.Node) and only_user(first) == node:
+        if functional is not None and isinstance(first, fx.Node) and single_user(first) == node:
             overload = node.target._overloadname
-            if overload in kin.overloads():
-                node.target = getattr(kin, overload)
+            if overload in functional.overloads():
+                node.target = getattr(functional, overload)
 
 
 def _fold_constants(module: fx.GraphModule) -> None:
@@ -162,14 +161,14 @@ def _fold_constants(module: fx.GraphModule) -> None:
             value = node.target(*args, **kwargs)
         if not isinstance(value, Tensor):
             continue
-        name = f"_made{count}"
+        name = f"_folded{count}"
         count += 1
         module.register_buffer(name, value, persistent=False)
         with module.graph.inserting_before(node):
-            made = module.graph.get_attr(name)
+            folded = module.graph.get_attr(name)
         if node.target is aten._to_copy.default:
-            made.meta["exact"] = constant(module, inputs[0])
+            folded.meta["exact"] = constant(module, inputs[0])
         elif len(inputs) == 1 and "exact" in inputs[0].meta:
-            # Another layout of a rounded weight is as well another layout of the exact one.
-            made.meta["exact"] = node.target(inputs[0].meta["exact"], *args[1:], **kwargs)
-        node.replace_all_uses_with(made)
+            # A layout change of a rounded weight applies to the exact one too.
+            folded.meta["exact"] = node.target(inputs[0].meta["exact"], *args[1:], **kwargs)
+        node.replace_all_uses_with(folded)

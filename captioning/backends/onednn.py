@@ -1,8 +1,8 @@
-"""Convolutions and linear layers as oneDNN runs them fastest: weights packed, batch norms and activations within.
+"""Convolutions and linear layers in oneDNN, with packed weights, folded batch norms and fused activations.
 
-oneDNN comes with PyTorch, whose own kernels use it one operation at a time, unpacked. A batch norm
-becomes part of the weights of the convolution before it, and an activation or the sum of a residual
-block part of the same pass over memory. What is neither stays PyTorch's. Knows operations, no models.
+oneDNN comes with PyTorch, whose own kernels call it one operation at a time with unpacked weights. Here
+a batch norm is folded in_place the weights of the convolution before it, and an activation or the sum of a
+residual block is fused with it. All other operations stay PyTorch's.
 """
 
 from typing import Any
@@ -14,22 +14,22 @@ from captioning.backends.layers import (
     ACTIVATIONS,
     Activation,
     Convolution,
-    convolution_at,
+    match_activation,
+    match_convolution,
+    match_sum,
+    meta_of,
     replace,
-    value,
-    with_activation,
-    with_sum,
 )
-from captioning.backends.network import Network, aten, constant, dtype_of, finish, only_user, trace
+from captioning.backends.network import Network, aten, constant, dtype_of, finish, single_user, trace
 from captioning.decoding.linear import Linear
 
-#: What `decoding.linear` calls those that it knows.
-_OF_LINEAR = {"relu": "relu", "tanh": "tanh", "gelu": "gelu"}
+#: Activations that `decoding.linear` can fuse.
+_LINEAR_ACTIVATIONS = ("relu", "tanh", "gelu")
 _VIEWS = (aten.view.default, aten._unsafe_view.default)
 
 
-def is_here() -> bool:
-    """Whether this PyTorch has oneDNN's fused operations."""
+def is_available() -> bool:
+    """Whether this build of PyTorch has oneDNN's fused operations."""
     return bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
@@ -42,9 +42,9 @@ def prepare(network: Network, pixels: Tensor, dtype: torch.dtype) -> Network:
 
 
 class _Convolution(nn.Module):
-    """A packed convolution of x (B, C, H, W), what is added to it, and its activation."""
+    """A packed convolution of x (B, C, H, W), fused with a sum and an activation."""
 
-    def __init__(self, found: Convolution, size: list[int], activation: Activation, into: bool) -> None:
+    def __init__(self, found: Convolution, size: list[int], activation: Activation, in_place: bool) -> None:
         super().__init__()
         weight = found.weight.to(found.dtype).contiguous(memory_format=torch.channels_last)
         stride, padding, dilation, groups = found.geometry
@@ -53,7 +53,7 @@ class _Convolution(nn.Module):
         self.register_buffer("weight", packed, persistent=False)
         self.register_buffer("bias", found.bias.to(found.dtype), persistent=False)
         self._activation = activation
-        self._into = into
+        self._into = in_place
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         mkldnn = torch.ops.mkldnn
@@ -63,8 +63,8 @@ class _Convolution(nn.Module):
                 x, self.weight, self.bias, *self._geometry, *self._activation
             )
             return result
-        name, numbers, how = self._activation
-        after = ("add", 1.0, None if name == "none" else name, numbers, how)
+        name, parameters, algorithm = self._activation
+        after = ("add", 1.0, None if name == "none" else name, parameters, algorithm)
         if self._into:
             result = mkldnn._convolution_pointwise_.binary(other, x, self.weight, self.bias, *self._geometry, *after)
         else:
@@ -73,7 +73,7 @@ class _Convolution(nn.Module):
 
 
 class _Linear(nn.Module):
-    """A packed linear layer and its activation."""
+    """A packed linear layer fused with its activation."""
 
     def __init__(self, linear: Linear) -> None:
         super().__init__()
@@ -84,22 +84,22 @@ class _Linear(nn.Module):
 
 
 def fuse_convolutions(module: fx.GraphModule) -> None:
-    """Pack the convolutions of `module` that are not packed yet, with what belongs to them."""
+    """Pack the convolutions of `module` that are not packed yet, fused with what follows them."""
     for count, node in enumerate(list(module.graph.nodes)):
-        found = convolution_at(module, node)
+        found = match_convolution(module, node)
         if found is None:
             continue
-        other, last = with_sum(node, found.last)
-        # What is convolved cannot be written over on the way.
-        into = other is not None and other is not found.x and _is_free(other, last)
-        # oneDNN's sums know but one activation.
-        activation, last = with_activation(last, ("relu",) if other is not None else ACTIVATIONS)
-        layer = _Convolution(found, list(value(found.x).shape), activation, into)
+        other, last = match_sum(node, found.last)
+        # The convolution's input cannot be overwritten while it is read.
+        in_place = other is not None and other is not found.x and _may_overwrite(other, last)
+        # With a sum oneDNN supports only one activation.
+        activation, last = match_activation(last, ("relu",) if other is not None else ACTIVATIONS)
+        layer = _Convolution(found, list(meta_of(found.x).shape), activation, in_place)
         replace(module, f"convolution{count}", layer, last, (found.x,) if other is None else (found.x, other))
 
 
 def fuse_linears(module: fx.GraphModule) -> None:
-    """Pack the linear layers of `module`, with their activations."""
+    """Pack the linear layers of `module`, fused with their activations."""
     for count, node in enumerate(list(module.graph.nodes)):
         if node.target is aten.addmm.default and not node.kwargs:
             bias_node, x, weight_node = node.args
@@ -116,8 +116,8 @@ def fuse_linears(module: fx.GraphModule) -> None:
         replace(module, f"linear{count}", layer, last, (x,))
 
 
-def _is_free(other: fx.Node, add: fx.Node) -> bool:
-    """Whether nothing reads `other` after `add`, nor a view of it: the sum may be written over it."""
+def _may_overwrite(other: fx.Node, add: fx.Node) -> bool:
+    """Whether the sum may overwrite `other`: nothing reads it, or a view of it, after `add`."""
     fresh = other.op == "call_module"
     reads = [user for user in other.users if user is not add]
     copies = (aten.convolution.default, aten.constant_pad_nd.default)
@@ -125,14 +125,14 @@ def _is_free(other: fx.Node, add: fx.Node) -> bool:
 
 
 def _linear_activation(node: fx.Node) -> tuple[Any, fx.Node]:
-    """The activation of a linear layer, whose result may be given another shape first."""
-    view = only_user(node)
+    """The activation of a linear layer, whose result may be reshaped first."""
+    view = single_user(node)
     view = view if view is not None and view.target in _VIEWS else None
-    (name, _, how), last = with_activation(view or node, tuple(_OF_LINEAR))
+    (name, _, algorithm), last = match_activation(view or node, _LINEAR_ACTIVATIONS)
     if name == "none":
         return "none", node
     if view is not None:
-        # First the activation, then the shape.
+        # The activation comes first, then the reshape.
         last.replace_all_uses_with(view)
-        return ("gelu_tanh" if how == "tanh" else name), node
-    return ("gelu_tanh" if how == "tanh" else name), last
+        return ("gelu_tanh" if algorithm == "tanh" else name), node
+    return ("gelu_tanh" if algorithm == "tanh" else name), last

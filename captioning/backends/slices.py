@@ -1,7 +1,7 @@
-"""A network that takes so many images and no other number, run on any number of them.
+"""A network for a fixed number of images, run on any number of them.
 
-The last slice is filled up with black pictures. So an image's result does not depend on how many
-came with it, and what the network makes of a few images stays in the processor's cache.
+The last slice is padded with black images. So an image's result does not depend on how many others
+there are, and intermediate results stay in the processor's cache.
 """
 
 import torch
@@ -18,7 +18,7 @@ class Slices:
         self._size = size
 
     def __call__(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """What `run` makes of pixels (B, S, S, 3) uint8, B > 0."""
+        """The results of `run` for pixels (B, S, S, 3) uint8, B > 0."""
         parts = []
         for piece in torch.split(pixels, self._size):
             missing = self._size - len(piece)

@@ -1,1 +1,1 @@
-"""The decoding engine: greedy and beam search over any model that offers a `Stepper`."""
+"""The decoding engine: greedy search, beam search and sampling over any model that offers a `Stepper`."""

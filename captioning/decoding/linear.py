@@ -1,8 +1,7 @@
-"""Linear layers for inference: weights laid out once the way this processor multiplies fastest.
+"""Linear layers for inference, with weights packed once into the layout that this CPU multiplies fastest.
 
-At decoding's shapes (tens to hundreds of rows) PyTorch's own path is far from a CPU's peak; oneDNN on
-weights that were packed beforehand is close to it. Elsewhere, and where gradients are wanted, it is
-PyTorch's linear layer. Knows nothing of what is multiplied.
+At decoding's shapes (tens to hundreds of rows) PyTorch's own layer is far from a CPU's peak; oneDNN with
+prepacked weights is close to it. On other devices, and where gradients are needed, PyTorch's layer runs.
 """
 
 from collections.abc import Callable
@@ -12,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-#: What may follow the product in the same pass.
+#: Activations that can be fused with the product.
 Activation = Literal["none", "relu", "tanh", "gelu", "gelu_tanh"]
 
-#: Rows that the layout is made for; other numbers of rows were found to be as fast.
-_ROWS = 128
+#: The number of rows that weights are packed for; other numbers were measured to be as fast.
+_PACKED_ROWS = 128
 
 
 class Linear:
@@ -24,32 +23,31 @@ class Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none") -> None:
         self._bias, self._activation = bias, activation
-        self._name, _, how = activation.partition("_")
-        self._how = how or _PLAIN[self._name]
+        self._name, _, algorithm = activation.partition("_")
+        self._algorithm = algorithm or _DEFAULT_ALGORITHM[self._name]
         self._packed = _pack(weight)
         self._weight = weight if self._packed is None else None
         #: The type that x must have.
         self.dtype = weight.dtype
-        #: Numbers of a result.
-        self.size = len(weight)
+        self.out_features = len(weight)
 
-    def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        """(R, O), and `plus` (R, O) of the same type, which no activation may come before."""
-        assert plus is None or self._activation == "none"
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(R, O), plus `residual` (R, O) of the same type, which excludes an activation."""
+        assert residual is None or self._activation == "none"
         result: Tensor
         if self._weight is not None:
             result = _activate(functional.linear(x, self._weight, self._bias), self._activation)
-            return result if plus is None else result + plus
+            return result if residual is None else result + residual
         multiply = torch.ops.mkldnn._linear_pointwise
-        if plus is None:
-            result = multiply.default(x, self._packed, self._bias, self._name, [], self._how)
+        if residual is None:
+            result = multiply.default(x, self._packed, self._bias, self._name, [], self._algorithm)
         else:
-            result = multiply.binary(x, plus, self._packed, self._bias, "add")
+            result = multiply.binary(x, residual, self._packed, self._bias, "add")
         return result
 
 
-#: How oneDNN's activations are told apart where there is more than one.
-_PLAIN = {"none": "", "relu": "", "tanh": "", "gelu": "none"}
+#: oneDNN's algorithm for each activation, where the activation's name does not give one.
+_DEFAULT_ALGORITHM = {"none": "", "relu": "", "tanh": "", "gelu": "none"}
 
 
 def _pack(weight: Tensor) -> Tensor | None:
@@ -62,16 +60,16 @@ def _pack(weight: Tensor) -> Tensor | None:
         return None
     if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _ROWS)
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _PACKED_ROWS)
     return packed
 
 
 def _activate(x: Tensor, activation: Activation) -> Tensor:
     if activation == "gelu_tanh":
         return functional.gelu(x, approximate="tanh")
-    plain: dict[str, Callable[[Tensor], Tensor]] = {
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
         "relu": functional.relu,
         "tanh": torch.tanh,
         "gelu": functional.gelu,
     }
-    return x if activation == "none" else plain[activation](x)
+    return x if activation == "none" else functions[activation](x)

@@ -1,8 +1,7 @@
-"""What a caption may not say next: scores of the next token, changed by what was said so far.
+"""Rules on the next token: scores changed by what the caption already contains.
 
-Greedy search changes logits, beam search log-probabilities, as in `transformers`. A processor knows
-tokens only; the search decides what to do with the scores. Shapes: R rows (hypotheses), t tokens
-generated so far.
+As in `transformers`, greedy search changes logits and beam search log-probabilities. Shapes: R rows
+(hypotheses), t tokens generated so far.
 """
 
 from collections.abc import Sequence
@@ -15,10 +14,10 @@ from captioning.decoding.settings import DecodingSettings
 
 
 class Processors:
-    """All that the settings forbid or discourage.
+    """Everything that the settings forbid or discourage.
 
-    `banned` ids are never emitted. The end token is not one of them, even where a vocabulary uses
-    one token to begin and to end (GPT-2).
+    `banned` ids are never emitted. The end token is never among them, even where a vocabulary uses
+    one token both to begin and to end (GPT-2).
     """
 
     def __init__(self, settings: DecodingSettings, eos_id: int, banned: Sequence[int] = ()) -> None:
@@ -26,14 +25,14 @@ class Processors:
         self.eos_id = eos_id
         self._banned = sorted({int(token) for token in banned} - {eos_id})
 
-    def never(self, length: int) -> list[int]:
-        """The tokens that no row may say after `length` tokens."""
+    def banned_at(self, length: int) -> list[int]:
+        """The tokens that no row may emit after `length` tokens."""
         return [*self._banned, *([self.eos_id] if length < self.settings.min_new_tokens else [])]
 
     def __call__(self, scores: Scores, history: Tensor, *, normalised: bool) -> None:
-        """Change `scores` of the next token, given the tokens so far (R, t), in all that depends on the row.
+        """Apply the rules that depend on a row's tokens so far, `history` (R, t), to the `scores` of its next one.
 
-        `normalised` says whether the repetition penalty is one of log-probabilities, or of logits.
+        `normalised` says whether the repetition penalty is applied to log-probabilities or to logits.
         """
         settings, length = self.settings, history.shape[1]
         if settings.repetition_penalty != 1.0 and length > 0:
@@ -43,19 +42,19 @@ class Processors:
 
 
 def penalise_repetition(scores: Scores, history: Tensor, penalty: float, *, normalised: bool) -> None:
-    """Make tokens less likely that the row already holds.
+    """Make tokens that the row already contains less likely.
 
-    A negative score is multiplied by `penalty`, a positive one divided: above 1 both lower it,
-    once however often the token came (Keskar et al. 2019, CTRL). `history` is (R, t) long.
+    A negative score is multiplied by `penalty`, a positive one divided by it: a penalty above 1 lowers
+    both, once however often the token occurred (Keskar et al. 2019, CTRL). `history` is (R, t) long.
     """
-    said = scores.of(history)
-    base = scores.normaliser[:, None] if normalised else torch.zeros_like(said[:, :1])
-    said = said - base
-    scores.set(history, torch.where(said < 0, said * penalty, said / penalty) + base)
+    repeated = scores.gather(history)
+    base = scores.logsumexp[:, None] if normalised else torch.zeros_like(repeated[:, :1])
+    repeated = repeated - base
+    scores.set(history, torch.where(repeated < 0, repeated * penalty, repeated / penalty) + base)
 
 
 def forbid_repeated_ngrams(scores: Scores, history: Tensor, size: int) -> None:
-    """Rule out every token that would complete an n-gram of `history` (R, t) again."""
+    """Forbid every token that would repeat an n-gram of `history` (R, t)."""
     length = history.shape[1]
     if length < size:
         return

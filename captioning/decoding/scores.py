@@ -1,9 +1,9 @@
-"""The scores of all words by row, the places where they are kept, and the best of them.
+"""Next-token scores of every row over the whole vocabulary, and the best candidates among them.
 
-What is kept of a logit l is the exponential itself, 2 ** (l / ln 2 - shift), with a shift for each row:
-the sum, the maxima and the order need nothing else, and a logit that is asked for is its logarithm again.
-The best are looked for only in the blocks with the highest maxima, where they must be. Knows numbers of
-words, not how their logits are made. Shapes: R rows, V words, P pieces of the vocabulary of W words each.
+A logit l is stored as the exponential 2 ** (l / ln 2 - shift), with one shift for each row: sums, maxima and
+order need nothing else, and a logit that is asked for is computed back by a logarithm. The top candidates are
+searched only in the blocks with the highest maxima, where they must be. Shapes: R rows, V vocabulary, P tiles
+of the vocabulary with W tokens each, N groups of K hypotheses (R = N · K).
 """
 
 import math
@@ -13,161 +13,161 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: Words of a block, whose maximum is kept, and blocks of a group, whose maximum is looked at first.
-BLOCK, GROUP = 64, 8
-#: Rows whose logits are made at once on a CPU.
-_AT_ONCE = 192
+#: Tokens in a block and blocks in a superblock. Maxima of blocks are stored; those of superblocks are searched first.
+BLOCK, SUPERBLOCK = 64, 8
+#: Rows processed at once on a CPU.
+_ROWS_PER_CHUNK = 192
 
-#: Exponentials to the base of two are made in a third of the time that others take.
+#: Exponentials to base two take a third of the time of others.
 LOG2E, LN2 = math.log2(math.e), math.log(2.0)
-#: The highest power of two that is a number.
-_MOST = 127.0
+#: The highest power of two that a float32 holds.
+_MAX_EXPONENT = 127.0
 
-#: The logit of a word that is ruled out.
-NEVER = -float("inf")
+#: The logit of a forbidden token.
+NEG_INF = -float("inf")
 
 
-class Part(NamedTuple):
-    """The place for what is kept of W words' logits, in some rows."""
+class TileBuffers(NamedTuple):
+    """Views for one tile of W tokens in some of the rows."""
 
     exponentials: Tensor  # (R, W)
-    blocks: Tensor  # (R, blocks, words of a block), the same
+    blocks: Tensor  # (R, blocks, BLOCK), the same memory
     sums: Tensor  # (R,)
     maxima: Tensor  # (R, blocks)
 
 
-class Kept(NamedTuple):
-    """What is kept of the logits of R rows."""
+class ScoreBuffers(NamedTuple):
+    """The memory behind the scores of R rows."""
 
-    memory: Tensor  # (at least P · R · W,) of which the exponentials are the beginning
-    exponentials: Tensor  # (P, R, W) in P pieces, to the base of two and less the shift
+    memory: Tensor  # (at least P · R · W,), whose beginning is the exponentials
+    exponentials: Tensor  # (P, R, W) to base two, less the shift
     shift: Tensor  # (R, 1)
     sums: Tensor  # (P, R) of the exponentials
-    maxima: Tensor  # (R, P · W / words of a block) of the exponentials
-    portions: list[tuple[slice, list[Part]]]  # the same by rows at once, and by pieces
+    maxima: Tensor  # (R, P · W / BLOCK) of the exponentials
+    chunks: list[tuple[slice, list[TileBuffers]]]  # views: rows processed at once, and their tiles
 
     @classmethod
-    def of(cls, memory: Tensor, rows: int, width: int, sizes: Sequence[int]) -> "Kept":
-        """Room for `rows` of pieces of so many words, which lie `width` apart."""
+    def over(cls, memory: Tensor, rows: int, width: int, sizes: Sequence[int]) -> "ScoreBuffers":
+        """Buffers in `memory` for `rows` and tiles of `sizes` tokens, which start `width` apart."""
         exponentials = memory[: len(sizes) * rows * width].view(len(sizes), rows, width)
-        # The last piece may be shorter: what follows is as if ruled out.
+        # The last tile may be shorter: the rest of it counts as forbidden.
         exponentials[-1, :, sizes[-1] :] = 0.0
         sums = memory.new_empty(len(sizes), rows)
         maxima = memory.new_zeros(rows, len(sizes), width // BLOCK)
-        at_once = _AT_ONCE if memory.device.type == "cpu" else rows
-        portions = []
-        for low in range(0, rows, at_once):
-            some = slice(low, low + at_once)
-            parts = []
+        chunk = _ROWS_PER_CHUNK if memory.device.type == "cpu" else rows
+        chunks = []
+        for first in range(0, rows, chunk):
+            some = slice(first, first + chunk)
+            tiles = []
             for number, size in enumerate(sizes):
                 part = exponentials[number, some, :size]
-                of_blocks = maxima[some, number, : size // BLOCK]
-                parts.append(Part(part, part.view(len(part), -1, BLOCK), sums[number, some], of_blocks))
-            portions.append((some, parts))
-        return cls(memory, exponentials, memory.new_empty(rows, 1), sums, maxima.flatten(1), portions)
+                block_maxima = maxima[some, number, : size // BLOCK]
+                tiles.append(TileBuffers(part, part.view(len(part), -1, BLOCK), sums[number, some], block_maxima))
+            chunks.append((some, tiles))
+        return cls(memory, exponentials, memory.new_empty(rows, 1), sums, maxima.flatten(1), chunks)
 
 
-class Best(NamedTuple):
-    """The best continuations of N lines of hypotheses, C of each line, best first."""
+class Candidates(NamedTuple):
+    """The C best continuations of each of N groups of hypotheses, best first."""
 
-    ranks: Tensor  # (N, C) what they were chosen by
-    parents: Tensor  # (N, C) long, the rows of their lines that they go on from
-    words: Tensor  # (N, C) long
-    own: Tensor  # (N, C) the model's own log-probability of the word, before any change
+    rank_scores: Tensor  # (N, C) what they were selected by
+    parents: Tensor  # (N, C) long, the continued hypothesis's place in its group
+    tokens: Tensor  # (N, C) long
+    log_probs: Tensor  # (N, C) the model's own log-probability of the token, before any change
 
 
 class Scores:
-    """The logits (R, V) of words by row, which a search may change and takes the best of.
+    """The logits (R, V) of the next token, which a search may change and selects the best of.
 
-    `normaliser` (R,) is the logarithm of the sum of their exponentials, before any was ruled out or changed.
+    `logsumexp` (R,) is their normaliser, before any token was forbidden or changed.
     """
 
-    def __init__(self, kept: Kept, normaliser: Tensor, size: int) -> None:
-        self.normaliser = normaliser
-        self.kept = kept
-        self._size = size
-        self._changed: list[tuple[Tensor, Tensor]] = []
-        self._rows = torch.arange(len(normaliser), device=normaliser.device)[:, None]
+    def __init__(self, buffers: ScoreBuffers, logsumexp: Tensor, vocab_size: int) -> None:
+        self.logsumexp = logsumexp
+        self.buffers = buffers
+        self._vocab_size = vocab_size
+        self._changes: list[tuple[Tensor, Tensor]] = []
+        self._rows = torch.arange(len(logsumexp), device=logsumexp.device)[:, None]
 
     @property
     def broken(self) -> Tensor:
-        """(R,) bool: whether a logit of the row is no finite number."""
-        return ~self.normaliser.isfinite()
+        """(R,) bool: whether a row has logits that are not finite."""
+        return ~self.logsumexp.isfinite()
 
-    def of(self, words: Tensor) -> Tensor:
-        """Logits (R, M) of `words` (R, M), as they stand."""
-        return (self.kept.memory[self._places(words)].log2_() + self.kept.shift).mul_(LN2)
+    def gather(self, tokens: Tensor) -> Tensor:
+        """The present logits (R, M) of `tokens` (R, M)."""
+        return (self.buffers.memory[self._positions(tokens)].log2_() + self.buffers.shift).mul_(LN2)
 
-    def set(self, words: Tensor, logits: Tensor) -> None:
-        """Change the logits (R, M) of `words` (R, M). A word that comes twice must be given the same twice."""
-        self._changed.append((words, self.of(words)))
-        powers = (logits * LOG2E - self.kept.shift).clamp_(max=_MOST)
-        # In float64: in float32 the last few of a tensor, which fill no vector, get other last digits than the rest.
-        self.kept.memory[self._places(words)] = powers.double().exp2_().float()
-        self._look_again(words)
+    def set(self, tokens: Tensor, logits: Tensor) -> None:
+        """Set the logits (R, M) of `tokens` (R, M). A token given twice in a row must get the same value twice."""
+        self._changes.append((tokens, self.gather(tokens)))
+        powers = (logits * LOG2E - self.buffers.shift).clamp_(max=_MAX_EXPONENT)
+        # In float64: the float32 kernel rounds the last elements, which fill no vector, differently from the rest.
+        self.buffers.memory[self._positions(tokens)] = powers.double().exp2_().float()
+        self._update_maxima(tokens)
 
-    def forbid(self, words: Tensor, where: Tensor) -> None:
-        """Rule out those of `words` (R, M) `where` (R, M) is true."""
-        self._changed.append((words, self.of(words)))
-        # A word may be named twice of which once is ruled out: the smaller bound holds.
-        bounds = torch.full_like(where, -NEVER, dtype=self.kept.memory.dtype).masked_fill_(where, 0.0)
-        self.kept.memory.scatter_reduce_(0, self._places(words).flatten(), bounds.flatten(), "amin")
-        self._look_again(words)
+    def forbid(self, tokens: Tensor, where: Tensor) -> None:
+        """Forbid those of `tokens` (R, M) `where` (R, M) is true."""
+        self._changes.append((tokens, self.gather(tokens)))
+        # A token may occur twice and be forbidden once: the smaller bound holds.
+        bounds = torch.full_like(where, -NEG_INF, dtype=self.buffers.memory.dtype).masked_fill_(where, 0.0)
+        self.buffers.memory.scatter_reduce_(0, self._positions(tokens).flatten(), bounds.flatten(), "amin")
+        self._update_maxima(tokens)
 
-    def best(self, count: int, lead: Tensor) -> Best:
-        """The `count` best continuations of each line, or all of them.
+    def topk(self, count: int, beam_scores: Tensor) -> Candidates:
+        """The `count` best continuations of each group, or all there are.
 
-        Rows are N lines of K hypotheses, and have a lead (N, K): what their words' log-probabilities are added to.
+        `beam_scores` (N, K) are the hypotheses' scores so far, to which the token's log-probability is added.
         """
-        lines, each = lead.shape
-        offsets = (self.kept.shift[:, 0] * LN2 - self.normaliser) + lead.flatten()
-        # They are in the blocks with the highest maxima, which are in the groups with the highest.
-        maxima = self.kept.maxima.view(len(self._rows), -1, GROUP)
-        first_rows = self._rows[::each]
-        highest = _ranks(maxima.amax(2), offsets[:, None]).view(lines, -1)
+        groups, beams = beam_scores.shape
+        offsets = (self.buffers.shift[:, 0] * LN2 - self.logsumexp) + beam_scores.flatten()
+        # The best are in the blocks with the highest maxima, which are in the superblocks with the highest.
+        maxima = self.buffers.maxima.view(len(self._rows), -1, SUPERBLOCK)
+        first_rows = self._rows[::beams]
+        highest = _rank_scores(maxima.amax(2), offsets[:, None]).view(groups, -1)
         places = highest.topk(min(count, highest.shape[1]), dim=1, sorted=False).indices
-        rows, groups = first_rows + places // maxima.shape[1], places % maxima.shape[1]
-        highest = _ranks(maxima[rows, groups], offsets[rows][:, :, None]).flatten(1)
+        rows, superblocks = first_rows + places // maxima.shape[1], places % maxima.shape[1]
+        highest = _rank_scores(maxima[rows, superblocks], offsets[rows][:, :, None]).flatten(1)
         places = highest.topk(min(count, highest.shape[1]), dim=1, sorted=False).indices
-        rows = rows.gather(1, places // GROUP)
-        blocks = groups.gather(1, places // GROUP) * GROUP + places % GROUP
-        found = self._block(rows, blocks)
-        ranks = _ranks(found, offsets[rows][:, :, None]).flatten(1)
-        ranks, at = ranks.topk(min(count, each * self._size), dim=1)
-        rows = rows.gather(1, at // BLOCK)
-        # What fills up the last block is taken for words where all that is left is ruled out.
-        words = (blocks.gather(1, at // BLOCK) * BLOCK + at % BLOCK).clamp_(max=self._size - 1)
-        logits = (found.flatten(1).gather(1, at).log2_() + self.kept.shift[:, 0][rows]).mul_(LN2)
-        own = self._before(rows, words, logits) - self.normaliser[rows]
-        return Best(ranks, rows - first_rows, words, own)
+        rows = rows.gather(1, places // SUPERBLOCK)
+        blocks = superblocks.gather(1, places // SUPERBLOCK) * SUPERBLOCK + places % SUPERBLOCK
+        found = self._gather_blocks(rows, blocks)
+        rank_scores = _rank_scores(found, offsets[rows][:, :, None]).flatten(1)
+        rank_scores, places = rank_scores.topk(min(count, beams * self._vocab_size), dim=1)
+        rows = rows.gather(1, places // BLOCK)
+        # Padding of the last block is selected only where all that is left is forbidden.
+        tokens = (blocks.gather(1, places // BLOCK) * BLOCK + places % BLOCK).clamp_(max=self._vocab_size - 1)
+        logits = (found.flatten(1).gather(1, places).log2_() + self.buffers.shift[:, 0][rows]).mul_(LN2)
+        log_probs = self._original_logits(rows, tokens, logits) - self.logsumexp[rows]
+        return Candidates(rank_scores, rows - first_rows, tokens, log_probs)
 
-    def _before(self, rows: Tensor, words: Tensor, logits: Tensor) -> Tensor:
-        """What the model itself gave `words` after `rows`, whose present logits these are, all (N, C)."""
-        for named, values in reversed(self._changed):
-            same = words[:, :, None] == named[rows]
-            at = same.to(torch.uint8).argmax(2)
-            logits = torch.where(same.any(2), values[rows, at], logits)
+    def _original_logits(self, rows: Tensor, tokens: Tensor, logits: Tensor) -> Tensor:
+        """The model's own logits of `tokens` in `rows`, whose present ones are `logits`; all (N, C)."""
+        for changed, values in reversed(self._changes):
+            same = tokens[:, :, None] == changed[rows]
+            place = same.to(torch.uint8).argmax(2)
+            logits = torch.where(same.any(2), values[rows, place], logits)
         return logits
 
-    def _places(self, words: Tensor) -> Tensor:
-        """Where `words` (R, M) lie in memory."""
-        _, rows, width = self.kept.exponentials.shape
-        return (words // width * rows + self._rows) * width + words % width
+    def _positions(self, tokens: Tensor) -> Tensor:
+        """Positions of `tokens` (R, M) in the memory."""
+        _, rows, width = self.buffers.exponentials.shape
+        return (tokens // width * rows + self._rows) * width + tokens % width
 
-    def _block(self, rows: Tensor, blocks: Tensor) -> Tensor:
-        """What is kept (N, M, words of a block) of `blocks` (N, M) of `rows`, (N, M) or (N, 1)."""
-        _, count, width = self.kept.exponentials.shape
-        each = width // BLOCK
-        places = (blocks // each * count + rows) * each + blocks % each
-        # Whole blocks are copied, not numbers one by one.
-        return self.kept.memory.view(-1, BLOCK).index_select(0, places.flatten()).view(*blocks.shape, BLOCK)
+    def _gather_blocks(self, rows: Tensor, blocks: Tensor) -> Tensor:
+        """Exponentials (N, M, BLOCK) of `blocks` (N, M) of `rows`, (N, M) or (N, 1)."""
+        _, count, width = self.buffers.exponentials.shape
+        per_tile = width // BLOCK
+        positions = (blocks // per_tile * count + rows) * per_tile + blocks % per_tile
+        # Whole blocks are copied, not single numbers.
+        return self.buffers.memory.view(-1, BLOCK).index_select(0, positions.flatten()).view(*blocks.shape, BLOCK)
 
-    def _look_again(self, words: Tensor) -> None:
-        """Bring the maxima of the words' blocks up to date."""
-        blocks = words // BLOCK
-        self.kept.maxima.scatter_(1, blocks, self._block(self._rows, blocks).amax(2))
+    def _update_maxima(self, tokens: Tensor) -> None:
+        """Recompute the maxima of the blocks that contain `tokens`."""
+        blocks = tokens // BLOCK
+        self.buffers.maxima.scatter_(1, blocks, self._gather_blocks(self._rows, blocks).amax(2))
 
 
-def _ranks(exponentials: Tensor, offsets: Tensor) -> Tensor:
-    """What hypotheses would be ranked by, had these words followed theirs."""
+def _rank_scores(exponentials: Tensor, offsets: Tensor) -> Tensor:
+    """Rank scores of the hypotheses continued by these tokens."""
     return exponentials.log2().mul_(LN2).add_(offsets)

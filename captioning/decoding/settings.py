@@ -1,4 +1,4 @@
-"""Settings of the decoding engine. Knows nothing of models, images or text."""
+"""Settings of the decoding engine."""
 
 from typing import Annotated
 
@@ -9,28 +9,28 @@ from captioning.config import settings
 
 @settings
 class DecodingSettings:
-    """How captions are searched for. The words are those of `transformers`' generation settings."""
+    """How captions are searched for, under the names of `transformers`' generation settings."""
 
     beam_size: Annotated[int, Ge(1), Le(100)] = 3
-    """Hypotheses kept an image; 1 is greedy search."""
+    """Hypotheses kept for an image; 1 is greedy search."""
 
     max_new_tokens: Annotated[int, Ge(1)] = 20
-    """The most tokens of a caption, the end token counted, the prompt not."""
+    """The most tokens of a caption; the end token counts, the prompt does not."""
 
     min_new_tokens: Annotated[int, Ge(0)] = 0
-    """The fewest tokens before the end token may come."""
+    """The fewest tokens before the end token is allowed."""
 
     length_penalty: Annotated[float, Ge(-2), Le(10)] = 1.0
     """Beam search ranks by the sum of log-probabilities over the length to this power."""
 
     repetition_penalty: Annotated[float, Gt(0)] = 1.0
-    """Above 1 makes tokens less likely that the caption already has (the prompt not counted)."""
+    """Above 1 makes tokens that the caption already has less likely (the prompt does not count)."""
 
     no_repeat_ngram_size: Annotated[int, Ge(0)] = 0
-    """No run of this many tokens comes twice in a caption; 0 allows all."""
+    """No n-gram of this many tokens occurs twice in a caption; 0 allows all."""
 
     num_captions: Annotated[int, Ge(1)] = 1
-    """Hypotheses returned an image, best first; at most `beam_size`."""
+    """Hypotheses returned for an image, best first; at most `beam_size`."""
 
     prompt: str | None = None
     """Text that every caption continues."""

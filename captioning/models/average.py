@@ -1,9 +1,9 @@
 """The weighted average of checkpoints: one captioner from several of one architecture and one vocabulary.
 
-Weights that were fine-tuned from one start lie in one valley, and their mean is often better than
-each (Wortsman et al. 2022, "Model soups"); that of a model before and after fine-tuning keeps
-what each is good at ("Robust fine-tuning of zero-shot models", WiSE-FT). Of runs that started
-from different random weights the mean says nothing. Knows checkpoints' folders, no data.
+Weights fine-tuned from the same start lie in one basin of the loss, and their mean is often better
+than each (Wortsman et al. 2022, "Model soups"); the mean of a model before and after fine-tuning
+keeps what each is good at ("Robust fine-tuning of zero-shot models", WiSE-FT). The mean of runs that
+started from different random weights is useless.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,15 +20,15 @@ from captioning.errors import CheckpointError, SettingsError
 from captioning.models.checkpoint import load_model, save_checkpoint
 from captioning.models.checkpoint_config import WEIGHTS, CheckpointConfig, hash_files, read_config
 
-#: Settings of a model that say how it learns: they may differ, the first checkpoint's are kept.
-_OF_LEARNING = frozenset(
+#: Settings that affect only training: they may differ, and the first checkpoint's are kept.
+_TRAINING_ONLY = frozenset(
     ("dropout", "feature_dropout", "attention_penalty", "tune_from", "train", "weights", "gradient_checkpointing")
 )
 
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint that goes into the average."""
+    """A checkpoint to be averaged."""
 
     name: str
     folder: Path
@@ -42,17 +42,17 @@ def average_checkpoints(
     name: str = "average",
     dtype: Literal["float32", "float16"] = "float32",
 ) -> None:
-    """Write to `folder` the captioner whose every weight is the mean of the sources', by their shares of the weights.
+    """Write to `folder` the captioner whose weights are the weighted mean of the sources'.
 
-    Words, preprocessing and decoding are the first source's, as are counts (tensors that are no
-    floating point). Sums are taken in float64. Raises `CheckpointError` for checkpoints that do not
-    go together, `SettingsError` for weights that are no shares.
+    Tokenizer, preprocessing and decoding are the first source's, as are counters (integer tensors).
+    Sums are in float64. Raises `CheckpointError` for checkpoints that do not match, `SettingsError`
+    for invalid averaging weights.
     """
     shares = _shares(sources)
     configs = [read_config(source.folder) for source in sources]
     hashes = [hash_files(source.folder) for source in sources]
     for source, config, files in zip(sources[1:], configs[1:], hashes[1:], strict=True):
-        _check_alike(sources[0], configs[0], hashes[0], source, config, files)
+        _check_match(sources[0], configs[0], hashes[0], source, config, files)
     tokenizer = load_tokenizer(sources[0].folder)
     model = load_model(sources[0].folder, configs[0], tokenizer)
     total: dict[str, Tensor] = {}
@@ -67,7 +67,7 @@ def average_checkpoints(
             else:
                 total[key] = share * value.double()
     weights = {key: value.float() if value.is_floating_point() else value for key, value in total.items()}
-    parts = [
+    provenance = [
         {
             "name": source.name,
             "share": share,
@@ -83,8 +83,8 @@ def average_checkpoints(
         configs[0].preprocess,
         configs[0].decoding,
         weights=weights,
-        provenance={"average": parts},
-        card=_card(name, configs[0], parts),
+        provenance={"average": provenance},
+        card=_card(name, configs[0], provenance),
         dtype=dtype,
     )
 
@@ -99,7 +99,7 @@ def _shares(sources: Sequence[Source]) -> list[float]:
     return [weight / total for weight in weights]
 
 
-def _check_alike(
+def _check_match(
     first: Source,
     config: CheckpointConfig,
     files: Mapping[str, str],
@@ -111,14 +111,14 @@ def _check_alike(
     one, two = (_structure(to_dict(each.architecture)) for each in (config, other_config))
     if one != two:
         keys = sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))
-        told = ", ".join(f"{key} ({two.get(key)!r}, not {one.get(key)!r})" for key in keys[:5])
-        raise CheckpointError(f"{where}: they are not of one architecture, and differ in {told}.")
+        differences = ", ".join(f"{key} ({two.get(key)!r}, not {one.get(key)!r})" for key in keys[:5])
+        raise CheckpointError(f"{where}: they are not of one architecture, and differ in {differences}.")
     if config.preprocess != other_config.preprocess:
         raise CheckpointError(
             f"{where}: they see images through different preprocessing. Average checkpoints of one recipe."
         )
-    words = [{key: value for key, value in each.items() if key != WEIGHTS} for each in (files, other_files)]
-    if words[0] != words[1]:
+    tokenizers = [{key: value for key, value in each.items() if key != WEIGHTS} for each in (files, other_files)]
+    if tokenizers[0] != tokenizers[1]:
         raise CheckpointError(
             f"{where}: their tokenizers differ, so that a token is one word here and another there. "
             "Train the one from the other (init=REF) with tokenizer.extend=false, which keeps the words."
@@ -126,10 +126,10 @@ def _check_alike(
 
 
 def _structure(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings that decide what the model computes, nested keys joined by dots."""
+    """The settings that affect what the model computes, flattened to dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if key in _OF_LEARNING:
+        if key in _TRAINING_ONLY:
             continue
         if isinstance(value, Mapping):
             flat |= _structure(value, f"{prefix}{key}.")
@@ -163,9 +163,9 @@ An image captioner ({kind}): the weighted average of {len(parts)} checkpoints, b
 |---|---|---|
 {rows}
 
-Words, preprocessing and decoding are those of the first. How each was trained, and on what data, is in `config.json`
-under `provenance.average`; their terms hold for the average too. It has no scores of its own until it is evaluated:
-`python -m jobs evaluate --model FOLDER --data SHARDS`.
+Vocabulary, preprocessing and decoding are those of the first. How each was trained, and on what data, is in
+`config.json` under `provenance.average`; their terms hold for the average too. It has no scores of its own until it
+is evaluated: `python -m jobs evaluate --model FOLDER --data SHARDS`.
 
 ```python
 from captioning import load_captioner

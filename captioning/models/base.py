@@ -1,7 +1,7 @@
-"""What every captioning model offers: pixels in, logits out, trained or decoded.
+"""The interface of captioning models: pixels and token ids in, logits out, for training and decoding.
 
-A model knows nothing of files, archives or text: it sees pixels and token ids. Shapes use
-B images, C captions an image, T tokens, V vocabulary entries, S pixels a side.
+Files, archives and text are left to others. Shapes: B images, N captions, T tokens, K targets,
+V vocabulary entries, S pixels a side.
 """
 
 from abc import ABC, abstractmethod
@@ -16,13 +16,13 @@ from captioning.decoding.stepper import Stepper
 from captioning.errors import SettingsError
 from captioning.models.encoder_settings import EncoderShare
 
-#: Target id that is not learned from (the default `ignore_index` of PyTorch's cross entropy).
+#: Target id that the loss ignores (the default `ignore_index` of PyTorch's cross entropy).
 PAD_TARGET = -100
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a model must know of the tokenizer: the number of tokens, and which begins and ends a caption."""
+    """What a model needs of the tokenizer: the number of tokens, and those that begin and end a caption."""
 
     size: int
     bos_id: int
@@ -31,11 +31,11 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class TeacherForced:
-    """What a model makes of captions it is shown.
+    """A model's output for given captions.
 
     `logits` is (K, V) float, one row for each of the K targets that are not `PAD_TARGET`, in the
-    row-major order of the captions; `penalty` is (K,) float, what the objective adds for each
-    of them (an attention term, say), or None.
+    row-major order of the captions; `penalty` is (K,) float, added to the objective for each target
+    (an attention term, say), or None.
     """
 
     logits: Tensor
@@ -43,77 +43,78 @@ class TeacherForced:
 
 
 class CaptionModel(nn.Module, ABC):
-    """A model that captions images. Pixels are uint8 (B, S, S, 3); it normalises them itself, on its own device.
+    """A model that captions images. Pixels are uint8 (B, S, S, 3); the model normalises them on its own device.
 
-        training   pixels ── stem ──▶ what a feature cache keeps ── finish ──▶ features ── forward ──▶ logits
-        decoding   pixels ── see ───▶ tensors ─────────────────── features ──▶ features ── stepper ──▶ a `Stepper`
+        training   pixels ── stem ──▶ stem output ── encode_stem ──▶ features ── forward ──▶ logits
+        decoding   pixels ── encoder_outputs ──▶ tensors ── features ──▶ features ── stepper ──▶ a `Stepper`
 
-    `encode` is `stem` and `finish` in one. `see` does as much of it as another back end can run in PyTorch's place.
+    A feature cache keeps the stem output. `encode` is `stem` and `encode_stem` in one. `encoder_outputs` can be run by
+    another back end in PyTorch's place.
     """
 
     #: The settings that rebuild the model without any weights but its own.
     settings: Any
     vocab_size: int
-    #: Beginnings of the names of parameters that come pretrained, for a learning rate of their own.
-    pretrained_parts: tuple[str, ...] = ()
-    #: The same of the image encoder.
-    encoder_parts: tuple[str, ...] = ()
-    #: Names of the methods that are worth compiling: tensors in, tensors out, no look at their values on the way.
-    networks: tuple[str, ...] = ()
-    #: Every part must run equally often, whatever the batch: other processes run theirs at the same time (FSDP).
-    in_step: bool = False
+    #: Name prefixes of the parameters that are pretrained, for a learning rate of their own.
+    pretrained_prefixes: tuple[str, ...] = ()
+    #: Name prefixes of the image encoder's parameters.
+    encoder_prefixes: tuple[str, ...] = ()
+    #: Names of the methods worth compiling: tensors in, tensors out, no branches on their values.
+    compilable: tuple[str, ...] = ()
+    #: Run every part equally often, whatever the batch, since all processes must run it at the same time (FSDP).
+    lockstep: bool = False
 
     def encode(self, pixels: Tensor) -> Any:
         """Pixels (B, S, S, 3) uint8 to the images' features, as `forward` and `stepper` take them."""
-        return self.finish(self.stem(pixels))
+        return self.encode_stem(self.stem(pixels))
 
     @abstractmethod
-    def see(self, pixels: Tensor) -> tuple[Tensor, ...]:
+    def encoder_outputs(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """All that a decoder needs of pixels (B, S, S, 3) uint8, as tensors (B, …).
 
-        Tensors in, tensors out, and no look at their values on the way: another back end may run it in PyTorch's
+        Tensors in, tensors out, no branches on their values: another back end may run it in PyTorch's
         place (`captioning.backends`).
         """
 
     @abstractmethod
-    def features(self, seen: tuple[Tensor, ...]) -> Any:
-        """What `see` gave as `stepper` takes it."""
+    def features(self, outputs: tuple[Tensor, ...]) -> Any:
+        """The result of `encoder_outputs` in the form that `stepper` takes."""
 
     @abstractmethod
     def stem(self, pixels: Tensor) -> Tensor:
-        """What the frozen part of the image encoder makes of pixels (B, S, S, 3) uint8: (B, …) float.
+        """The output (B, …) float of the frozen part of the image encoder for pixels (B, S, S, 3) uint8.
 
-        Without gradients and in evaluation mode, so that it can be kept and read again (a feature
-        cache). Where nothing is frozen, the pixels as they are.
+        Without gradients and in evaluation mode, so that it can be cached. Where nothing is frozen,
+        the pixels themselves.
         """
 
     @abstractmethod
-    def finish(self, stem: Tensor) -> Any:
-        """The images' features from what `stem` gave, whatever float type it was kept in."""
+    def encode_stem(self, stem: Tensor) -> Any:
+        """The images' features from the output of `stem`, in whatever float type it was cached."""
 
     @abstractmethod
     def stem_identity(self) -> str | None:
-        """SHA-256 over all that `stem` rests on (weights, structure), or None where nothing is frozen."""
+        """SHA-256 of all that `stem` depends on (weights, structure), or None where nothing is frozen."""
 
     @abstractmethod
-    def forward(self, features: Any, captions: Tensor, images: Tensor, said: Tensor | None = None) -> TeacherForced:
+    def forward(self, features: Any, captions: Tensor, images: Tensor, context: Tensor | None = None) -> TeacherForced:
         """Score captions by teacher forcing.
 
         `captions` is (N, T) long: token ids without BOS, with EOS, padded with `PAD_TARGET`;
         `images` is (N,) long, the row of `features` that each caption describes.
         The targets are `captions` themselves: the shift by one is made here and nowhere else.
-        `said` (N, T), in the place of `captions`, is what is read before each target.
+        `context` (N, T) replaces `captions` as the tokens read before each target (scheduled sampling).
         """
 
     @abstractmethod
-    def read_text(self, captions: Tensor) -> TeacherForced:
-        """Score captions (N, T) without any image, the decoder being a language model."""
+    def forward_text(self, captions: Tensor) -> TeacherForced:
+        """Score captions (N, T) without images, the decoder being a language model."""
 
     def attention(self, features: Any, captions: Tensor, images: Tensor) -> Tensor | None:  # noqa: ARG002
-        """Where the model looks as it says each token: weights (N, T, rows, columns) float32 over the encoder's grid.
+        """Where the model looks for each token: weights (N, T, rows, columns) float32 over the encoder's grid.
 
-        `captions` (N, T) and `images` (N,) as `forward` takes them. The weights of a token sum to 1; those of
-        `PAD_TARGET` mean nothing. None for a model that has no attention over a grid.
+        `captions` (N, T) and `images` (N,) are as in `forward`. The weights of a token sum to 1; those of
+        `PAD_TARGET` mean nothing. None for a model without attention over a grid.
         """
         return None
 
@@ -121,38 +122,38 @@ class CaptionModel(nn.Module, ABC):
         """The images' embeddings (B, D), which contrastive training compares with text. Raises `SettingsError`."""
         raise SettingsError(f"model.kind {self.settings.kind} has no image embedding to compare with text.")
 
-    def take_over(self, state: Mapping[str, Tensor]) -> None:
-        """Take the weights of the same captioner under other training settings (a stage before)."""
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Load the weights of the same captioner under other training settings (of an earlier stage)."""
         self.load_state_dict(state)
 
     @abstractmethod
     def encoder_tuning(self, share: EncoderShare) -> dict[str, Any]:
-        """Changes of `settings` with which this share of the image encoder learns, and all of the decoder.
+        """Changes to `settings` that train this share of the image encoder, and all of the decoder.
 
-        Raises `SettingsError` where the model cannot tell which part that is.
+        Raises `SettingsError` where the model does not know which part that is.
         """
 
     @abstractmethod
     def grow_vocabulary(self, size: int) -> None:
-        """Make room for `size` tokens. New ones begin as the mean of those there are.
+        """Extend the vocabulary to `size` tokens. New ones start as the mean of the others.
 
-        So they are little likely, and the model says what it said, until they have learned (Hewitt
+        So they are unlikely at first, and captions stay the same until they are learned (Hewitt
         2021, "Initializing new word embeddings for pretrained language models").
         """
 
     @property
-    def plain_settings(self) -> Any:
-        """The settings that a checkpoint holds: those that rebuild the model of a `plain_state`."""
+    def checkpoint_settings(self) -> Any:
+        """The settings that a checkpoint holds: they rebuild the model of a `checkpoint_state`."""
         return self.settings
 
-    def plain_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """A state of this model as a checkpoint holds it: without what only training needs."""
+    def checkpoint_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A state of this model as a checkpoint holds it, without what only training needs."""
         return state
 
-    def record_steps(self) -> None:
-        """From now on have decoding's steps recorded on a GPU, and played back (`captioning.decoding.recorded`).
+    def enable_cuda_graphs(self) -> None:
+        """Capture decoding steps as CUDA graphs from now on (`captioning.decoding.cuda_graphs`).
 
-        Raises `SettingsError` for a model whose steps are few kernels as it is.
+        Raises `SettingsError` for a model whose steps are few kernels anyway.
         """
         raise SettingsError(f"model.kind {self.settings.kind} has no steps to record: leave cuda_graphs out.")
 
@@ -160,19 +161,19 @@ class CaptionModel(nn.Module, ABC):
     def stepper(self, features: Any, prompt: list[int] | None = None) -> Stepper:
         """A `Stepper` over the images of `features`, for the decoding engine.
 
-        `prompt` holds token ids that every caption continues (not part of the result).
+        `prompt` holds token ids that every caption continues; they are not part of the result.
         """
 
     @abstractmethod
     def max_positions(self) -> int | None:
-        """The most tokens a caption can have, or None when there is no bound."""
+        """The most tokens that prompt and caption can have together, or None for no bound."""
 
     @property
     def has_attention(self) -> bool:
-        """Whether `attention` tells anything."""
+        """Whether `attention` returns weights."""
         return False
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device

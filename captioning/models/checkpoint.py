@@ -1,7 +1,7 @@
 """A captioner on disk: `config.json`, `model.safetensors`, tokenizer files and a model card.
 
-Reads and writes folders on a local disk; what can be told without the weights, `checkpoint_config` reads.
-Where a checkpoint comes from is `refs.py`'s business.
+Reads and writes folders on a local disk. `checkpoint_config` reads what needs no weights, and `refs.py` fetches
+checkpoints from elsewhere.
 """
 
 import json
@@ -38,11 +38,11 @@ def save_checkpoint(
     card: str | None = None,
     dtype: Literal["float32", "float16"] = "float32",
 ) -> None:
-    """Write a captioner to `folder`, which is made. `weights` stand in for the model's own (averaged ones, say)."""
+    """Write a captioner to `folder`, created if needed. `weights` replace the model's own (averaged ones, say)."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)
-    state = model.plain_state(weights if weights is not None else model.state_dict())
-    # Tied weights are one tensor under several names; safetensors wants each once, the model ties them again.
+    state = model.checkpoint_state(weights if weights is not None else model.state_dict())
+    # Tied weights are one tensor under several names. safetensors takes each once, and the model ties them again.
     tied = set(tied_names(model))
     to = getattr(torch, dtype)
     tensors = {
@@ -53,7 +53,7 @@ def save_checkpoint(
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config = {
         "format_version": FORMAT_VERSION,
-        "architecture": to_dict(model.plain_settings),
+        "architecture": to_dict(model.checkpoint_settings),
         "preprocess": to_dict(preprocess),
         "decoding": to_dict(decoding),
         "provenance": dict(provenance or {}),
@@ -64,7 +64,7 @@ def save_checkpoint(
 
 
 def load_model(folder: Path, config: CheckpointConfig, tokenizer: Tokenizer) -> CaptionModel:
-    """The model of the checkpoint in `folder`, in float32, trainable as its settings say. Raises `CheckpointError`."""
+    """Load the checkpoint in `folder`, in float32, frozen as its settings say. Raises `CheckpointError`."""
     vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
     model = build_model(config.architecture, vocabulary, config.preprocess, pretrained=False)
     try:
@@ -87,11 +87,11 @@ def load_model(folder: Path, config: CheckpointConfig, tokenizer: Tokenizer) -> 
 
 
 def tied_names(model: CaptionModel) -> list[str]:
-    """Names of tensors that share their storage with one of an earlier name."""
+    """Names of tensors that share their storage with an earlier one."""
     seen: dict[tuple[int, torch.Size], str] = {}
     tied = []
     for name, value in model.state_dict(keep_vars=True).items():
-        # What is spread over processes has no storage of its own.
+        # Tensors sharded over processes have no storage of their own.
         key = (value.data_ptr() or id(value), value.shape)
         if value.numel() and key in seen:
             tied.append(name)

@@ -1,7 +1,6 @@
-"""What a checkpoint says of itself: its `config.json`, the names of its files, and their hashes.
+"""A checkpoint's metadata: its `config.json`, the names of its files, and their hashes.
 
-Neither its weights nor a model are loaded, and PyTorch is not imported: whoever only asks what a
-captioner is does not wait for it.
+Loads no weights and does not import PyTorch, so that describing a captioner is quick.
 """
 
 import hashlib
@@ -28,19 +27,19 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What `config.json` says: everything about a captioner but its weights and words."""
+    """The contents of `config.json`: everything about a captioner but its weights and vocabulary."""
 
-    #: Architecture and preprocessing as written: a setting that a later version adds does not change them.
+    #: Architecture and preprocessing as in the file, without defaults that later versions add.
     written: Mapping[str, Any]
     architecture: Any
     preprocess: PreprocessSettings
     decoding: DecodingSettings
-    #: How it was made: data, recipe, scores. For people; nothing is computed from it.
+    #: How the captioner was made: data, recipe, scores. For people only.
     provenance: Mapping[str, Any]
 
 
 def read_config(folder: Path) -> CheckpointConfig:
-    """What the checkpoint in `folder` is, without its weights. Raises `CheckpointError`."""
+    """Read the `config.json` of the checkpoint in `folder`. Raises `CheckpointError`."""
     path = folder / CONFIG
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -76,7 +75,7 @@ def read_config(folder: Path) -> CheckpointConfig:
 
 
 def hash_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of the weights and of each tokenizer file: what a checkpoint's identity rests on."""
+    """SHA-256 of the weights and of each tokenizer file, which identify a checkpoint."""
     hashes = {}
     for name in sorted((WEIGHTS, *TOKENIZER_FILES)):
         if (folder / name).is_file():

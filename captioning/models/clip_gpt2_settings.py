@@ -1,4 +1,4 @@
-"""What a CLIP-GPT2 is told: its two towers, what joins them, and what of it learns. Imports no PyTorch."""
+"""Settings of a CLIP-GPT2: its two towers, the mapper, and which parts are trained. Imports no PyTorch."""
 
 from typing import Annotated, Literal
 
@@ -9,8 +9,8 @@ from captioning.models.lora_settings import LoraSettings
 from captioning.models.mapper_settings import MapperSettings
 from captioning.models.tower_settings import ClipTower, CnnTower, Gpt2Tower
 
-#: What learns, by the setting `train`.
-LEARNING = {
+#: The trained parts, by the setting `train`.
+TRAINED = {
     "mapper": {"mapper"},
     "decoder": {"mapper", "gpt2"},
     "all": {"clip", "mapper", "gpt2"},
@@ -21,10 +21,10 @@ LEARNING = {
 
 @settings
 class ClipGpt2Settings:
-    """The parts of a CLIP-GPT2, and which of them learn."""
+    """The parts of a CLIP-GPT2, and which of them are trained."""
 
     kind: Literal["clip_gpt2"] = "clip_gpt2"
-    """CLIP that sees, GPT-2 that writes, and a mapper between them."""
+    """CLIP encodes the image, GPT-2 writes the caption, and a mapper connects them."""
 
     clip: str | ClipTower | CnnTower = "openai/clip-vit-base-patch32"
     """A hub id, `ORG/NAME@REVISION`, a folder in the hub's layout, sizes for random weights, or (`encoder`) a CNN."""
@@ -34,18 +34,18 @@ class ClipGpt2Settings:
 
     mapper: MapperSettings = MapperSettings()
     train: Literal["mapper", "decoder", "all", "clip", "gpt2"] = "decoder"
-    """What learns: the mapper alone, the mapper and GPT-2 (`decoder`), CLIP too (`all`); or one tower by itself, before
-    there is anything to map: `clip` (objective contrastive), `gpt2` (objective language_model)."""
+    """What is trained: the mapper alone, the mapper and GPT-2 (`decoder`), CLIP too (`all`); or one tower by itself,
+    before the two are joined: `clip` (objective contrastive), `gpt2` (objective language_model)."""
 
     lora: LoraSettings | None = None
-    """Where GPT-2 learns, only adapters in it do (extra `lora`). Checkpoints have them merged into its weights."""
+    """Train GPT-2 only through adapters (extra `lora`). Checkpoints have them merged into its weights."""
 
     gradient_checkpointing: bool = False
-    """Training keeps no states within GPT-2's blocks and computes them again: less memory, a third more time."""
+    """Recompute the activations within GPT-2's blocks in the backward pass: less memory, a third more time."""
 
     dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.1
     """Dropout in the mapper and throughout GPT-2."""
 
     def __post_init__(self) -> None:
-        if self.lora is not None and "gpt2" not in LEARNING[self.train]:
+        if self.lora is not None and "gpt2" not in TRAINED[self.train]:
             raise ValueError(f"lora is for training GPT-2, and train is {self.train!r}: set it to decoder, all or gpt2")

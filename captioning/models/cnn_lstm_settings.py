@@ -1,4 +1,4 @@
-"""What a CNN-LSTM is told: its encoder, and the sizes of what writes the caption. Imports no PyTorch."""
+"""Settings of a CNN-LSTM: its encoder, and the sizes of its decoder. Imports no PyTorch."""
 
 from typing import Annotated, Literal
 
@@ -7,7 +7,7 @@ from annotated_types import Ge, Gt, Interval
 from captioning.config import settings
 from captioning.models.encoder_settings import EncoderSettings
 
-_Share = Annotated[float, Interval(ge=0, lt=1)]
+_Fraction = Annotated[float, Interval(ge=0, lt=1)]
 
 
 @settings
@@ -15,29 +15,29 @@ class CnnLstmSettings:
     """The sizes of a CNN-LSTM."""
 
     kind: Literal["cnn_lstm"] = "cnn_lstm"
-    """A CNN that sees, an LSTM that writes."""
+    """A CNN encodes the image, an LSTM writes the caption."""
 
     encoder: EncoderSettings = EncoderSettings()
     attention: bool = True
-    """Soft attention over the grid; without it the pooled feature alone."""
+    """Soft attention over the grid; without it only the pooled feature is used."""
 
     heads: Annotated[int, Gt(0)] = 8
     """Attention heads."""
 
     embedding_size: Annotated[int, Gt(0)] = 512
-    """Width of the words that the LSTM reads."""
+    """Width of the token embeddings."""
 
     hidden_size: Annotated[int, Gt(0)] = 512
-    """Width of the state of the LSTM."""
+    """Width of the LSTM's state."""
 
-    dropout: _Share = 0.3
-    """Dropout of words, of grid features and before the vocabulary."""
+    dropout: _Fraction = 0.3
+    """Dropout of token embeddings, of the LSTM's states and before the output layer."""
 
-    feature_dropout: _Share = 0.1
-    """Dropout of the grid that the encoder gives."""
+    feature_dropout: _Fraction = 0.1
+    """Dropout of the encoder's grid."""
 
     attention_penalty: Annotated[float, Ge(0)] = 0.0
-    """Weight of Xu et al.'s doubly-stochastic term: every cell should be looked at once a caption."""
+    """Weight of Xu et al.'s doubly stochastic term, which makes a caption attend to every cell equally."""
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.heads:

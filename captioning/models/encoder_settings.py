@@ -1,10 +1,10 @@
-"""What a CNN encoder is told: which network, its weights, and how much of it learns. Imports no PyTorch."""
+"""Settings of a CNN encoder: the network, its weights, and how much of it is trained. Imports no PyTorch."""
 
 from typing import Any, Literal
 
 from captioning.config import settings
 
-#: How much of an image encoder learns: nothing, the parts that make the last and coarsest grid (`late`), or all of it.
+#: How much of an image encoder is trained: nothing, the parts that make the last, coarsest grid (`late`), or all.
 EncoderShare = Literal["frozen", "late", "all"]
 
 
@@ -28,7 +28,7 @@ class EncoderSettings:
 
     @staticmethod
     def tuning(part: str | None) -> dict[str, Any]:
-        """Changes of these settings with which the encoder learns from `part` on, `all` of it, or nothing (None)."""
+        """Changes to these settings that train the encoder from `part` on, `all` of it, or nothing (None)."""
         return {"tune_from": part} if part == "all" else {"tune_from": part, "norm_statistics": "fixed"}
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """CNN encoders by name, from timm or torchvision: pixels in, a grid of features out.
 
-An encoder runs in two parts: the frozen stem, whose result can be kept, and the rest, which is
-trained. Knows nothing of captions. Shapes: B images, S pixels a side, L grid cells, D channels.
+An encoder has two parts: the frozen stem, whose output can be cached, and the rest, which is
+trained. Shapes: B images, S pixels a side, L grid cells, D channels.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ from captioning.models.lazy_compiler import without_compiler
 class GridEncoder(nn.Module):
     """A CNN without its head: normalised pixels (B, 3, S, S) to a grid (B, L, D), which is `rest(stem(pixels))`.
 
-    The trunk is a chain of pieces (a convolution, a stage of blocks); those before the first that is
-    trained are the stem. With fixed statistics the trunk stays in evaluation mode while it is trained:
-    those gathered on ImageNet are better than those of a small batch, and frozen layers must not drift.
+    The trunk is a chain of pieces (a convolution, a stage of blocks); those before the first trained one are
+    the stem. With fixed statistics the trunk stays in evaluation mode while it is trained: statistics
+    gathered on ImageNet are better than those of a small batch, and frozen layers must not drift.
     """
 
     def __init__(self, settings: EncoderSettings, *, pretrained: bool) -> None:
@@ -42,12 +42,12 @@ class GridEncoder(nn.Module):
 
     @property
     def has_stem(self) -> bool:
-        """Whether `stem` does anything: false where the first piece is trained, or the trunk is no known chain."""
+        """Whether `stem` computes anything: not where the first piece is trained or the trunk is no known chain."""
         return self._frozen > 0
 
     @property
     def pieces(self) -> list[nn.Module]:
-        """The modules that are run one after the other."""
+        """The modules that run one after the other."""
         return [self._piece(name) for name in self._pieces]
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -55,24 +55,24 @@ class GridEncoder(nn.Module):
 
     @torch.no_grad()
     def stem(self, pixels: Tensor) -> Tensor:
-        """The frozen pieces: normalised pixels (B, 3, S, S) to their map (B, C, h, w); or the pixels as they are."""
+        """The frozen pieces: normalised pixels (B, 3, S, S) to a feature map (B, C, h, w), or the pixels themselves."""
         for name in self._pieces[: self._frozen]:
             pixels = self._piece(name)(pixels)
         return pixels
 
     def rest(self, stem: Tensor) -> Tensor:
-        """The pieces that are trained: what `stem` gave to the grid (B, L, D)."""
+        """The trained pieces: the output of `stem` to the grid (B, L, D)."""
         # On a CPU the gradients of convolutions take 1.5 times as long in bfloat16 as in float32.
-        learns = torch.is_grad_enabled() and self._frozen < len(self._pieces)
-        exact = learns and stem.device.type == "cpu"
-        with torch.autocast(stem.device.type, enabled=not exact and torch.is_autocast_enabled(stem.device.type)):
+        needs_grad = torch.is_grad_enabled() and self._frozen < len(self._pieces)
+        fp32 = needs_grad and stem.device.type == "cpu"
+        with torch.autocast(stem.device.type, enabled=not fp32 and torch.is_autocast_enabled(stem.device.type)):
             for name in self._pieces[self._frozen :]:
-                stem = self._piece(name)(stem.float() if exact else stem)
+                stem = self._piece(name)(stem.float() if fp32 else stem)
         return stem.flatten(2).transpose(1, 2)
 
     @torch.no_grad()
     def late_part(self) -> str:
-        """Name, as `tune_from` takes it, of the first of the pieces that make the last and coarsest grid.
+        """Name, as for `tune_from`, of the first of the pieces that make the last, coarsest grid.
 
         Raises `SettingsError` where the trunk is no known chain.
         """
@@ -86,14 +86,14 @@ class GridEncoder(nn.Module):
         grid = torch.zeros(1, 3, 64, 64, device=next(self.trunk.parameters()).device)
         for at, name in enumerate(self._pieces):
             size, grid = grid.shape[-1], self._piece(name)(grid)
-            learning = [later for later in self._pieces[at:] if any(True for _ in self._piece(later).parameters())]
-            if grid.shape[-1] < size and learning:
-                late = learning[0]
+            trainable = [later for later in self._pieces[at:] if any(True for _ in self._piece(later).parameters())]
+            if grid.shape[-1] < size and trainable:
+                late = trainable[0]
         self.trunk.train(mode)
         return late.removeprefix("model.")
 
     def stem_identity(self) -> str | None:
-        """SHA-256 (hex) over the structure and the weights of the frozen pieces; None where there are none."""
+        """SHA-256 (hex) of the structure and the weights of the frozen pieces; None where there are none."""
         if not self.has_stem:
             return None
         digest = hashlib.sha256(self._name.encode())
@@ -101,25 +101,25 @@ class GridEncoder(nn.Module):
             piece = self._piece(name)
             digest.update(f"\n{name}: {piece!r}\n".encode())
             for key, value in piece.state_dict().items():
-                if not key.endswith("num_batches_tracked"):  # counts what was learned from; nothing rests on it
+                if not key.endswith("num_batches_tracked"):  # a count of batches; no output depends on it
                     data = value.detach().cpu().contiguous()
                     digest.update(f"{key} {tuple(data.shape)} {data.dtype}\n".encode())
                     digest.update(data.reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
     def _piece(self, name: str) -> nn.Module:
-        # By name, so that no module is registered twice and a copied encoder runs its own pieces.
+        # Looked up by name, so that no module is registered twice and a copied encoder runs its own pieces.
         return self.trunk.get_submodule(name)
 
     def train(self, mode: bool = True) -> "GridEncoder":
-        """Remember the mode for parents, but leave a trunk of fixed statistics in evaluation mode."""
+        """Set the mode, but leave a trunk of fixed statistics in evaluation mode."""
         self.training = mode
         self.trunk.train(mode and self._learns_statistics)
         return self
 
 
 class _Features(nn.Module):
-    """A timm model, run up to its last grid."""
+    """A timm model up to its last grid. (`stem_identity` hashes the name of this class.)"""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -184,14 +184,14 @@ def _torchvision_trunk(model: Any, name: str) -> nn.Module:
     if isinstance(getattr(model, "features", None), nn.Module):
         trunk: nn.Module = model.features
         return trunk
-    if hasattr(model, "layer4"):  # ResNet and its kin: everything before pooling and classifier
+    if hasattr(model, "layer4"):  # ResNets: everything before pooling and classifier
         kept = ((name, child) for name, child in model.named_children() if name not in ("avgpool", "fc"))
         return nn.Sequential(OrderedDict(kept))
     raise SettingsError(f"torchvision/{name} has no grid of features to take; choose a CNN such as resnet50.")
 
 
 def _pieces(trunk: nn.Module) -> tuple[str, ...]:
-    """The names of the modules that, one after the other, are the whole trunk; ("",) where no such chain is known."""
+    """The names of the modules that form the trunk, in order; ("",) where no such chain is known."""
     if isinstance(trunk, nn.Sequential):
         return tuple(name for name, _ in trunk.named_children())
     if not isinstance(trunk, _Features):
@@ -199,7 +199,7 @@ def _pieces(trunk: nn.Module) -> tuple[str, ...]:
     from timm.models.efficientnet import EfficientNet
     from timm.models.resnet import ResNet
 
-    # A subclass with a `forward_features` of its own may do anything: it is run as a whole.
+    # A subclass with its own `forward_features` may do anything: it runs as a whole.
     model = trunk.model
     if isinstance(model, EfficientNet) and type(model).forward_features is EfficientNet.forward_features:
         blocks = (f"blocks.{name}" for name, _ in model.blocks.named_children())
@@ -212,7 +212,7 @@ def _pieces(trunk: nn.Module) -> tuple[str, ...]:
 
 
 def _load_in_order(model: nn.Module, weights: str) -> None:
-    """Fill the model from a state dict whose keys may be named otherwise but come in the same order."""
+    """Load a state dict whose keys may have other names but are in the same order."""
     path = _package_file(weights.removeprefix("package:")) if weights.startswith("package:") else Path(weights)
     if not path.is_file():
         raise CheckpointError(
@@ -227,7 +227,7 @@ def _load_in_order(model: nn.Module, weights: str) -> None:
             given = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(given, Mapping):
             raise TypeError(f"it holds no state dict, but a {type(given).__name__}")
-    except Exception as error:  # safetensors, pickle and zip files have no common error
+    except Exception as error:  # safetensors, pickle and zip files have no common exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"The encoder weights in {path} cannot be read: {reason}. "
@@ -236,7 +236,7 @@ def _load_in_order(model: nn.Module, weights: str) -> None:
     own = model.state_dict()
     names = [name for name in own if not name.endswith("num_batches_tracked")]
     values = [value for name, value in given.items() if not name.endswith("num_batches_tracked")]
-    # A classifier that the grid does not need may follow.
+    # The classifier, which the grid does not need, may follow.
     pairs = dict(zip(names, values, strict=False))
     wrong = [name for name, value in pairs.items() if own[name].shape != value.shape]
     if len(values) < len(names) or wrong:

@@ -1,7 +1,6 @@
-"""Weights published in the Hugging Face manner: by hub id, or in a folder of the same layout.
+"""Weights published on the Hugging Face hub, by id, or in a local folder of the same layout.
 
-A reference is `ORG/NAME`, `ORG/NAME@REVISION` or a folder with a `config.json` and weights beside
-it. Knows files and names of tensors, not the models that they belong to.
+A reference is `ORG/NAME`, `ORG/NAME@REVISION` or a folder with a `config.json` and weights beside it.
 """
 
 import json
@@ -21,10 +20,10 @@ _SMALL_FILES = ["*.json", "*.txt", "*.md", "*.model"]
 
 
 def local_folder(reference: str, *, key: str = "the reference") -> Path:
-    """The folder of `reference` on this machine, fetched into the hub's cache where that is needed.
+    """The local folder of `reference`, downloaded into the hub's cache if needed.
 
-    `key` names the setting that held the reference, for the message. Raises `CheckpointError`
-    when there is no such folder and the hub cannot be asked or does not have it.
+    `key` names the setting that holds the reference, for messages. Raises `CheckpointError`
+    when there is no such folder and the hub cannot be reached or does not have it.
     """
     folder = Path(os.path.expanduser(reference))
     if reference and folder.is_dir():
@@ -57,15 +56,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_tensors(folder: Path, wanted: Collection[str], rename: Callable[[str], str] = str) -> dict[str, Tensor]:
     """The tensors of `folder` whose names, after `rename`, are `wanted`; floats as float32.
 
-    Reads safetensors, else PyTorch's `.bin` (tensors only, no code is run), whole or in pieces.
-    Raises `CheckpointError` when a wanted tensor is nowhere.
+    Reads safetensors, else PyTorch's `.bin` (tensors only, no code is run), single or sharded files.
+    Raises `CheckpointError` when a wanted tensor is missing.
     """
     found: dict[str, Tensor] = {}
     for path in _weight_files(folder):
         try:
             for name, tensor in _tensors(path, lambda name: rename(name) in wanted):
                 found[rename(name)] = tensor.float() if tensor.is_floating_point() else tensor
-        except Exception as error:  # safetensors and pickle have no common error
+        except Exception as error:  # safetensors and pickle have no common exception
             raise CheckpointError(f"The weights in {path} cannot be read ({error}). Fetch the file again.") from error
     missing = sorted(set(wanted) - set(found))
     if missing:
@@ -81,7 +80,7 @@ def _fetch(repo_id: str, revision: str | None, reference: str, key: str) -> Path
         folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=[*_SMALL_FILES, "*.safetensors"]))
         if not list(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=[*_SMALL_FILES, "*.bin"]))
-    except Exception as error:  # the client, its transport and the file system all raise their own
+    except Exception as error:  # the client, its transport and the file system raise different exceptions
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         at = f" --revision {revision}" if revision else ""
         raise CheckpointError(

@@ -1,8 +1,8 @@
-"""timm, torchvision and transformers without PyTorch's compiler, until something compiles.
+"""Import timm, torchvision and transformers without PyTorch's compiler, until something compiles.
 
-They name a few functions of `torch._dynamo` where they define what captioners have no use for (region
-pooling, image tensors with boxes, a server's attention). Its import takes as long as PyTorch's own, a
-second and a half, in every process that loads a captioner. Knows nothing of models.
+They refer to a few functions of `torch._dynamo` in definitions that captioners do not use (region
+pooling, image tensors with boxes, a server's attention). Importing it takes as long as PyTorch itself,
+a second and a half, in every process that loads a captioner.
 """
 
 import importlib
@@ -15,58 +15,57 @@ from typing import Any
 
 _COMPILER = "torch._dynamo"
 _UTILS = "torch._dynamo.utils"
-#: What it is to do with a function: all the same for those that no captioner calls.
+#: Decorators, which may do nothing to functions that no captioner calls.
 _DECORATORS = ("allow_in_graph", "assume_constant_result", "disable", "forbid_in_graph", "nonstrict_trace")
 
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
-    """Have what is imported in the body do without `torch._dynamo`, as far as it can.
+    """Imports in the body get a stub in place of `torch._dynamo`.
 
-    Whatever asks for more of it than those names gets the compiler itself, imported then. Does
-    nothing where it has been imported already.
+    Any attribute beyond the stub's imports the compiler itself. Does nothing where it is imported already.
     """
     spec = importlib.util.find_spec(_COMPILER) if _COMPILER not in sys.modules else None
     if spec is None:
         yield
         return
-    compiler = _StandIn(_COMPILER, **dict.fromkeys(_DECORATORS, _as_it_is))
-    utils = _StandIn(_UTILS, is_compile_supported=_ask_later)
-    # So that its other modules are found.
+    compiler = _Stub(_COMPILER, **dict.fromkeys(_DECORATORS, _unchanged))
+    utils = _Stub(_UTILS, is_compile_supported=_is_compile_supported)
+    # For imports of its submodules.
     compiler.__path__ = list(spec.submodule_search_locations or ())
     sys.modules.update({_COMPILER: compiler, _UTILS: utils})
     try:
         yield
     finally:
-        _remove_stand_ins()
+        _remove_stubs()
 
 
-class _StandIn(ModuleType):
-    """Has a few of a module's names, and is replaced by the module when it is asked for another."""
+class _Stub(ModuleType):
+    """A module with a few of the real one's names, replaced by it when another is asked for."""
 
     def __init__(self, name: str, **names: Any) -> None:
         super().__init__(name)
         self.__dict__.update(names)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # the import system's own questions
+        if name.startswith("__"):  # looked up by the import system
             raise AttributeError(name)
-        _remove_stand_ins()
+        _remove_stubs()
         return getattr(importlib.import_module(self.__name__), name)
 
 
-def _remove_stand_ins() -> None:
+def _remove_stubs() -> None:
     for name in (_COMPILER, _UTILS):
-        if isinstance(sys.modules.get(name), _StandIn):
+        if isinstance(sys.modules.get(name), _Stub):
             del sys.modules[name]
 
 
-def _as_it_is(function: Callable[..., Any] | None = None, *_: object, **__: object) -> Callable[..., Any]:
-    """What the compiler does with a function that no captioner calls is all the same."""
-    return function if function is not None else _as_it_is
+def _unchanged(function: Callable[..., Any] | None = None, *_: object, **__: object) -> Callable[..., Any]:
+    """A decorator that returns the function as it is."""
+    return function if function is not None else _unchanged
 
 
-def _ask_later(device: str) -> bool:
+def _is_compile_supported(device: str) -> bool:
     from torch._dynamo.utils import is_compile_supported
 
     return bool(is_compile_supported(device))

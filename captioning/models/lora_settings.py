@@ -1,4 +1,4 @@
-"""What adapters in GPT-2 are told: their layers and their sizes. Imports no PyTorch."""
+"""Settings of LoRA adapters in GPT-2. Imports no PyTorch."""
 
 from typing import Annotated
 
@@ -15,10 +15,10 @@ class LoraSettings:
     """Rank of the adapters."""
 
     alpha: Annotated[float, Gt(0)] = 16.0
-    """Adapters count alpha / rank times."""
+    """Adapters are scaled by alpha / rank."""
 
     dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
-    """Dropout of what adapters read."""
+    """Dropout of the adapters' inputs."""
 
     targets: Annotated[tuple[str, ...], MinLen(1)] = ("attn.c_attn", "attn.c_proj")
     """Ends of the names of GPT-2's layers: `attn.c_attn`, `attn.c_proj`, `mlp.c_fc`, `mlp.c_proj`."""

@@ -1,9 +1,9 @@
-"""A CNN-LSTM's decoder driven one token at a time: a `Stepper` for the decoding engine.
+"""A CNN-LSTM decoded one token at a time: a `Stepper` for the decoding engine.
 
-All hypotheses are one batch of the LSTM's cell. The product of each word's embedding with the gates
-is looked up in a table, that of the pooled feature is made once an image, and the hypotheses of an
-image look at one copy of its grid. Shapes: B images, N lines of K hypotheses, R = N · K, A heads,
-L grid cells, D width of a head, H hidden, V words.
+All hypotheses are one batch of the LSTM cell. The contribution of each token's embedding to the gates is
+looked up in a table, that of the pooled feature is computed once an image, and the hypotheses of an image
+share one copy of its grid. Shapes: B images, N groups of K hypotheses, R = N · K, A heads, L grid cells,
+D width of a head, H hidden, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from captioning.decoding.linear import Linear
-from captioning.decoding.stepper import as_lines
-from captioning.decoding.vocabulary import Vocabulary
+from captioning.decoding.lm_head import LMHead
+from captioning.decoding.stepper import as_groups
 from captioning.models.prepared import prepared
 
 if TYPE_CHECKING:
@@ -23,81 +23,82 @@ if TYPE_CHECKING:
 
 
 class LstmWeights:
-    """What is made of the weights once: the table of words' gates, and packed layers."""
+    """What is computed from the weights once: the table of token gates, and packed layers."""
 
     def __init__(self, model: "CnnLstm", dtype: torch.dtype) -> None:
         lstm: Any = model.lstm
         size = model.settings.embedding_size
-        of_word, of_image = lstm.weight_ih_l0[:, :size], lstm.weight_ih_l0[:, size:]
+        token_weight, image_weight = lstm.weight_ih_l0[:, :size], lstm.weight_ih_l0[:, size:]
         bias = lstm.bias_ih_l0 + lstm.bias_hh_l0
         self.dtype = dtype
-        self.word_gates = model.embed.weight @ of_word.T + bias
-        self.begin = Linear(model.initial.weight.to(dtype), model.initial.bias.to(dtype), "tanh")
-        self.image_gates = Linear(of_image)
+        self.token_gates = model.embed.weight @ token_weight.T + bias
+        self.initial_state = Linear(model.initial.weight.to(dtype), model.initial.bias.to(dtype), "tanh")
+        self.image_gates = Linear(image_weight)
         self.state_gates = Linear(lstm.weight_hh_l0.to(dtype))
-        self.speak = Linear(model.speak.weight.to(dtype), model.speak.bias.to(dtype), "tanh")
-        self.vocabulary = Vocabulary(model.embed.weight.to(dtype), model.bias.to(dtype))
-        self.attends = model.attend is not None
+        self.output = Linear(model.speak.weight.to(dtype), model.speak.bias.to(dtype), "tanh")
+        self.lm_head = LMHead(model.embed.weight.to(dtype), model.bias.to(dtype))
+        self.has_attention = model.attend is not None
         if model.attend is not None:
-            ask, gate, out = model.attend.query, model.attend.gate, model.attend.out
-            # Query and gate read the same: one product.
-            self.ask = Linear(
-                torch.cat([ask.weight, gate.weight]).to(dtype), torch.cat([ask.bias, gate.bias]).to(dtype)
+            query, gate, out = model.attend.query, model.attend.gate, model.attend.out
+            # Query and gate have the same input: one product.
+            self.query_and_gate = Linear(
+                torch.cat([query.weight, gate.weight]).to(dtype), torch.cat([query.bias, gate.bias]).to(dtype)
             )
-            self.out = Linear(out.weight.to(dtype), out.bias.to(dtype))
+            self.attention_out = Linear(out.weight.to(dtype), out.bias.to(dtype))
 
 
 class LstmStepper:
-    """Drives a `CnnLstm`. A hypothesis's state is its two LSTM vectors."""
+    """Drives a `CnnLstm`. A hypothesis's state is the LSTM's hidden state and cell."""
 
     def __init__(self, model: "CnnLstm", features: "Features", prompt: Sequence[int]) -> None:
         self._weights = prepared(model, lambda dtype: LstmWeights(model, dtype))
-        self.vocabulary = self._weights.vocabulary
+        self.lm_head = self._weights.lm_head
         self._features = features
-        self._first = [model.bos_id, *prompt]
-        self._begin = self._weights.begin(features.pooled.to(self._weights.dtype)).chunk(2, dim=-1)
-        pooled = features.pooled.to(self._weights.word_gates.dtype)
-        self._of_images = self._weights.image_gates(pooled)
+        self._first_tokens = [model.bos_id, *prompt]
+        self._initial_state = self._weights.initial_state(features.pooled.to(self._weights.dtype)).chunk(2, dim=-1)
+        pooled = features.pooled.to(self._weights.token_gates.dtype)
+        self._image_gates = self._weights.image_gates(pooled)
         self._images = torch.arange(len(pooled), device=pooled.device)
 
     def start(self) -> Tensor:
-        """States (B, E) that tell the first token."""
+        """States (B, E) that predict the first token."""
         features = self._features
         self._images = torch.arange(len(features.pooled), device=features.pooled.device)
-        # Of the images that go on from here some may have several lines and others none: the first `advance` looks.
-        self._lines, self._keys, self._values = self._images[:0], features.keys, features.values
-        self._hidden, self._cell = (part.to(self._of_images.dtype) for part in self._begin)
-        for token in self._first:
+        # Empty, so that the first `advance` selects keys and values: an image may go on as several groups or as none.
+        self._group_images, self._keys, self._values = self._images[:0], features.keys, features.values
+        self._hidden, self._cell = (part.to(self._image_gates.dtype) for part in self._initial_state)
+        for token in self._first_tokens:
             self._step(torch.full_like(self._images, token))
-        return self._speak(1)
+        return self._output(1)
 
     def advance(self, tokens: Tensor, rows: Tensor | Sequence[int]) -> Tensor:
-        """Append `tokens` to the hypotheses `rows`, both (R,) or (N, K); states (R, E)."""
-        lines, ordered = as_lines(rows, self._images.device)
-        follow = lines.flatten()
-        self._images, self._hidden, self._cell = self._images[follow], self._hidden[follow], self._cell[follow]
-        if not ordered or len(lines) != len(self._lines):
-            self._lines = self._images.view(lines.shape)[:, 0]
-            self._keys, self._values = self._features.keys[self._lines], self._features.values[self._lines]
+        """Append `tokens` to the hypotheses `rows`, both (R,) or (N, K); returns states (R, E)."""
+        groups, grouped = as_groups(rows, self._images.device)
+        selected = groups.flatten()
+        self._images, self._hidden, self._cell = self._images[selected], self._hidden[selected], self._cell[selected]
+        if not grouped or len(groups) != len(self._group_images):
+            self._group_images = self._images.view(groups.shape)[:, 0]
+            self._keys = self._features.keys[self._group_images]
+            self._values = self._features.values[self._group_images]
         self._step(torch.as_tensor(tokens, device=self._images.device).flatten())
-        return self._speak(lines.shape[1])
+        return self._output(groups.shape[1])
 
     def _step(self, tokens: Tensor) -> None:
         weights = self._weights
-        gates = functional.embedding(tokens, weights.word_gates) + self._of_images[self._images]
+        gates = functional.embedding(tokens, weights.token_gates) + self._image_gates[self._images]
         gates = gates + weights.state_gates(self._hidden.to(weights.dtype))
-        enter, forget, new, out = gates.chunk(4, dim=1)
-        self._cell = torch.sigmoid(forget) * self._cell + torch.sigmoid(enter) * torch.tanh(new)
-        self._hidden = torch.sigmoid(out) * torch.tanh(self._cell)
+        input_gate, forget_gate, new_cell, output_gate = gates.chunk(4, dim=1)
+        self._cell = torch.sigmoid(forget_gate) * self._cell + torch.sigmoid(input_gate) * torch.tanh(new_cell)
+        self._hidden = torch.sigmoid(output_gate) * torch.tanh(self._cell)
 
-    def _speak(self, beams: int) -> Tensor:
+    def _output(self, beams: int) -> Tensor:
         weights, states = self._weights, self._hidden
-        if weights.attends:
-            asked, gate = weights.ask(states.to(weights.dtype)).chunk(2, dim=1)
+        if weights.has_attention:
+            queries, gate = weights.query_and_gate(states.to(weights.dtype)).chunk(2, dim=1)
             keys, values = self._keys, self._values
             count, heads, _, size = keys.shape
-            queries = asked.view(count, beams, heads, size).transpose(1, 2).to(keys.dtype)
-            seen = functional.scaled_dot_product_attention(queries, keys, values)
-            seen = weights.out(seen.transpose(1, 2).reshape(count * beams, -1).to(weights.dtype))
-            states = states + torch.sigmoid(gate) * seen
-        return weights.speak(states.to(weights.dtype))
+            queries = queries.view(count, beams, heads, size).transpose(1, 2).to(keys.dtype)
+            attended = functional.scaled_dot_product_attention(queries, keys, values)
+            attended = weights.attention_out(attended.transpose(1, 2).reshape(count * beams, -1).to(weights.dtype))
+            states = states + torch.sigmoid(gate) * attended
+        return weights.output(states.to(weights.dtype))

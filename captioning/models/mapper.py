@@ -1,9 +1,8 @@
-"""From an image's features to the embeddings that GPT-2 reads before the caption.
+"""Mappers from image features to the prefix embeddings that GPT-2 reads before the caption.
 
-The two mappers of ClipCap (Mokady et al. 2021): an MLP, and a transformer in which learned
-constants look at the image and become the prefix. Knows neither CLIP nor GPT-2, only widths.
-Shapes: B images, D width of a feature, P length of the prefix, E width of the decoder, L states
-of an image.
+The two of ClipCap (Mokady et al. 2021): an MLP, and a transformer in which learned constants attend
+to the image and become the prefix. Shapes: B images, D width of a feature, P length of the prefix,
+E width of the decoder, L states of an image.
 """
 
 import torch
@@ -21,7 +20,7 @@ def make_mapper(settings: MapperSettings, *, feature_size: int, width: int, drop
 
 
 class MlpMapper(nn.Module):
-    """Features (B, D) to a prefix (B, P, E) by an MLP with tanh."""
+    """An MLP with tanh from features (B, D) to a prefix (B, P, E)."""
 
     def __init__(self, settings: MapperSettings, *, feature_size: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -40,7 +39,7 @@ class MlpMapper(nn.Module):
 
 
 class TransformerMapper(nn.Module):
-    """Features (B, D) or (B, L, D) to a prefix (B, P, E): what learned constants make of the image's states."""
+    """Features (B, D) or (B, L, D) to a prefix (B, P, E): learned constants that attend to the image's states."""
 
     def __init__(self, settings: MapperSettings, *, feature_size: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -48,7 +47,7 @@ class TransformerMapper(nn.Module):
             raise ValueError(f"mapper.heads {settings.heads} must divide the width of the decoder, {width}")
         self.prefix_length = settings.prefix_length
         self.unfolds = settings.source == "embedding"
-        # Patch states come out of CLIP unnormalised, some with norms tens of times the others'.
+        # CLIP's patch states are not normalised; the norms of some are tens of times those of others.
         self.norm = nn.Identity() if self.unfolds else nn.LayerNorm(feature_size)
         self.image_length = settings.image_length
         self.project = nn.Linear(feature_size, width * (settings.image_length if self.unfolds else 1))
@@ -68,7 +67,7 @@ class TransformerMapper(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention of all states to all, then a feed-forward layer; each after a norm and around a residual."""
+    """A transformer block: self-attention, then an MLP, each after a layer norm and around a residual connection."""
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -83,10 +82,10 @@ class _Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, states: Tensor) -> Tensor:
-        joined = self.queries_keys_values(self.norm_attention(states))
-        parts = joined.reshape(*joined.shape[:2], 3, self.heads, -1)
+        projected = self.queries_keys_values(self.norm_attention(states))
+        parts = projected.reshape(*projected.shape[:2], 3, self.heads, -1)
         queries, keys, values = parts.permute(2, 0, 3, 1, 4)
-        seen = functional.scaled_dot_product_attention(queries, keys, values)
-        states = states + self.dropout(self.out(seen.transpose(1, 2).flatten(2)))
-        fed: Tensor = self.feed(self.norm_feed(states))
-        return states + fed
+        attended = functional.scaled_dot_product_attention(queries, keys, values)
+        states = states + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
+        output: Tensor = self.feed(self.norm_feed(states))
+        return states + output

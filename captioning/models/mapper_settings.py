@@ -1,4 +1,4 @@
-"""What a mapper from image features to GPT-2's prefix is told: its kind and its sizes. Imports no PyTorch."""
+"""Settings of the mapper from image features to GPT-2's prefix. Imports no PyTorch."""
 
 from typing import Annotated, Literal
 
@@ -29,13 +29,13 @@ class MapperSettings:
     """Width of the hidden layers; null: ClipCap's (MLP: half the prefix; transformer: twice the decoder's width)."""
 
     source: Literal["embedding", "patches"] = "embedding"
-    """What of the image is read: its one embedding, or (transformer only) the state of every patch."""
+    """The mapper's input: the image's one embedding, or (transformer only) the state of every patch."""
 
     image_length: _Size = 10
     """States that the transformer unfolds the one embedding into."""
 
     weights: str | None = None
-    """A checkpoint (folder, URI or name) whose mapper's weights a new model begins with; null: random ones."""
+    """A checkpoint (folder, URI or name) whose mapper initialises that of a new model; null: random weights."""
 
     def __post_init__(self) -> None:
         if self.source == "patches" and self.kind == "mlp":

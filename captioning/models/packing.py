@@ -1,9 +1,9 @@
-"""Where captions lie when a decoder reads many of them in one row, each seeing only itself and its head.
+"""Sequence packing: many captions in one row of a decoder's input, each attending only to itself and its head.
 
-A head is what comes before a caption (the prefix of its image); the captions of one image share it.
+A head is what precedes a caption (the prefix of its image); the captions of one image share it.
 Padded to the longest caption and with a prefix each, two thirds of what a decoder computes would be
-for nothing. Knows lengths and places, no tokens and no weights. Shapes: B heads, P length of a head,
-N captions, M words read, K targets, R rows, S places in a row.
+wasted. Shapes: B heads, P length of a head, N captions, M input tokens, K targets, R rows, S places
+in a row.
 """
 
 from bisect import bisect_left, insort
@@ -16,21 +16,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Rows are filled up to this many places, or to the longest head with its captions.
-_ROOM = 64
-#: Rows are read in so many groups of like length at most, if there are enough of them.
+#: Places in a row, or as many as the longest head with its captions needs.
+_ROW_SIZE = 64
+#: Rows are split into this many groups of similar length, if there are at least `_MIN_ROWS` of them.
 GROUPS = 2
-_ENOUGH = 8
+_MIN_ROWS = 8
 
 _Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that are read at once: what lies at each place (R, S), its position, and what it sees.
+    """Rows that run as one batch: for each place (R, S) its input, its position, and what it belongs to.
 
-    `source` counts the heads' places first (B · P), then the M words; `positions` are those of the
-    position embeddings; `owner` and `part` say whose a place is: a head (part 0) or a caption of it.
+    `source` indexes the embeddings of the heads (B · P) followed by the M input tokens; `positions` are those
+    of the position embeddings; `owner` numbers the heads of a row, and `part` is 0 for a head and 1, 2, … for its
+    captions. Both are -1 for padding.
     """
 
     source: Tensor
@@ -39,21 +40,21 @@ class Group:
     part: Tensor
 
     def mask(self, dtype: torch.dtype) -> Tensor:
-        """(R, 1, S, S), added to the scores of attention: 0 where a place sees another, else as low as can be."""
+        """(R, 1, S, S), added to attention scores: 0 where a place attends to another, else the lowest number."""
         size = self.owner.shape[1]
-        before = torch.ones(size, size, dtype=torch.bool, device=self.owner.device).tril()
+        causal = torch.ones(size, size, dtype=torch.bool, device=self.owner.device).tril()
         same = self.owner[:, :, None] == self.owner[:, None, :]
         own = (self.part[:, :, None] == self.part[:, None, :]) | (self.part[:, None, :] == 0)
-        hidden = ~(before & same & own)[:, None]
+        hidden = ~(causal & same & own)[:, None]
         return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill(hidden, torch.finfo(dtype).min)
 
 
 @dataclass(frozen=True)
 class Packing:
-    """The groups, and for each of the K targets the place whose state predicts it, the groups' places in one line."""
+    """The groups, and for each target (K,) the place that predicts it, in the groups' flattened and joined rows."""
 
     groups: tuple[Group, ...]
-    answers: Tensor
+    target_places: Tensor
 
 
 def pack(
@@ -66,73 +67,73 @@ def pack(
     groups: int = GROUPS,
     device: torch.device | None = None,
 ) -> Packing:
-    """Lay out N captions of `lengths` targets, each behind head number `heads` (of `num_heads`).
+    """Pack N captions of `lengths` targets, each behind head number `heads` (of `num_heads`).
 
-    A caption's words are its targets but the last, and word j comes `head_length` + j behind
-    `first_position`, wherever it lies. Targets are in the order of the captions. There are `groups`
+    The input tokens of a caption are its targets but the last, and token j has the position `first_position`
+    + `head_length` + j, wherever it is packed. Targets are in the order of the captions. There are `groups`
     groups, or one where there are few rows.
     """
     targets = np.asarray(lengths, dtype=np.int64)
-    words = np.maximum(targets - 1, 0)
+    inputs = np.maximum(targets - 1, 0)
     captions_of: dict[int, list[int]] = {}
     for caption, head in enumerate(heads):
         captions_of.setdefault(head, []).append(caption)
-    sizes = {head: head_length + int(words[captions].sum()) for head, captions in captions_of.items()}
-    rows = _fill(sizes)
+    sizes = {head: head_length + int(inputs[captions].sum()) for head, captions in captions_of.items()}
+    rows = _fill_rows(sizes)
     row_sizes = [sum(sizes[head] for head in row) for row in rows]
-    count = groups if len(rows) >= _ENOUGH else 1
+    count = groups if len(rows) >= _MIN_ROWS else 1
     bounds = [len(rows) * number // count for number in range(count + 1)]
 
     head_place = np.zeros(len(targets), dtype=np.int64)
-    word_place = np.zeros(len(targets), dtype=np.int64)
-    made: list[Group] = []
-    begin = 0
-    first_word = np.cumsum(words) - words
+    input_place = np.zeros(len(targets), dtype=np.int64)
+    packed: list[Group] = []
+    start = 0
+    first_input = np.cumsum(inputs) - inputs
     for low, high in pairwise(bounds):
         width = max(row_sizes[low:high], default=0)
-        filling = _Filling(high - low, width, head_length, first_position)
+        places = _Places(high - low, width, head_length, first_position)
         for number, row in enumerate(rows[low:high]):
             at = number * width
             for owner, head in enumerate(row):
-                filling.put_head(at, owner, head)
-                head_place[captions_of[head]] = begin + at + head_length - 1
+                places.put_head(at, owner, head)
+                head_place[captions_of[head]] = start + at + head_length - 1
                 at += head_length
                 for part, caption in enumerate(captions_of[head], start=1):
-                    size = int(words[caption])
-                    filling.put_words(at, owner, part, num_heads * head_length + int(first_word[caption]), size)
-                    word_place[caption] = begin + at
+                    size = int(inputs[caption])
+                    places.put_inputs(at, owner, part, num_heads * head_length + int(first_input[caption]), size)
+                    input_place[caption] = start + at
                     at += size
-        made.append(filling.group(device))
-        begin += (high - low) * width
-    return Packing(tuple(made), torch.from_numpy(_answers(targets, words, head_place, word_place)).to(device))
+        packed.append(places.group(device))
+        start += (high - low) * width
+    return Packing(tuple(packed), torch.from_numpy(_target_places(targets, inputs, head_place, input_place)).to(device))
 
 
-def _fill(sizes: dict[int, int]) -> list[list[int]]:
-    """Heads with their captions into rows, the largest first, each into the row where it fits best; long rows first."""
-    room = max([_ROOM, *sizes.values()])
+def _fill_rows(sizes: dict[int, int]) -> list[list[int]]:
+    """Pack heads with their captions into rows by best-fit decreasing bin packing; returns the fullest rows first."""
+    row_size = max([_ROW_SIZE, *sizes.values()])
     rows: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []
+    free: list[tuple[int, int]] = []  # places left and row, in order
     for head, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
-        found = bisect_left(rooms, (size, -1))
-        if found < len(rooms):
-            left, row = rooms.pop(found)
+        found = bisect_left(free, (size, -1))
+        if found < len(free):
+            left, row = free.pop(found)
         else:
-            left, row = room, len(rows)
+            left, row = row_size, len(rows)
             rows.append([])
         rows[row].append(head)
-        insort(rooms, (left - size, row))
-    left_in = {row: left for left, row in rooms}
-    return [rows[row] for row in sorted(range(len(rows)), key=lambda row: (left_in[row], row))]
+        insort(free, (left - size, row))
+    left_of = {row: left for left, row in free}
+    return [rows[row] for row in sorted(range(len(rows)), key=lambda row: (left_of[row], row))]
 
 
-class _Filling:
-    """The places of a group while they are filled, in one line."""
+class _Places:
+    """The places of a group, flattened, while they are filled."""
 
     def __init__(self, rows: int, width: int, head_length: int, first_position: int) -> None:
         self._shape = (rows, width)
         self._head = np.arange(head_length)
         self._first = first_position
-        # Places that stay empty see one another, so that no row of attention is without anything to see.
+        # Padding attends to padding, so that no row of attention is empty.
         self._values = np.zeros((4, rows * width), dtype=np.int64)
         self._values[2:] = -1
 
@@ -140,7 +141,7 @@ class _Filling:
         size = len(self._head)
         self._put(at, self._head + head * size, self._head + self._first, owner, 0)
 
-    def put_words(self, at: int, owner: int, part: int, source: int, size: int) -> None:
+    def put_inputs(self, at: int, owner: int, part: int, source: int, size: int) -> None:
         steps = np.arange(size)
         self._put(at, steps + source, steps + self._first + len(self._head), owner, part)
 
@@ -152,12 +153,12 @@ class _Filling:
         values[0], values[1], values[2], values[3] = source, positions, owner, part
 
 
-def _answers(targets: _Ints, words: _Ints, head_place: _Ints, word_place: _Ints) -> _Ints:
-    """The head's last place predicts a caption's first target, each word the next."""
+def _target_places(targets: _Ints, inputs: _Ints, head_place: _Ints, input_place: _Ints) -> _Ints:
+    """The place (K,) that predicts each target: the head's last one for the first, each input token for the next."""
     first = np.cumsum(targets) - targets
-    answers = np.zeros(int(targets.sum()), dtype=np.int64)
-    asked = targets > 0
-    within = np.arange(int(words.sum())) - np.repeat(np.cumsum(words) - words, words)
-    answers[np.repeat(first, words) + within + 1] = np.repeat(word_place, words) + within
-    answers[first[asked]] = head_place[asked]
-    return answers
+    places = np.zeros(int(targets.sum()), dtype=np.int64)
+    nonempty = targets > 0
+    within = np.arange(int(inputs.sum())) - np.repeat(np.cumsum(inputs) - inputs, inputs)
+    places[np.repeat(first, inputs) + within + 1] = np.repeat(input_place, inputs) + within
+    places[first[nonempty]] = head_place[nonempty]
+    return places

@@ -1,7 +1,7 @@
-"""What a model's weights are made into for decoding, made once and kept while the weights stay as they are.
+"""A cache of what decoding derives from a model's weights, valid while the weights stay the same.
 
-Packing weights and multiplying tables costs as much as captioning some dozen images. In training the
-weights change and what was made of them is thrown away. Knows nothing of what is made.
+Packing weights and computing tables takes as long as captioning some dozen images. When weights change,
+as in training, the derived values are discarded.
 """
 
 from collections.abc import Callable
@@ -13,31 +13,31 @@ from torch import nn
 
 T = TypeVar("T")
 
-_KEPT: "WeakKeyDictionary[nn.Module, tuple[object, object]]" = WeakKeyDictionary()
+_cache: "WeakKeyDictionary[nn.Module, tuple[object, object]]" = WeakKeyDictionary()
 
 
-def forget(model: nn.Module) -> None:
-    """Throw away what was made of the weights of `model` and its parts, which are to change without a trace."""
+def discard_prepared(model: nn.Module) -> None:
+    """Discard what was derived from the weights of `model` and its parts: they change in ways not detected here."""
     for part in model.modules():
-        _KEPT.pop(part, None)
+        _cache.pop(part, None)
 
 
-def prepared(model: nn.Module, make: Callable[[torch.dtype], T]) -> T:
-    """What `make` makes of the weights of `model`, given the number format that autocast asks for, or theirs."""
+def prepared(model: nn.Module, prepare: Callable[[torch.dtype], T]) -> T:
+    """`prepare(dtype)`, cached while the weights of `model` stay the same; dtype is autocast's or the weights' own."""
     first = next(model.parameters())
-    kind = first.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else first.dtype
+    device_type = first.device.type
+    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else first.dtype
     parts = [*model.parameters(), *model.buffers()]
     if torch.is_grad_enabled() and any(part.requires_grad for part in parts):
-        # What is kept has no way to the weights' gradients.
-        return make(dtype)
+        # Cached values would pass no gradients to the weights.
+        return prepare(dtype)
     if any(part.is_inference() for part in parts):
-        # Tensors made in inference mode do not tell when they change.
-        return make(dtype)
+        # Tensors made in inference mode have no version counter.
+        return prepare(dtype)
     state = tuple((id(part), part._version, part.data_ptr()) for part in parts)
     key = (dtype, model.training, state)
-    kept = _KEPT.get(model)
-    if kept is None or kept[0] != key:
-        kept = (key, make(dtype))
-        _KEPT[model] = kept
-    return kept[1]  # type: ignore[return-value]
+    cached = _cache.get(model)
+    if cached is None or cached[0] != key:
+        cached = (key, prepare(dtype))
+        _cache[model] = cached
+    return cached[1]  # type: ignore[return-value]

@@ -1,11 +1,10 @@
-"""An LSTM's recurrence over captions of unequal length, in training: no work on pads.
+"""An LSTM's recurrence over captions of unequal length, in training, without computing on padding.
 
 Captions are packed: step by step, in each step those that are long enough, the longest first
-(`torch.nn.utils.rnn.PackedSequence`). On a CPU the recurrence is our own: what the steps share is
-multiplied once, products run in bfloat16 where autocast asks for it (PyTorch's stay in float32
-there), the cell in float32, and the recurrent weight's gradient is one product, not one a step.
-Elsewhere it is cuDNN's. Gates lie in PyTorch's order: input, forget, cell, output. Knows nothing of
-words or images. Shapes: N captions, T steps, K tokens in all, H hidden.
+(`torch.nn.utils.rnn.PackedSequence`). This recurrence is for CPUs; on GPUs cuDNN's runs. Here the input
+products of all steps are one, products run in bfloat16 under autocast (PyTorch's stay in float32), the
+cell in float32, and the recurrent weight's gradient is one product, not one a step. Gates are in
+PyTorch's order: input, forget, cell, output. Shapes: N captions, T steps, K tokens in all, H hidden.
 """
 
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from torch import Tensor
 class Packed:
     """How the K tokens of N captions are packed.
 
-    `sizes` are the captions in each step; `order` (N,) the captions, longest first; `to_packed` (K,)
-    the place, among tokens caption by caption, of each packed one, and `to_captions` (K,) the way back.
+    `sizes` are the numbers of captions in each step; `order` (N,) the captions, longest first; `to_packed`
+    (K,) indexes tokens in caption order to pack them, and `to_captions` (K,) indexes packed ones to undo it.
     """
 
     sizes: list[int]
@@ -29,82 +28,82 @@ class Packed:
     to_captions: Tensor
 
     @staticmethod
-    def of(asked: Tensor) -> "Packed":
-        """The packing of captions whose tokens are where `asked` (N, T) is true, from the left."""
-        lengths = asked.sum(1)
+    def of(mask: Tensor) -> "Packed":
+        """The packing of captions whose tokens are where `mask` (N, T) is true, from the left."""
+        lengths = mask.sum(1)
         order = lengths.argsort(descending=True, stable=True)
-        steps = torch.arange(asked.shape[1], device=asked.device)[:, None]
-        there = lengths[order] > steps
-        firsts = lengths.cumsum(0) - lengths
-        to_packed = (firsts[order] + steps)[there]
-        sizes = [size for size in there.sum(1).tolist() if size]
+        steps = torch.arange(mask.shape[1], device=mask.device)[:, None]
+        present = lengths[order] > steps
+        first_tokens = lengths.cumsum(0) - lengths
+        to_packed = (first_tokens[order] + steps)[present]
+        sizes = [size for size in present.sum(1).tolist() if size]
         return Packed(sizes, order, to_packed, to_packed.argsort())
 
 
 def recur(gates: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor, packed: Packed) -> Tensor:
     """States (K, H), packed, of an LSTM (Hochreiter & Schmidhuber 1997; forget gates: Gers et al. 2000) on a CPU.
 
-    `gates` (K, 4H), packed, is what inputs and biases add to the gates, `hidden` and `cell` (N, H)
-    the captions' first states in their own order, `weight` (4H, H) the recurrent weight. Equal to
-    `nn.LSTM` but for rounding.
+    `gates` (K, 4H), packed, is the contribution of inputs and biases, `hidden` and `cell` (N, H) are the
+    captions' initial states in caption order, `weight` (4H, H) is the recurrent weight. Equal to `nn.LSTM`
+    up to rounding.
     """
-    low = torch.is_autocast_enabled("cpu")
+    bf16 = torch.is_autocast_enabled("cpu")
     first = hidden.float()[packed.order], cell.float()[packed.order]
     with torch.autocast("cpu", enabled=False):
-        states: Tensor = _Recurrence.apply(gates.float(), *first, weight, packed.sizes, low)
+        states: Tensor = _Recurrence.apply(gates.float(), *first, weight, packed.sizes, bf16)
     return states
 
 
 class _Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, gates: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor, sizes: list[int], low: bool
+        ctx: Any, gates: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor, sizes: list[int], bf16: bool
     ) -> Tensor:
         captions, width = hidden.shape
-        used = weight.to(torch.bfloat16 if low else torch.float32)
-        active = gates.clone()
-        # The state before each token, then after it.
-        before_state, before_cell = (gates.new_empty(len(gates), width) for _ in range(2))
+        recurrent = weight.to(torch.bfloat16 if bf16 else torch.float32)
+        gate_values = gates.clone()
+        # The states before each token, then after it.
+        previous_states, previous_cells = (gates.new_empty(len(gates), width) for _ in range(2))
         states, cells = (gates.new_empty(len(gates), width) for _ in range(2))
         at = 0
         for size in sizes:
             here = slice(at, at + size)
-            before_state[here], before_cell[here] = hidden[:size], cell[:size]
-            gate = active[here]
-            gate += before_state[here].to(used.dtype) @ used.T
+            previous_states[here], previous_cells[here] = hidden[:size], cell[:size]
+            gate = gate_values[here]
+            gate += previous_states[here].to(recurrent.dtype) @ recurrent.T
             gate[:, : 2 * width].sigmoid_()
             gate[:, 2 * width : 3 * width].tanh_()
             gate[:, 3 * width :].sigmoid_()
-            enter, forget, new, out = gate.chunk(4, dim=1)
-            cell = torch.mul(forget, before_cell[here], out=cells[here]).addcmul_(enter, new)
-            hidden = torch.mul(out, cell.tanh(), out=states[here])
+            in_gate, forget_gate, new_cell, out_gate = gate.chunk(4, dim=1)
+            cell = torch.mul(forget_gate, previous_cells[here], out=cells[here]).addcmul_(in_gate, new_cell)
+            hidden = torch.mul(out_gate, cell.tanh(), out=states[here])
             at += size
-        ctx.save_for_backward(active, before_state, before_cell, cells, used)
+        ctx.save_for_backward(gate_values, previous_states, previous_cells, cells, recurrent)
         ctx.sizes, ctx.captions = sizes, captions
         return states
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        active, before_state, before_cell, cells, used = ctx.saved_tensors
+    def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
+        gate_values, previous_states, previous_cells, cells, recurrent = ctx.saved_tensors
         sizes: list[int] = ctx.sizes
         width = cells.shape[1]
-        slopes = torch.empty_like(active)
-        hidden, cell = (cells.new_zeros(ctx.captions, width) for _ in range(2))
+        gate_grads = torch.empty_like(gate_values)
+        hidden_grad, later_cell_grad = (cells.new_zeros(ctx.captions, width) for _ in range(2))
         at = len(cells)
         for size in reversed(sizes):
             at -= size
             here = slice(at, at + size)
-            enter, forget, new, out = active[here].chunk(4, dim=1)
+            in_gate, forget_gate, new_cell, out_gate = gate_values[here].chunk(4, dim=1)
             tanh = cells[here].tanh()
-            # Captions that end here have had nothing come back so far.
-            state = hidden[:size] + grads[0][here]
-            inner = cell[:size] + state * out * (1 - tanh * tanh)
-            slope = slopes[here]
-            slope[:, :width] = inner * new * enter * (1 - enter)
-            slope[:, width : 2 * width] = inner * before_cell[here] * forget * (1 - forget)
-            slope[:, 2 * width : 3 * width] = inner * enter * (1 - new * new)
-            slope[:, 3 * width :] = state * tanh * out * (1 - out)
-            cell[:size] = inner * forget
-            hidden[:size] = slope.to(used.dtype) @ used
-        weight = (slopes.to(used.dtype).T @ before_state.to(used.dtype)).float()
-        return slopes, hidden, cell, weight, None, None
+            # For captions that end at this step the gradients from later steps are still zero.
+            state_grad = hidden_grad[:size] + output_grads[0][here]
+            cell_grad = later_cell_grad[:size] + state_grad * out_gate * (1 - tanh * tanh)
+            gate_grad = gate_grads[here]
+            gate_grad[:, :width] = cell_grad * new_cell * in_gate * (1 - in_gate)
+            gate_grad[:, width : 2 * width] = cell_grad * previous_cells[here] * forget_gate * (1 - forget_gate)
+            gate_grad[:, 2 * width : 3 * width] = cell_grad * in_gate * (1 - new_cell * new_cell)
+            gate_grad[:, 3 * width :] = state_grad * tanh * out_gate * (1 - out_gate)
+            later_cell_grad[:size] = cell_grad * forget_gate
+            hidden_grad[:size] = gate_grad.to(recurrent.dtype) @ recurrent
+        weight_grad = (gate_grads.to(recurrent.dtype).T @ previous_states.to(recurrent.dtype)).float()
+        return gate_grads, hidden_grad, later_cell_grad, weight_grad, None, None

@@ -1,6 +1,6 @@
-"""The models by name. A new model is one file in this folder, one of its settings, and a line in each table here.
+"""The models by name. A new model is a file in this folder, one with its settings, and a line in each table here.
 
-A model is imported when it is built: whoever only reads settings does not wait for PyTorch.
+A model's module is imported when it is built, so that reading settings does not import PyTorch.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from captioning.models.cnn_lstm_settings import CnnLstmSettings
 if TYPE_CHECKING:
     from captioning.models.base import CaptionModel, Vocabulary
 
-#: The settings of any model; `kind` says of which.
+#: The settings of any model, told apart by `kind`.
 ModelSettings = Annotated[CnnLstmSettings | ClipGpt2Settings, pydantic.Field(discriminator="kind")]
 
 #: Module and class of each `kind`.
@@ -34,10 +34,10 @@ def build_model(
 ) -> "CaptionModel":
     """The model that `settings` describe.
 
-    With `pretrained` false nothing is fetched and every weight is random: for a checkpoint whose
-    own weights are loaded next. The model's `settings` attribute holds what rebuilds it that way.
+    With `pretrained` false nothing is fetched and all weights are random: a checkpoint's own are loaded
+    next. The model's `settings` attribute rebuilds it that way.
     """
     module, name = _MODELS[settings.kind]
-    make: Any = getattr(importlib.import_module(module), name)
-    model: CaptionModel = make(settings, vocabulary, preprocess, pretrained=pretrained)
+    model_class: Any = getattr(importlib.import_module(module), name)
+    model: CaptionModel = model_class(settings, vocabulary, preprocess, pretrained=pretrained)
     return model

@@ -1,4 +1,4 @@
-"""A name for weights: what changes when any of them does."""
+"""A hash that identifies weights."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def state_digest(about: str, state: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) over `about` and the tensors of `state` with their names.
+    """SHA-256 (hex) of `about` and the tensors of `state` with their names.
 
-    Batch norms' counts of what they learned from are left out: nothing rests on them.
+    Batch norms' counts of batches are left out: no output depends on them.
     """
     digest = hashlib.sha256(about.encode())
     for name, value in state.items():

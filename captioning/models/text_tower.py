@@ -1,8 +1,7 @@
-"""A small text encoder for contrastive training: captions to embeddings, beside the images'.
+"""A small text encoder for contrastive training: captions to embeddings.
 
-The text half of CLIP (Radford et al. 2021), but attention looks both ways: it writes nothing.
-Knows token ids, and neither images nor what the embeddings are compared with. Shapes: N captions,
-T tokens, W width, D length of an embedding.
+The text half of CLIP (Radford et al. 2021), but with bidirectional attention, since it generates
+nothing. Shapes: N captions, T tokens, W width, D length of an embedding.
 """
 
 import torch
@@ -12,7 +11,7 @@ from captioning.models.base import PAD_TARGET
 
 
 class TextTower(nn.Module):
-    """Token and position embeddings, pre-norm transformer blocks, and the state of the end token, projected."""
+    """Token and position embeddings, pre-norm transformer blocks, and a projection of the end token's state."""
 
     def __init__(
         self,
@@ -28,7 +27,7 @@ class TextTower(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(vocab_size, width)
         self.positions = nn.Embedding(max_tokens, width)
-        # As CLIP begins (its released code).
+        # CLIP's initialisation (its released code).
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.positions.weight, std=0.01)
         block = nn.TransformerEncoderLayer(
@@ -40,11 +39,11 @@ class TextTower(nn.Module):
 
     def forward(self, captions: Tensor) -> Tensor:
         """Embeddings (N, D) of `captions` (N, T): token ids with the end token, padded with `PAD_TARGET`."""
-        absent = captions == PAD_TARGET
+        padding = captions == PAD_TARGET
         places = torch.arange(captions.shape[1], device=captions.device)
-        states = self.tokens(captions.masked_fill(absent, 0)) + self.positions(places)
-        states = self.blocks(states, src_key_padding_mask=absent)
-        last = (~absent).sum(1) - 1
+        states = self.tokens(captions.masked_fill(padding, 0)) + self.positions(places)
+        states = self.blocks(states, src_key_padding_mask=padding)
+        last = (~padding).sum(1) - 1
         embeddings: Tensor = self.projection(
             self.norm(states[torch.arange(len(captions), device=captions.device), last])
         )

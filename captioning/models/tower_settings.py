@@ -21,7 +21,7 @@ class ClipTower:
     """Width of the feed-forward layers; null: four times `hidden_size`."""
 
     projection_dim: _Size = 512
-    """Length of the embedding that the tower gives an image."""
+    """Length of an image's embedding."""
 
     layers: _Size = 12
     """Transformer blocks."""
@@ -49,19 +49,19 @@ class ClipTower:
 
     @property
     def patches(self) -> int:
-        """Number of states that the tower gives an image: its patches and the class token."""
+        """States of an image: its patches and the class token."""
         return (self.image_size // self.patch_size) ** 2 + 1
 
 
 @settings
 class CnnTower:
-    """A CNN and the size of the embedding that is made of its grid."""
+    """A CNN, and the size of the embedding made from its grid."""
 
     encoder: EncoderSettings = EncoderSettings()
-    """Its `tune_from` says which part learns where the tower learns at all."""
+    """The CNN; its `tune_from` says which part is trained where the tower is."""
 
     projection_dim: _Size = 256
-    """Length of the embedding that the tower gives an image."""
+    """Length of an image's embedding."""
 
 
 @settings
@@ -93,13 +93,13 @@ class Gpt2Tower:
     """Added to variances in layer normalisation."""
 
     scale_attn_weights: bool = True
-    """Divide attention logits by the root of the width of a head."""
+    """Divide attention logits by the square root of the width of a head."""
 
     scale_attn_by_inverse_layer_idx: bool = False
-    """Divide them by the number of the block too."""
+    """Also divide them by the number of the block."""
 
     tie_word_embeddings: bool = True
-    """Words are read and written with the same weights."""
+    """Input embeddings and output layer share their weights."""
 
     def __post_init__(self) -> None:
         if self.n_embd % self.n_head:

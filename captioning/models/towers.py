@@ -1,9 +1,9 @@
 """The two towers of CLIP-GPT2: CLIP's vision transformer and GPT-2, by sizes or by reference.
 
 A tower is described by its sizes (then its weights are random) or by a reference, a hub id or a
-folder (`captioning.models.hub`), whose sizes and weights it takes. Weights are always float32
-here, whatever they were saved in. Knows nothing of captions or of what joins the two.
-`transformers` takes seconds to import, so only what needs it does.
+folder (`captioning.models.hub`), which gives its sizes and weights. Weights are always float32
+here, whatever they were saved in. `transformers` takes seconds to import, so functions import it
+when they need it.
 """
 
 import dataclasses
@@ -29,8 +29,8 @@ def clip_sizes(reference: str) -> ClipTower:
     config = read_config(folder)
     kind = config.get("model_type")
     if kind == "clip":
-        # What a published configuration leaves out is the default of its own class; but the projection is of the
-        # whole, and some name its size only there (LAION's).
+        # What the published configuration leaves out is the default of its class. The projection's size may be
+        # given only for the whole CLIP (LAION's).
         whole = config.get("projection_dim")
         config = CLIPVisionConfig.from_pretrained(folder).to_dict()
         config["projection_dim"] = whole or config["projection_dim"]
@@ -126,7 +126,7 @@ def load_gpt2(gpt2: Any, reference: str) -> None:
 
 @torch.no_grad()
 def grow_gpt2(gpt2: Any, tokens: int, size: int) -> int:
-    """Make room for `size` tokens where `tokens` are in use; new ones are their mean. Returns how many it now has."""
+    """Extend `tokens` used rows of the vocabulary to `size`, new ones being their mean. Returns all its rows."""
     for layer in (gpt2.transformer.wte, gpt2.lm_head):
         weight = layer.weight
         new = weight[:tokens].mean(0, keepdim=True).expand(size - tokens, -1)
@@ -139,7 +139,7 @@ def grow_gpt2(gpt2: Any, tokens: int, size: int) -> int:
 
 
 def _gpt2_name(name: str) -> str:
-    """OpenAI's files name the tensors of the bare transformer."""
+    """The name in `GPT2LMHeadModel` of a tensor that OpenAI's files name without `transformer.`."""
     return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
 
 

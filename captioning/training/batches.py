@@ -58,7 +58,7 @@ class Batch:
 
     def features(self, model: CaptionModel) -> Any:
         """The images' features, as the model's `forward` takes them."""
-        return model.finish(self.stem_of(model))
+        return model.encode_stem(self.stem_of(model))
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`. One that is pinned is copied while the caller goes on."""

@@ -12,7 +12,7 @@ def compile_model(model: CaptionModel) -> None:
     image are not. What the compiler cannot do runs as it is, with a warning.
     """
     torch._dynamo.config.suppress_errors = True
-    for name in model.networks:
+    for name in model.compilable:
         owner, _, method = name.rpartition(".")
         module = model.get_submodule(owner)
         setattr(module, method, torch.compile(getattr(module, method)))

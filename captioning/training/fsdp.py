@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from captioning.errors import SettingsError
 from captioning.models.base import CaptionModel
 from captioning.models.encoders import GridEncoder
-from captioning.models.prepared import forget
+from captioning.models.prepared import discard_prepared
 from captioning.training.workers import Workers
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class Spread:
                 _fsdp(part).set_modules_to_backward_prefetch([_fsdp(before)])
                 before = part if _learns(part) else self._root
         self._whole = False
-        model.in_step = True
+        model.lockstep = True
         model.__dict__[_KEPT_AS] = self
 
     def run(self, work: Callable[[], tuple[Tensor, T]]) -> tuple[Tensor, T]:
@@ -88,7 +88,7 @@ class Spread:
         finally:
             self._whole = False
             # The weights come together in the same tensors next time, at the same version and maybe the same place.
-            forget(self._root)
+            discard_prepared(self._root)
             for part in self._parts:
                 part.set_reshard_after_forward(True, recurse=False)
                 part.reshard()

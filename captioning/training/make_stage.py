@@ -7,7 +7,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from captioning.config import build, lay_over, to_dict
+from captioning.config import build, deep_merge, to_dict
 from captioning.data.augment import Augment
 from captioning.data.preprocess import Preprocess
 from captioning.data.shards import ShardSet
@@ -73,27 +73,27 @@ class StageMaker:
         """The model as stage `number` tunes it. Raises `SettingsError` where `tune` asks for another model."""
         parts, tune, share = self._parts, self._stages[number].tune, self._stages[number].encoder
         if share is not None:
-            tune = lay_over(parts.model.encoder_tuning(share), tune)
+            tune = deep_merge(parts.model.encoder_tuning(share), tune)
         if number == 0 and not tune:
             if weights is not None:
-                parts.model.take_over(weights)
+                parts.model.load_weights(weights)
             return parts.model
         where = f"the setting tune of stage {self._stages[number].name!r}"
-        settings = build(TypeAdapter(ModelSettings), lay_over(self._architecture, tune), where=where)
+        settings = build(TypeAdapter(ModelSettings), deep_merge(self._architecture, tune), where=where)
         vocabulary = Vocabulary(parts.tokenizer.vocab_size, parts.tokenizer.bos_id, parts.tokenizer.eos_id)
         model = build_model(settings, vocabulary, parts.preprocess, pretrained=False)
         try:
-            model.take_over(parts.model.state_dict() if weights is None else weights)
+            model.load_weights(parts.model.state_dict() if weights is None else weights)
         except RuntimeError as error:
             raise SettingsError(
                 f"In {where}: it would make another model, which the weights do not fit: {error}"
             ) from error
-        model.pretrained_parts = tuple(part for part in model.pretrained_parts if self._holds(part, number))
+        model.pretrained_prefixes = tuple(part for part in model.pretrained_prefixes if self._holds(part, number))
         return model
 
     def _holds(self, part: str, number: int) -> bool:
         """Whether a part of the model has weights when stage `number` begins: it came with them, or has learned."""
-        if part in self._parts.model.pretrained_parts:
+        if part in self._parts.model.pretrained_prefixes:
             return True
         return any(name.startswith(part) for earlier in range(number) for name in self._learned(earlier))
 

@@ -44,9 +44,9 @@ def make_optimizer(
 
 
 def _peak_rate(model: CaptionModel, name: str, settings: OptimSettings) -> float:
-    if settings.encoder_lr is not None and name.startswith(model.encoder_parts):
+    if settings.encoder_lr is not None and name.startswith(model.encoder_prefixes):
         return settings.encoder_lr
-    return settings.pretrained_lr if name.startswith(model.pretrained_parts) else settings.lr
+    return settings.pretrained_lr if name.startswith(model.pretrained_prefixes) else settings.lr
 
 
 def schedule_factor(settings: OptimSettings, step: int, total_steps: int) -> float:

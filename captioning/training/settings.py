@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from captioning.config import build, lay_over, settings, to_dict
+from captioning.config import build, deep_merge, settings, to_dict
 from captioning.data.preprocess import PreprocessSettings
 from captioning.decoding.settings import DecodingSettings
 from captioning.models.cnn_lstm_settings import CnnLstmSettings
@@ -254,7 +254,7 @@ class TrainSettings:
 
     def _stage(self, stage: Mapping[str, Any], number: int) -> "TrainSettings":
         values = {**to_dict(dataclasses.replace(self, stages=())), "name": f"stage-{number}"}
-        return build(TrainSettings, lay_over(values, stage), where=f"stage {number} of the settings")
+        return build(TrainSettings, deep_merge(values, stage), where=f"stage {number} of the settings")
 
 
 #: What a stage cannot set for itself.

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from captioning.config import build, lay_over, read_values
+from captioning.config import build, deep_merge, read_values
 from captioning.errors import InputError, SettingsError
 from captioning.run.index import Index
 from captioning.run.layout import RunLayout
@@ -68,7 +68,7 @@ def _begin(request: RetryRequest, stream: Any) -> "_RetryRun":
     if record is None:
         raise InputError(f"There is no run in {layout.root} (it has no _run/run.json). Give a run's OUTPUT.")
     recorded = {key: value for key, value in record.settings.items() if key not in _BESIDE}
-    settings = build(CaptionSettings, lay_over(recorded, given), where=f"{where} and {layout.run_json}")
+    settings = build(CaptionSettings, deep_merge(recorded, given), where=f"{where} and {layout.run_json}")
     layout = RunLayout(Location.parse(request.output, settings.storage))
     ref = request.model if request.model is not None else record.settings.get("model")
     return _RetryRun(layout, settings, ref, record, request.classes, stream)

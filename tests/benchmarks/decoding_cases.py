@@ -1,11 +1,11 @@
-"""What is decoded: models by their sizes, hypotheses, number formats. Knows no model itself."""
+"""The cases of the decoding benchmark: models by their sizes, beams, precisions."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Case:
-    """A GPT-2 of random weights by its sizes, or the bundled CNN-LSTM; hypotheses an image; a number format."""
+    """A GPT-2 of random weights with `sizes` (layers, width, heads), or the bundled CNN-LSTM; beams; a precision."""
 
     sizes: tuple[int, int, int] | None
     beams: int

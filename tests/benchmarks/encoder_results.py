@@ -1,4 +1,4 @@
-"""The image encoder's back ends and precisions: how they are run, what comes of it, and the tables. Encodes nothing."""
+"""Runs the benchmark of the image encoder's back ends and precisions, and makes its figures and tables."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from tests.benchmarks.raw import Turns
 from tests.benchmarks.results import by_model, key_of, number
 
 _PHOTOS = 64
-#: Precision and back end. A captioner takes `auto` by itself; `eager` is PyTorch as it is, channels-last.
+#: Precision and back end. `auto` is a captioner's default; `eager` is plain PyTorch, channels-last.
 PLAIN, OURS = ("fp32", "eager"), ("fp32", "auto")
 _CASES = (*WAYS, ("fp32", "compile"))
 
@@ -23,7 +23,7 @@ Raw = Mapping[str, Any]
 
 
 def measure_encoders(bench: Bench, turns: Turns) -> None:
-    """Rounds of every way and captioner, each a process of its own; at least five."""
+    """Run rounds of every configuration and captioner, at least five, each in its own process."""
     photos, result = bench.some_photos(_PHOTOS), bench.folder / "encoders.json"
     cases = [(model, way) for model in bench.models for way in _CASES]
     for round_number, (model, (precision, encoder)) in in_turn(cases, max(bench.rounds, LEAST_ROUNDS)):
@@ -40,12 +40,12 @@ def measure_encoders(bench: Bench, turns: Turns) -> None:
         if round_number > 0:
             found.pop("captions", None)
         turns.add({**about, "precision": precision, "encoder": encoder, **found})
-        told = f"{1000 * found['encode']:.1f} CPU-ms an image" if "encode" in found else "not measured"
-        print(f"round {round_number + 1}, encoder of {model}, {precision}, {encoder}: {told}", flush=True)
+        shown = f"{1000 * found['encode']:.1f} CPU-ms an image" if "encode" in found else "not measured"
+        print(f"round {round_number + 1}, encoder of {model}, {precision}, {encoder}: {shown}", flush=True)
 
 
 def encoder_figures(turns: Sequence[Raw]) -> dict[str, float]:
-    """`encoder_vs_eager`: what a captioner takes by itself over PyTorch as it is, the least of the captioners'."""
+    """`encoder_vs_eager`: the default's speed over plain PyTorch's, the minimum over the captioners."""
     found: dict[str, float] = {}
     for model, each in by_model(turns):
         seconds = _medians(each, "encode")

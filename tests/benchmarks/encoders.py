@@ -1,6 +1,6 @@
-"""The image encoder's back ends and precisions beside one another: CPU-milliseconds an image, memory, captions.
+"""Compares the image encoder's back ends and precisions: CPU-milliseconds an image, memory, captions.
 
-Each way has a process of its own with one thread; in each round every way captions the same photos, in turn.
+Each configuration runs in its own process with one thread; in each round all caption the same photos, in turn.
 Captions are compared with those of eager float32.
 
     python -m tests.benchmarks.encoders RESULT.json --photos FOLDER [--count 500] [--rounds 3] [--model REF]
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 BATCH = 32
-#: Precision and back end.
+#: Configurations: precision and back end.
 WAYS = (("fp32", "eager"), ("fp32", "auto"), ("bf16", "eager"), ("bf16", "auto"), ("int8", "auto"))
 
 
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def measure(model: str | None, precision: Any, encoder: Any, photos: Path, count: int) -> dict[str, Any]:
-    """Load and caption once: CPU-seconds an image in encoding and generating, and the most memory held (bytes)."""
+    """Load and caption once: CPU-seconds an image for encoding and generating, and the peak memory in bytes."""
     import resource
 
     import numpy as np
@@ -72,7 +72,7 @@ def measure(model: str | None, precision: Any, encoder: Any, photos: Path, count
     encoding = generating = 0.0
     captions: list[str] = []
     for start in range(-BATCH, len(paths), BATCH):
-        # The first batch once more, before all, warms up.
+        # The first batch runs once more, beforehand, as a warm-up.
         some = paths[max(0, start) :][:BATCH]
         pixels = np.stack([captioner.preprocess.from_bytes(path.read_bytes()).pixels for path in some])
         begin = time.process_time()
@@ -94,19 +94,19 @@ def measure(model: str | None, precision: Any, encoder: Any, photos: Path, count
 
 
 def table(turns: Sequence[dict[str, Any]]) -> list[str]:
-    """A line of Markdown a way: the least of the rounds."""
+    """A Markdown table with a row for each configuration: the minimum of the rounds."""
     lines = ["| precision, encoder | load again, s | encode, ms | generate, ms | peak, MiB | captions that differ |"]
     lines.append("|---|---|---|---|---|---|")
-    exact = next(turn["captions"] for turn in turns if (turn["precision"], turn["encoder"]) == WAYS[0])
+    reference = next(turn["captions"] for turn in turns if (turn["precision"], turn["encoder"]) == WAYS[0])
     for precision, encoder in WAYS:
         rounds = [turn for turn in turns if (turn["precision"], turn["encoder"]) == (precision, encoder)]
         load, encode, generate, peak = (
             min(turn[key] for turn in rounds) for key in ("load", "encode", "generate", "peak")
         )
-        differ = max(sum(a != b for a, b in zip(turn["captions"], exact, strict=True)) for turn in rounds)
+        differ = max(sum(a != b for a, b in zip(turn["captions"], reference, strict=True)) for turn in rounds)
         lines.append(
             f"| {precision}, {encoder} | {load:.2f} | {1000 * encode:.1f} | {1000 * generate:.1f} | {peak / 2**20:.0f} "
-            f"| {differ} of {len(exact)} |"
+            f"| {differ} of {len(reference)} |"
         )
     return lines
 

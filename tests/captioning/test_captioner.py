@@ -47,7 +47,7 @@ def test_captions_do_not_depend_on_the_batch(captioner: Captioner) -> None:
     assert [c.score for c in together] == pytest.approx([c.score for c in apart], abs=1e-4)
 
 
-def test_decoding_is_overridden_for_a_call_or_for_good(captioner: Captioner, folder: Path) -> None:
+def test_decoding_is_overridden_for_a_call_or_at_loading(captioner: Captioner, folder: Path) -> None:
     pixels = np.zeros((1, 32, 32, 3), np.uint8)
     assert len(captioner.caption_pixels(pixels, beam_size=4, num_captions=3)[0].alternatives) == 3
     assert load_captioner(str(folder), decoding={"beam_size": 4}).decoding.beam_size == 4
@@ -60,7 +60,7 @@ def test_a_prompt_begins_the_caption(captioner: Captioner) -> None:
     assert captioner.caption_pixels(pixels, prompt="a red")[0].text.lower().startswith("a red")
 
 
-def test_what_is_no_image_is_refused(captioner: Captioner, tmp_path: Path) -> None:
+def test_other_values_than_images_are_refused(captioner: Captioner, tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(ImageError):
         captioner.caption([tmp_path / "text.jpg"])
@@ -95,8 +95,8 @@ def test_an_image_that_cannot_be_decoded_is_named(captioner: Captioner, tmp_path
 
 
 @pytest.mark.parametrize("encoder", ["auto", "onednn", "eager"])
-def test_a_copy_captions_alike(folder: Path, encoder: str) -> None:
-    """What oneDNN has packed for a processor cannot be copied: it is packed anew."""
+def test_a_pickled_captioner_gives_the_same_captions(folder: Path, encoder: str) -> None:
+    """Weights that oneDNN packed cannot be pickled: they are packed again."""
     captioner = load_captioner(str(folder), device="cpu", encoder=encoder)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     expected = captioner.caption_pixels(pixels)
@@ -105,7 +105,7 @@ def test_a_copy_captions_alike(folder: Path, encoder: str) -> None:
         assert other.caption_pixels(pixels) == expected
 
 
-def test_the_callers_number_format_is_not_the_captioners(folder: Path) -> None:
+def test_the_callers_autocast_does_not_change_captions(folder: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     captioner = load_captioner(str(folder), device="cpu", encoder="onednn")
     expected = captioner.caption_pixels(pixels)
@@ -114,13 +114,13 @@ def test_the_callers_number_format_is_not_the_captioners(folder: Path) -> None:
         assert load_captioner(str(folder), device="cpu", encoder="onednn").caption_pixels(pixels) == expected
 
 
-def test_words_of_a_prompt_that_no_caption_could_say_are_refused() -> None:
+def test_a_prompt_with_unknown_words_is_refused() -> None:
     with pytest.raises(SettingsError, match="no word for 'watercolor', 'zebu'"):
         inspect_captioner("flickr-lstm", decoding={"prompt": "a watercolor of a Zebu"})
     assert inspect_captioner("flickr-clip-gpt2", decoding={"prompt": "a watercolor of a castle"}).decoding.prompt
 
 
-def test_identity_tells_weights_and_settings_apart(folder: Path, tmp_path: Path) -> None:
+def test_identity_depends_on_weights_and_settings(folder: Path, tmp_path: Path) -> None:
     info = inspect_captioner(str(folder))
     assert info.name.startswith("tiny-")
     assert info.identity == inspect_captioner(str(folder)).identity
@@ -133,7 +133,7 @@ def test_identity_tells_weights_and_settings_apart(folder: Path, tmp_path: Path)
     assert info.decoding == DecodingSettings(beam_size=2, max_new_tokens=6)
 
 
-def test_files_that_are_no_part_of_a_captioner_do_not_change_it(folder: Path, tmp_path: Path) -> None:
+def test_other_files_do_not_change_the_identity(folder: Path, tmp_path: Path) -> None:
     copy_of_it = save_tiny_captioner(tmp_path / "tiny")
     (copy_of_it / "LICENSE").write_text("Anybody may use it.")
     found, info = inspect_captioner(copy_of_it), inspect_captioner(folder)
@@ -163,13 +163,13 @@ def test_a_captioner_at_a_uri_is_fetched_once(folder: Path, tmp_path: Path, monk
         inspect_captioner(f"file://{tmp_path}/nowhere")
 
 
-def test_an_absent_gpu_is_said(folder: Path) -> None:
+def test_a_missing_gpu_is_refused(folder: Path) -> None:
     with pytest.raises(SettingsError, match="no device"):
         load_captioner(str(folder), device="quantum")
     with pytest.raises(SettingsError, match="no device 'meta' for captioners"):
         load_captioner(folder, device="meta")
 
 
-def test_an_unknown_precision_is_said(folder: Path) -> None:
+def test_an_unknown_precision_is_refused(folder: Path) -> None:
     with pytest.raises(SettingsError, match="fp32, bf16, int8"):
         load_captioner(folder, precision="fp16")

@@ -1,4 +1,4 @@
-"""`Captioner.explain`: the caption that `caption` gives, and weights that are those of the search itself."""
+"""`Captioner.explain`: the caption of `caption`, and the attention weights of decoding."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_the_caption_is_that_of_caption_and_every_word_has_a_map(prompt: str | N
     assert alone.caption.text == said[1].text
 
 
-def test_weights_are_those_of_the_decoder_step_by_step() -> None:
+def test_weights_are_those_of_decoding() -> None:
     tiny, pixels = captioner(), pictures(1)
     explained = tiny.explain_pixels(pixels, beam_size=1)[0]
     assert explained.weights is not None

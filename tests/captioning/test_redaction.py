@@ -1,4 +1,4 @@
-"""Credentials are in no message, no record and no event log; ordinary text stays as it is."""
+"""Messages, records and event logs contain no credentials; ordinary text is unchanged."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ SECRET = "s3cr3t-value"
         f'"password={SECRET}"',
     ],
 )
-def test_secrets_are_cut_out(text: str) -> None:
+def test_secrets_are_removed(text: str) -> None:
     shown = without_secrets(f"Could not read {text}: no.")
     assert SECRET not in shown
     assert "***" in shown
@@ -45,16 +45,16 @@ def test_secrets_are_cut_out(text: str) -> None:
         "designs=3",
     ],
 )
-def test_what_is_no_secret_stays(text: str) -> None:
+def test_other_text_is_unchanged(text: str) -> None:
     assert without_secrets(text) == text
 
 
-def test_the_environments_keys_are_cut_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_of_the_environment_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "abcdefghijklmnop")
     assert redacted({"a": ["x abcdefghijklmnop", 3, None]}) == {"a": ["x ***", 3, None]}
 
 
-def test_run_json_and_event_log_hold_none_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_run_json_and_event_log_hold_none_and_the_run_resumes(tmp_path: Path) -> None:
     layout = RunLayout(Location.parse(str(tmp_path)))
     given = f"ftp://user:{SECRET}@host/photos"
     record = RunRecord(
@@ -74,7 +74,7 @@ def test_run_json_and_event_log_hold_none_and_the_run_goes_on(tmp_path: Path) ->
     read.check(layout, inputs=(given,), fingerprint_parts={"weights": "abc"}, selection={})
 
 
-def test_error_rows_hold_none_and_the_uri_leads_back() -> None:
+def test_error_rows_hold_none_and_keep_the_uri() -> None:
     uri = f"https://h/k.jpg?sig={SECRET}"
     table = rows_to_table([Row.failed(Entry("k", uri), "network", f"Could not read {uri} (reset).", model="toy")])
     assert table["error_message"].to_pylist() == ["Could not read https://h/k.jpg?sig=*** (reset)."]

@@ -1,4 +1,4 @@
-"""A checkpoint that lies elsewhere is fetched once a machine, whoever wants it at once and whoever dies on the way."""
+"""A remote checkpoint is fetched once a machine, even when many processes want it and some die."""
 
 import os
 import subprocess
@@ -61,7 +61,7 @@ def test_many_processes_fetch_it_once(tmp_path: Path, elsewhere: str) -> None:
     assert log.read_text() == "fetch\n"
 
 
-def test_a_fetch_that_died_is_done_again(tmp_path: Path, elsewhere: str) -> None:
+def test_an_interrupted_fetch_is_repeated(tmp_path: Path, elsewhere: str) -> None:
     log = tmp_path / "log"
     first = fetcher(elsewhere, log, "dies")
     for _ in range(600):
@@ -74,7 +74,7 @@ def test_a_fetch_that_died_is_done_again(tmp_path: Path, elsewhere: str) -> None
     assert log.read_text() == "fetch\nfetch\n"
 
 
-def test_a_checkpoint_that_changed_is_fetched_anew(tmp_path: Path, elsewhere: str) -> None:
+def test_a_changed_checkpoint_is_fetched_again(tmp_path: Path, elsewhere: str) -> None:
     before = resolve(elsewhere)[1]
     time.sleep(0.01)
     (tmp_path / "elsewhere" / "model.safetensors").write_bytes(b"new")

@@ -34,7 +34,7 @@ class LanguageModel(Objective):
 
     def loss(self, model: CaptionModel, batch: Batch) -> Loss:
         """Cross entropy over the tokens of the batch's captions."""
-        scored = model.read_text(batch.captions)
+        scored = model.forward_text(batch.captions)
         total, plain = cross_entropy_sum(scored, batch.captions, label_smoothing=self._label_smoothing)
         return Loss(total, {"loss": float(plain)})
 
@@ -49,7 +49,7 @@ class LanguageModel(Objective):
         for some in grouped(captions, _CAPTIONS_AT_ONCE):
             batch = Batch((), None, token_rows(some, self._tokenizer, self._max_tokens), torch.arange(len(some)))
             batch = batch.to(workers.device)
-            scored = model.read_text(batch.captions)
+            scored = model.forward_text(batch.captions)
             total += float(cross_entropy_sum(scored, batch.captions, label_smoothing=0.0)[1])
             tokens += batch.num_targets
         total, count = workers.sums([total, tokens])

@@ -52,13 +52,15 @@ class LstmDecoder:
         return self._hidden
 
     def _speak(self, states: Tensor) -> Tensor:
-        model, looked = self.model, None
+        model, attended = self.model, None
         if model.attend is not None:
-            # The beams of an image look at one copy of its grid.
-            asked = model.attend.ask(states).view(self.images, self.beams, model.attend.heads, -1).transpose(1, 2)
-            seen = functional.scaled_dot_product_attention(asked, self.features.keys, self.features.values)
-            looked = model.attend.answer(states, seen.transpose(1, 2).reshape(states.shape))
-        return model._logits(model._speak(states, looked))
+            # The beams of an image share one copy of its grid.
+            queries = model.attend.project_queries(states).view(self.images, self.beams, model.attend.heads, -1)
+            found = functional.scaled_dot_product_attention(
+                queries.transpose(1, 2), self.features.keys, self.features.values
+            )
+            attended = model.attend.output(states, found.transpose(1, 2).reshape(states.shape))
+        return model._logits(model._output(states, attended))
 
 
 def search(decoder: LstmDecoder, settings: DecodingSettings, end: int, banned: Sequence[int]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Small networks for the back ends: CNNs by name, and the odd ways in which layers can be joined."""
+"""Small networks for the back ends: CNNs by name, and unusual ways to connect layers."""
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,12 @@ def normalised(images: Tensor) -> Tensor:
 
 
 class Cnn:
-    """An encoder of random weights whose batch norms have seen something."""
+    """An encoder of random weights, with random batch-norm statistics."""
 
     def __init__(self, name: str) -> None:
         torch.manual_seed(0)
         self.encoder = GridEncoder(EncoderSettings(name=name, weights="random"), pretrained=True).eval()
-        disturb(self.encoder)
+        randomise_norms(self.encoder)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         grid = self.encoder(normalised(images))
@@ -32,7 +32,7 @@ class Cnn:
 
 
 class Odd(nn.Module):
-    """Layers joined in a way that must not be mistaken for another."""
+    """Layers connected in a way that must not be mistaken for another."""
 
     def __init__(self, way: str) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Odd(nn.Module):
         self.plain_norm = nn.BatchNorm2d(16, affine=False)
         self.up = nn.ConvTranspose2d(16, 16, 2, stride=2)
         self.linear = nn.Linear(16, 24)
-        disturb(self.eval())
+        randomise_norms(self.eval())
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         result: tuple[Tensor, ...] = getattr(self, self.way)(self.first(normalised(images)))
@@ -84,7 +84,7 @@ class Odd(nn.Module):
 
     def activation_in_place(self, x: Tensor) -> tuple[Tensor, ...]:
         y = self.second(x)
-        # What is clipped is what the mean is taken of.
+        # The mean must be of the clipped values.
         functional.relu_(y)
         return y, y.mean(1)
 
@@ -169,8 +169,8 @@ ODD = [
 
 
 @torch.no_grad()
-def disturb(module: nn.Module) -> None:
-    """Give batch norms statistics and weights other than those they begin with."""
+def randomise_norms(module: nn.Module) -> None:
+    """Give batch norms statistics and weights other than the initial ones."""
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
             assert norm.running_mean is not None

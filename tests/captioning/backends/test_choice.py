@@ -1,4 +1,4 @@
-"""The choice of a back end: never one that gives other numbers, never an error where PyTorch would do."""
+"""The choice of a back end: never one with other results, never an error where PyTorch can run the network."""
 
 import time
 
@@ -36,11 +36,11 @@ def quick(images: Tensor) -> tuple[Tensor, ...]:
     return (images.float().mean((1, 2)),)
 
 
-def _prepare(monkeypatch: pytest.MonkeyPatch, made: Network) -> None:
-    monkeypatch.setitem(choice._PREPARE, "onednn", lambda network, pixels, dtype: made)
+def _prepare(monkeypatch: pytest.MonkeyPatch, prepared: Network) -> None:
+    monkeypatch.setitem(choice._PREPARE, "onednn", lambda network, pixels, dtype: prepared)
 
 
-def test_the_fastest_with_the_same_numbers_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fastest_with_the_same_results_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     _prepare(monkeypatch, quick)
     found = chosen(slow)
     assert found.name == "onednn"
@@ -48,15 +48,15 @@ def test_the_fastest_with_the_same_numbers_is_taken(monkeypatch: pytest.MonkeyPa
     assert torch.equal(found.run(pixels(5))[0], quick(pixels(5))[0])
 
 
-def test_one_that_is_no_faster_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_is_no_faster_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     _prepare(monkeypatch, slow)
     found = chosen(quick)
     assert (found.name, found.run) == ("eager", quick)
-    assert "no faster" in found.passed_over["onednn"]
+    assert "no faster" in found.rejected["onednn"]
     assert "no faster" in str(found)
 
 
-def test_a_processor_without_bf16_is_told_of() -> None:
+def test_a_processor_without_bf16_gives_a_warning() -> None:
     def emulated(images: Tensor) -> tuple[Tensor, ...]:
         return slow(images) if torch.is_autocast_enabled("cpu") else quick(images)
 
@@ -65,26 +65,26 @@ def test_a_processor_without_bf16_is_told_of() -> None:
 
 
 @pytest.mark.parametrize("wrong", [1.01, float("nan"), float("inf")])
-def test_one_that_gives_other_numbers_is_passed_over(monkeypatch: pytest.MonkeyPatch, wrong: float) -> None:
+def test_one_with_other_results_is_rejected(monkeypatch: pytest.MonkeyPatch, wrong: float) -> None:
     _prepare(monkeypatch, lambda images: (quick(images)[0] * wrong,))
     found = chosen(slow)
     assert found.name == "eager"
-    assert "off by" in found.passed_over["onednn"]
+    assert "off by" in found.rejected["onednn"]
     with pytest.raises(SettingsError, match="off by"):
         chosen(slow, "onednn")
 
 
-def test_one_that_gives_other_shapes_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_with_other_shapes_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     _prepare(monkeypatch, lambda images: (quick(images)[0][:, :2],))
-    assert "(4, 2)" in chosen(slow).passed_over["onednn"]
+    assert "(4, 2)" in chosen(slow).rejected["onednn"]
 
 
-def test_one_that_fails_is_passed_over_and_said_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_fails_is_rejected_and_an_error_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> Network:
         raise RuntimeError("no such operation\nand a long trace")
 
     monkeypatch.setitem(choice._PREPARE, "onednn", fail)
-    assert chosen(slow).passed_over == {"onednn": "RuntimeError: no such operation"}
+    assert chosen(slow).rejected == {"onednn": "RuntimeError: no such operation"}
     with pytest.raises(SettingsError, match="no such operation"):
         chosen(slow, "onednn")
 
@@ -101,20 +101,20 @@ def test_gpus_are_left_to_pytorch() -> None:
         chosen(quick, "onednn", torch.device("cuda"))
 
 
-@pytest.mark.skipif(not onednn.is_here(), reason="this PyTorch has no oneDNN")
-def test_an_image_does_not_depend_on_those_beside_it(network: Cnn) -> None:
+@pytest.mark.skipif(not onednn.is_available(), reason="this PyTorch has no oneDNN")
+def test_an_image_does_not_depend_on_its_batch(network: Cnn) -> None:
     run = chosen(network, "onednn").run
     with torch.inference_mode():
         together = run(pixels(2 * SLICE + 1))
-        turned = run(pixels(2 * SLICE + 1).flip(0))
-        for part in zip(together, turned, strict=True):
+        reversed_ = run(pixels(2 * SLICE + 1).flip(0))
+        for part in zip(together, reversed_, strict=True):
             assert torch.equal(part[0], part[1].flip(0))
         alone = [run(image[None]) for image in pixels(2 * SLICE + 1)]
         for whole, parts in zip(together, zip(*alone, strict=True), strict=True):
             assert torch.equal(whole, torch.cat(parts))
 
 
-def test_slices_are_filled_up() -> None:
+def test_slices_are_padded() -> None:
     seen = []
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
@@ -129,7 +129,7 @@ def test_slices_are_filled_up() -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_network_gives_the_same_numbers(network: Cnn) -> None:
+def test_a_compiled_network_gives_the_same_results(network: Cnn) -> None:
     found = chosen(network, "compile")
     assert found.name == "compile"
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Whole numbers: near the exact ones where batch norms tell the range, and refused where they tell nothing."""
+"""int8 convolutions: close to float32 where batch norms give the range, refused where they do not."""
 
 import pytest
 import torch
@@ -7,19 +7,19 @@ from torch.nn import functional
 
 from captioning import load_captioner
 from captioning.backends import int8
-from captioning.backends.choice import _pictures, choose
+from captioning.backends.choice import _sample_images, choose
 from captioning.backends.network import Network
 from captioning.errors import SettingsError
 from tests.captioning.backends.networks import SIZE, Cnn, normalised, pixels
 
-pytestmark = pytest.mark.skipif(not int8.is_here(), reason="this PyTorch has no oneDNN")
+pytestmark = pytest.mark.skipif(not int8.is_available(), reason="this PyTorch has no oneDNN")
 
 CPU = torch.device("cpu")
 
 
 @torch.no_grad()
-def learned(module: nn.Module, run: Network) -> None:
-    """Have batch norms learn the statistics of some pictures, as those of a trained network have."""
+def learn_statistics(module: nn.Module, run: Network) -> None:
+    """Let batch norms learn the statistics of some images, like those of a trained network."""
     norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
@@ -32,8 +32,8 @@ def learned(module: nn.Module, run: Network) -> None:
         norm.eval()
 
 
-class Joined(nn.Module):
-    """Convolutions and norms, joined in ways that tell a range or do not."""
+class Connected(nn.Module):
+    """Convolutions and norms, connected in ways that give a range or do not."""
 
     def __init__(self, way: str) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Joined(nn.Module):
         self.narrow = nn.Sequential(nn.Conv2d(32, 16, 1, bias=False), nn.BatchNorm2d(16))
         self.other = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16))
         self.last = nn.Conv2d(16, 8, 1)
-        learned(self.eval(), self)
+        learn_statistics(self.eval(), self)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         result: tuple[Tensor, ...] = getattr(self, self.way)(self.first(normalised(images)))
@@ -76,17 +76,17 @@ class Joined(nn.Module):
         return (self.last(self.other(x) + self.other(functional.max_pool2d(x, SIZE))),)
 
 
-def off(network: Network, run: Network) -> float:
-    shares = []
+def relative_error(network: Network, run: Network) -> float:
+    errors = []
     with torch.inference_mode():
         for seed in range(2):
             for one, two in zip(run(pixels(3, seed)), network(pixels(3, seed)), strict=True):
                 assert (one.shape, one.dtype) == (two.shape, two.dtype)
-                shares.append(float((one - two).norm() / two.norm()))
-    return max(shares)
+                errors.append(float((one - two).norm() / two.norm()))
+    return max(errors)
 
 
-def whole(run: Network) -> int:
+def count_quantised(run: Network) -> int:
     return sum(isinstance(layer, int8._Convolution) for layer in run.modules())  # type: ignore[attr-defined]
 
 
@@ -101,29 +101,29 @@ def whole(run: Network) -> int:
         ("unlike_shapes", 3),
     ],
 )
-def test_what_is_joined_stays_near(way: str, count: int) -> None:
-    network = Joined(way)
+def test_results_stay_close(way: str, count: int) -> None:
+    network = Connected(way)
     run = int8.prepare(network, pixels(3))
-    assert whole(run) == count
-    assert 0 < off(network, run) < 0.05
+    assert count_quantised(run) == count
+    assert 0 < relative_error(network, run) < 0.05
 
 
 @pytest.mark.parametrize(("name", "count"), [("torchvision/resnet18", 20), ("timm/test_efficientnet", 5)])
-def test_a_cnn_of_random_weights_stays_near(name: str, count: int) -> None:
+def test_a_cnn_of_random_weights_stays_close(name: str, count: int) -> None:
     network = Cnn(name)
-    learned(network.encoder, network)
+    learn_statistics(network.encoder, network)
     run = int8.prepare(network, pixels(3))
-    assert whole(run) == count
-    assert 0 < off(network, run) < 0.2
+    assert count_quantised(run) == count
+    assert 0 < relative_error(network, run) < 0.2
 
 
-def test_the_bundled_encoder_stays_near() -> None:
+def test_the_bundled_encoder_stays_close() -> None:
     model = load_captioner(device="cpu", encoder="eager").model
-    pictures = _pictures(224)
-    run = int8.prepare(model.see, pictures)
-    assert whole(run) == 49
+    pictures = _sample_images(224)
+    run = int8.prepare(model.encoder_outputs, pictures)
+    assert count_quantised(run) == 49
     with torch.inference_mode():
-        for one, two in zip(run(pictures), model.see(pictures), strict=True):
+        for one, two in zip(run(pictures), model.encoder_outputs(pictures), strict=True):
             assert (one - two).norm() < 0.25 * two.norm()
 
 
@@ -134,26 +134,26 @@ def test_without_batch_norms_it_is_refused() -> None:
         choose(Cnn("timm/test_convnext"), backend="auto", device=CPU, precision="int8", image_size=SIZE)
 
 
-def test_it_is_for_cpus_and_one_back_end() -> None:
-    network = Joined("chain")
+def test_int8_is_for_cpus_and_onednn() -> None:
+    network = Connected("chain")
     with pytest.raises(SettingsError, match="device is cuda"):
         choose(network, backend="auto", device=torch.device("cuda"), precision="int8", image_size=SIZE)
     with pytest.raises(SettingsError, match="encoder is eager"):
         choose(network, backend="eager", device=CPU, precision="int8", image_size=SIZE)
 
 
-def test_what_is_broken_is_refused() -> None:
-    network = Joined("chain")
+def test_broken_statistics_are_refused() -> None:
+    network = Connected("chain")
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):
-            # Statistics of another network: all that comes lies beyond what they tell.
+            # Statistics of another network: all activations are out of their range.
             norm.running_var.mul_(1e-4)  # type: ignore[union-attr]
     with pytest.raises(SettingsError, match="off by"):
         choose(network, backend="auto", device=CPU, precision="int8", image_size=SIZE)
 
 
-def test_an_image_does_not_depend_on_those_beside_it() -> None:
-    run = choose(Joined("sums"), backend="auto", device=CPU, precision="int8", image_size=SIZE).run
+def test_an_image_does_not_depend_on_its_batch() -> None:
+    run = choose(Connected("sums"), backend="auto", device=CPU, precision="int8", image_size=SIZE).run
     with torch.inference_mode():
         together = run(pixels(6))
         alone = [run(image[None]) for image in pixels(6)]
@@ -162,11 +162,11 @@ def test_an_image_does_not_depend_on_those_beside_it() -> None:
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(8, 1), (7, 1), (8, 4), (8, 8)])
-def test_two_products_fit_into_sixteen_bits_where_they_are_added_up_there(channels: int, groups: int) -> None:
+def test_sums_of_two_products_fit_into_sixteen_bits(channels: int, groups: int) -> None:
     weight = torch.randn(64, channels // groups, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    whole = (weight / (int8._highest(weight) / 127)[:, None, None, None]).round()
-    assert whole.abs().max() == 127 if groups == channels else whole.abs().max() <= 127
+    quantised = (weight / (int8._weight_ranges(weight) / 127)[:, None, None, None]).round()
+    assert quantised.abs().max() == 127 if groups == channels else quantised.abs().max() <= 127
     for sign in (1, -1):
-        some = (sign * whole).clamp(min=0)
+        some = (sign * quantised).clamp(min=0)
         for first in range(0, some.shape[1] - 1, 2):
             assert (255 * (some[:, first] + some[:, first + 1])).max() <= 2**15 - 1

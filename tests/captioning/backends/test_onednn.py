@@ -1,4 +1,4 @@
-"""Fused layers: the numbers of PyTorch's own, whatever way the layers are joined."""
+"""Fused layers give PyTorch's own results, however the layers are connected."""
 
 from collections import Counter
 
@@ -9,24 +9,24 @@ from captioning.backends import onednn
 from captioning.backends.network import Network
 from tests.captioning.backends.networks import ODD, Cnn, Odd, pixels
 
-pytestmark = pytest.mark.skipif(not onednn.is_here(), reason="this PyTorch has no oneDNN")
+pytestmark = pytest.mark.skipif(not onednn.is_available(), reason="this PyTorch has no oneDNN")
 
 
-def off(network: Network, run: Network, count: int) -> float:
-    shares = []
+def relative_error(network: Network, run: Network, count: int) -> float:
+    errors = []
     with torch.inference_mode():
         for seed in range(2):
             images = pixels(count, seed)
-            kept = images.clone()
-            wanted, found = network(images), run(images)
-            assert torch.equal(images, kept)
-            assert [each.shape for each in found] == [each.shape for each in wanted]
-            assert [each.dtype for each in found] == [each.dtype for each in wanted]
-            shares += [float((one - two).norm() / two.norm()) for one, two in zip(found, wanted, strict=True)]
-    return max(shares)
+            before = images.clone()
+            expected, found = network(images), run(images)
+            assert torch.equal(images, before)
+            assert [each.shape for each in found] == [each.shape for each in expected]
+            assert [each.dtype for each in found] == [each.dtype for each in expected]
+            errors += [float((one - two).norm() / two.norm()) for one, two in zip(found, expected, strict=True)]
+    return max(errors)
 
 
-def left(run: Network) -> Counter[str]:
+def unfused(run: Network) -> Counter[str]:
     """Operations that are still PyTorch's."""
     return Counter(str(node.target) for node in run.graph.nodes if node.op == "call_function")  # type: ignore[attr-defined]
 
@@ -43,42 +43,42 @@ def left(run: Network) -> Counter[str]:
         "torchvision/densenet121",
     ],
 )
-def test_a_cnn_gives_the_same_numbers(name: str) -> None:
+def test_a_cnn_gives_the_same_results(name: str) -> None:
     network = Cnn(name)
     run = onednn.prepare(network, pixels(3), torch.float32)
-    assert off(network, run, 3) < 2e-5
-    assert not left(run)["aten.convolution.default"]
+    assert relative_error(network, run, 3) < 2e-5
+    assert not unfused(run)["aten.convolution.default"]
 
 
-def test_nothing_of_the_bundled_encoder_is_left_but_its_shapes() -> None:
-    rest = left(onednn.prepare(Cnn("timm/tf_efficientnet_lite0"), pixels(2), torch.float32))
-    assert not {"aten.native_batch_norm.default", "aten.hardtanh.default", "aten.add.Tensor"} & set(rest)
-    assert rest["aten.constant_pad_nd.default"] == 1
+def test_the_bundled_encoder_is_fused() -> None:
+    remaining = unfused(onednn.prepare(Cnn("timm/tf_efficientnet_lite0"), pixels(2), torch.float32))
+    assert not {"aten.native_batch_norm.default", "aten.hardtanh.default", "aten.add.Tensor"} & set(remaining)
+    assert remaining["aten.constant_pad_nd.default"] == 1
 
 
 @pytest.mark.parametrize("way", ODD)
-def test_layers_joined_oddly_give_the_same_numbers(way: str) -> None:
+def test_unusual_networks_give_the_same_results(way: str) -> None:
     network = Odd(way)
-    assert off(network, onednn.prepare(network, pixels(3), torch.float32), 3) < 1e-5
+    assert relative_error(network, onednn.prepare(network, pixels(3), torch.float32), 3) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["timm/tf_efficientnet_lite0", "torchvision/resnet18"])
-def test_bfloat16_is_no_less_exact_than_autocast(name: str) -> None:
+def test_bfloat16_is_as_exact_as_autocast(name: str) -> None:
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this processor has no bfloat16")
     network = Cnn(name)
     run = onednn.prepare(network, pixels(2), torch.bfloat16)
-    assert not left(run)["aten.convolution.default"]
+    assert not unfused(run)["aten.convolution.default"]
     with torch.inference_mode():
-        exact = network(pixels(2))
+        reference = network(pixels(2))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             rounded = network(pixels(2))
-        for one, two, wanted in zip(run(pixels(2)), rounded, exact, strict=True):
+        for one, two, expected in zip(run(pixels(2)), rounded, reference, strict=True):
             assert one.dtype == two.dtype
-            assert (one.float() - wanted).norm() < 1.2 * (two.float() - wanted).norm()
+            assert (one.float() - expected).norm() < 1.2 * (two.float() - expected).norm()
 
 
-def test_a_network_that_grows_with_the_batch_is_only_for_its_number() -> None:
+def test_a_prepared_network_takes_only_its_batch_size() -> None:
     run = onednn.prepare(Cnn("timm/test_efficientnet"), pixels(2), torch.float32)
     with torch.inference_mode(), pytest.raises(RuntimeError):
         run(pixels(3))

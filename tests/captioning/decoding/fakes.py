@@ -5,26 +5,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from captioning.decoding.lm_head import LMHead
 from captioning.decoding.stepper import Stepper
-from captioning.decoding.vocabulary import Vocabulary
 
 
-def of_logits(size: int) -> Vocabulary:
-    """The vocabulary of a stepper whose states are the logits themselves."""
-    return Vocabulary(torch.eye(size))
+def identity_head(size: int) -> LMHead:
+    """The output layer of a stepper whose states are the logits themselves."""
+    return LMHead(torch.eye(size))
 
 
-class Spoken:
-    """A stepper that gives logits (R, V) in the place of states."""
+class LogitsStepper:
+    """A stepper that returns logits (R, V) in place of states."""
 
     def __init__(self, stepper: Stepper) -> None:
         self.stepper = stepper
 
     def start(self) -> Tensor:
-        return self.stepper.vocabulary.logits(self.stepper.start())
+        return self.stepper.lm_head.logits(self.stepper.start())
 
     def advance(self, tokens: Tensor, rows: Tensor | Sequence[int]) -> Tensor:
-        return self.stepper.vocabulary.logits(self.stepper.advance(tokens, rows))
+        return self.stepper.lm_head.logits(self.stepper.advance(tokens, rows))
 
 
 class TableStepper:
@@ -36,14 +36,14 @@ class TableStepper:
     def __init__(self, first: Tensor, table: Tensor) -> None:
         self.first, self.table = first, table
         self.vocab_size = first.shape[1]
-        self.vocabulary = of_logits(self.vocab_size)
+        self.lm_head = identity_head(self.vocab_size)
         self.rows_seen: list[int] = []
 
     @classmethod
     def random(
         cls, images: int, vocab: int, *, seed: int, sharpness: float = 2.0, eos_bonus: float = 0.0
     ) -> "TableStepper":
-        """Random logits of this standard deviation; token 0, the end, gets a bonus after the first word."""
+        """Random logits with standard deviation `sharpness`; token 0, the end, gets a bonus after the first token."""
         generator = torch.Generator().manual_seed(seed)
         first = torch.randn(images, vocab, generator=generator) * sharpness
         table = torch.randn(images, vocab, vocab, vocab, generator=generator) * sharpness
@@ -51,8 +51,8 @@ class TableStepper:
         return cls(first, table)
 
     def only(self, images: Sequence[int]) -> "TableStepper":
-        places = list(images)
-        return TableStepper(self.first[places], self.table[places])
+        rows = list(images)
+        return TableStepper(self.first[rows], self.table[rows])
 
     def start(self) -> Tensor:
         count = len(self.first)

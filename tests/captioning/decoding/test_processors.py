@@ -1,4 +1,4 @@
-"""What each processor does to scores, and to captions."""
+"""The effect of each processor on scores and captions."""
 
 import pytest
 import torch
@@ -8,58 +8,58 @@ from captioning.decoding.scores import Scores
 from captioning.decoding.search import decode
 from captioning.decoding.settings import DecodingSettings
 from captioning.errors import LogitsError
-from tests.captioning.decoding.fakes import TableStepper, of_logits
+from tests.captioning.decoding.fakes import TableStepper, identity_head
 
 EOS = 0
-NEVER = -float("inf")
+NEG_INF = -float("inf")
 
 
 def scored(logits: list[list[float]]) -> Scores:
-    return of_logits(len(logits[0])).score(torch.tensor(logits))
+    return identity_head(len(logits[0])).score(torch.tensor(logits))
 
 
-def all_of(scores: Scores, size: int) -> list[list[float]]:
-    rows = len(scores.normaliser)
-    return [[round(value, 4) for value in row] for row in scores.of(torch.arange(size).expand(rows, -1)).tolist()]
+def all_logits(scores: Scores, size: int) -> list[list[float]]:
+    rows = len(scores.logsumexp)
+    return [[round(value, 4) for value in row] for row in scores.gather(torch.arange(size).expand(rows, -1)).tolist()]
 
 
 def test_the_repetition_penalty_lowers_positive_and_negative_scores() -> None:
     scores = scored([[2.0, -2.0, 4.0, -4.0]])
     penalise_repetition(scores, torch.tensor([[0, 1, 1, 0]]), 2.0, normalised=False)
-    assert all_of(scores, 4) == [[1.0, -4.0, 4.0, -4.0]]
+    assert all_logits(scores, 4) == [[1.0, -4.0, 4.0, -4.0]]
 
 
-def test_of_log_probabilities_the_penalty_lowers_all() -> None:
+def test_the_repetition_penalty_lowers_all_log_probabilities() -> None:
     scores = scored([[2.0, -2.0, 4.0, -4.0]])
     penalise_repetition(scores, torch.tensor([[2]]), 3.0, normalised=True)
     before = torch.tensor([2.0, -2.0, 4.0, -4.0]).log_softmax(0)
-    [after] = scores.of(torch.arange(4)[None]) - scores.normaliser
+    [after] = scores.gather(torch.arange(4)[None]) - scores.logsumexp
     torch.testing.assert_close(after, before * torch.tensor([1.0, 1.0, 3.0, 1.0]))
-    # What the model itself gave is still known.
-    best = scores.best(4, torch.zeros(1, 1))
-    torch.testing.assert_close(best.own[0], before[best.words[0]])
+    # The model's own log-probabilities are still known.
+    best = scores.topk(4, torch.zeros(1, 1))
+    torch.testing.assert_close(best.log_probs[0], before[best.tokens[0]])
 
 
 def test_ngrams_are_banned_per_row() -> None:
     def banned(rows: int, history: list[list[int]], size: int) -> list[list[float]]:
         scores = scored([[0.0] * 5] * rows)
         forbid_repeated_ngrams(scores, torch.tensor(history), size)
-        return all_of(scores, 5)
+        return all_logits(scores, 5)
 
     history = [[1, 2, 3, 1, 2], [1, 2, 3, 4, 1], [1, 2, 1, 3, 1]]
-    assert banned(3, history, 2) == [[0, 0, 0, NEVER, 0], [0, 0, NEVER, 0, 0], [0, 0, NEVER, NEVER, 0]]
-    assert banned(3, history, 3) == [[0, 0, 0, NEVER, 0], [0] * 5, [0] * 5]
-    assert banned(1, [[4, 2]], 1) == [[0, 0, NEVER, 0, NEVER]]
+    assert banned(3, history, 2) == [[0, 0, 0, NEG_INF, 0], [0, 0, NEG_INF, 0, 0], [0, 0, NEG_INF, NEG_INF, 0]]
+    assert banned(3, history, 3) == [[0, 0, 0, NEG_INF, 0], [0] * 5, [0] * 5]
+    assert banned(1, [[4, 2]], 1) == [[0, 0, NEG_INF, 0, NEG_INF]]
     assert banned(1, [[4, 2]], 3) == [[0] * 5]
 
 
 def test_the_end_token_is_banned_only_while_the_caption_is_too_short() -> None:
     processors = Processors(DecodingSettings(min_new_tokens=2), EOS, banned=(EOS, 3, 3))
-    assert [processors.never(length) for length in range(4)] == [[3, EOS], [3, EOS], [3], [3]]
+    assert [processors.banned_at(length) for length in range(4)] == [[3, EOS], [3, EOS], [3], [3]]
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
-def test_captions_obey(beam_size: int) -> None:
+def test_captions_obey_the_settings(beam_size: int) -> None:
     stepper = TableStepper.random(30, 8, seed=11, eos_bonus=1.0)
 
     def captions(banned: tuple[int, ...] = (), **settings: float) -> list[tuple[int, ...]]:
@@ -82,7 +82,7 @@ def test_captions_obey(beam_size: int) -> None:
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
-def test_where_the_settings_leave_no_word_it_is_told(beam_size: int) -> None:
+def test_settings_that_allow_no_token_raise(beam_size: int) -> None:
     stepper = TableStepper.random(3, 4, seed=2)
     settings = DecodingSettings(beam_size=beam_size, max_new_tokens=8, min_new_tokens=6, no_repeat_ngram_size=1)
     with pytest.raises(LogitsError, match="the decoding settings allow") as raised:

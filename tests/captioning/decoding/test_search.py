@@ -16,7 +16,7 @@ EOS = 0
 
 
 def all_captions(vocab: int, length: int) -> list[tuple[int, ...]]:
-    """Every sequence that a search may end with: EOS at its end, or as long as allowed."""
+    """Every sequence that a search can return: ended by EOS, or of the full length."""
     words = [token for token in range(vocab) if token != EOS]
     captions = [(*body, EOS) for size in range(length) for body in itertools.product(words, repeat=size)]
     return captions + list(itertools.product(words, repeat=length))
@@ -43,8 +43,8 @@ def test_greedy_takes_the_likeliest_token_each_time() -> None:
         decode(stepper, DecodingSettings(beam_size=1, max_new_tokens=12), eos_id=EOS)
     ):
         before, last, expected = 0, 0, []
-        for place in range(12):
-            logits = stepper.first[image] if place == 0 else stepper.table[image, before, last]
+        for step in range(12):
+            logits = stepper.first[image] if step == 0 else stepper.table[image, before, last]
             expected.append(int(logits.argmax()))
             if expected[-1] == EOS:
                 break
@@ -90,7 +90,7 @@ def test_finished_images_leave_the_batch(beam_size: int) -> None:
     stepper.first[:, EOS] = -50
     stepper.table[..., EOS] = torch.where(ends_early, 50.0, -50.0)[:, None, None]
     decode(stepper, DecodingSettings(beam_size=beam_size, max_new_tokens=6), eos_id=EOS)
-    # The first word, the end of half of the images, and the rest to the bound.
+    # The first token, the end of half of the images, and the rest up to the limit.
     assert stepper.rows_seen == [16, 16 * beam_size, *[8 * beam_size] * 4]
 
 
@@ -121,7 +121,7 @@ def test_fewer_captions_than_beams_where_no_more_are_possible() -> None:
 def test_broken_logits_name_their_image(beam_size: int, bad: float) -> None:
     stepper = TableStepper.random(5, 6, seed=9)
     stepper.first[:, EOS] = -50
-    stepper.first[1, EOS] = 500  # finishes at once: later places are not image numbers any more
+    stepper.first[1, EOS] = 500  # finishes at once: rows are then no longer image numbers
     stepper.table[3, ..., 4] = bad
     with pytest.raises(LogitsError, match="image 3 of the batch") as caught:
         decode(stepper, DecodingSettings(beam_size=beam_size), eos_id=EOS)

@@ -1,7 +1,7 @@
-"""The search gives token for token what transformers' `generate` gives.
+"""The search gives the same tokens as transformers' `generate`.
 
-Both decode the same small random GPT-2 from prefix embeddings, alike to what a mapper makes of
-an image. The weights are scaled so that logits are peaked and captions end at many lengths.
+Both decode the same small random GPT-2 from prefix embeddings, like those a mapper makes from an
+image. The weights are scaled so that logits are peaked and captions end at many lengths.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from transformers import DynamicCache, GenerationConfig, GPT2Config, GPT2LMHeadM
 
 from captioning.decoding.search import decode
 from captioning.decoding.settings import DecodingSettings
-from tests.captioning.decoding.fakes import of_logits
+from tests.captioning.decoding.fakes import identity_head
 
 EOS, VOCAB, WIDTH, PREFIX = 96, 97, 32, 4
 PROMPT = [5, 17, 8]
@@ -23,7 +23,7 @@ NUM_PREFIXES = 24
 class Gpt2Stepper:
     """GPT-2 over prefix embeddings (B, P, D), with transformers' own cache."""
 
-    vocabulary = of_logits(VOCAB)
+    lm_head = identity_head(VOCAB)
 
     def __init__(self, model: GPT2LMHeadModel, prefix: Tensor) -> None:
         self.model, self.prefix = model, prefix
@@ -56,8 +56,8 @@ def model() -> GPT2LMHeadModel:
         # The end token's row leans on the mean direction of the hidden states, so that it comes often.
         model.transformer.ln_f.bias.fill_(0.3)
         model.transformer.wte.weight[EOS] += 0.2
-    # In double precision both programs see the same float32 logits, however rows are batched: a tie
-    # in the last digit cannot go one way here and the other there.
+    # In double precision both get the same float32 logits, however rows are batched: no tie in the last
+    # digit is broken differently.
     return model.double()
 
 
@@ -75,7 +75,7 @@ CASES: dict[str, dict[str, float]] = {
 }
 
 
-def theirs(
+def generate(
     model: GPT2LMHeadModel, prefix: Tensor, settings: DecodingSettings, banned: list[int]
 ) -> list[list[list[int]]]:
     """Tokens of `generate` up to the end token, by image and rank."""
@@ -116,7 +116,7 @@ def test_same_tokens(model: GPT2LMHeadModel, case: str, beam_size: int, prompted
         prefix = torch.cat((prefix, prompt.expand(NUM_PREFIXES, -1, -1)), dim=1)
     ours = decode(Gpt2Stepper(model, prefix), settings, eos_id=EOS, banned=banned)
     tokens = [[list(hypothesis.tokens) for hypothesis in image] for image in ours]
-    assert tokens == theirs(model, prefix, settings, banned)
+    assert tokens == generate(model, prefix, settings, banned)
     if case == "plain":
-        # Were all as long, little would be compared.
+        # If all were of one length, little would be compared.
         assert len({image[0].num_tokens for image in ours}) > 1

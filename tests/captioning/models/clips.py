@@ -9,8 +9,8 @@ from torch import Tensor
 from captioning.config import build
 from captioning.data.preprocess import PreprocessSettings
 from captioning.models.base import PAD_TARGET, Vocabulary
-from captioning.models.clip_fit import CLIP_MEAN, CLIP_STD
 from captioning.models.clip_gpt2 import ClipGpt2
+from captioning.models.clip_gpt2_checks import CLIP_MEAN, CLIP_STD
 from captioning.models.clip_gpt2_settings import ClipGpt2Settings
 
 VOCABULARY = Vocabulary(size=30, bos_id=29, eos_id=29)
@@ -40,7 +40,7 @@ def make(settings: ClipGpt2Settings, vocabulary: Vocabulary = VOCABULARY, *, see
 
 
 def sharpened(model: ClipGpt2, factor: float = 6.0) -> ClipGpt2:
-    """Weights so large that captions differ between images and no two tokens are near a tie."""
+    """Scale the weights so that captions differ between images and no two tokens nearly tie."""
     with torch.no_grad():
         for parameter in [*model.gpt2.parameters(), *model.mapper.parameters()]:
             if parameter.ndim > 1:

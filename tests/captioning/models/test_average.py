@@ -1,4 +1,4 @@
-"""The average of checkpoints: what it is, what it says of itself, and what it refuses."""
+"""The average of checkpoints: its weights, its metadata, and what it refuses."""
 
 import dataclasses
 import json
@@ -53,13 +53,13 @@ def test_every_weight_is_the_weighted_mean(sources: list[Source], tmp_path: Path
     assert changed > 5
 
 
-def test_of_equal_checkpoints_it_is_the_same_captioner(sources: list[Source], tmp_path: Path) -> None:
+def test_the_average_of_equal_checkpoints_is_the_same_captioner(sources: list[Source], tmp_path: Path) -> None:
     average_checkpoints([sources[0], sources[0]], tmp_path / "average")
     for key, value in tensors(tmp_path / "average").items():
         assert torch.equal(value, tensors(sources[0].folder)[key]), key
 
 
-def test_a_weight_of_nothing_leaves_a_checkpoint_out(sources: list[Source], tmp_path: Path) -> None:
+def test_a_weight_of_zero_leaves_a_checkpoint_out(sources: list[Source], tmp_path: Path) -> None:
     average_checkpoints([sources[0], dataclasses.replace(sources[1], weight=0.0)], tmp_path / "average")
     folders = str(tmp_path / "average"), str(sources[0].folder)
     average, first = (load_captioner(folder, encoder="eager") for folder in folders)
@@ -67,7 +67,7 @@ def test_a_weight_of_nothing_leaves_a_checkpoint_out(sources: list[Source], tmp_
     assert average.caption_pixels(pixels) == first.caption_pixels(pixels)
 
 
-def test_it_names_its_sources(sources: list[Source], tmp_path: Path) -> None:
+def test_provenance_names_the_sources(sources: list[Source], tmp_path: Path) -> None:
     given = [dataclasses.replace(sources[0], weight=3.0), sources[1]]
     average_checkpoints(given, tmp_path / "average", name="soup")
     parts = read_config(tmp_path / "average").provenance["average"]
@@ -87,23 +87,23 @@ def test_half_precision_halves_the_file(sources: list[Source], tmp_path: Path) -
     load_captioner(str(tmp_path / "half"))
 
 
-def test_settings_of_learning_may_differ(tmp_path: Path) -> None:
+def test_training_settings_may_differ(tmp_path: Path) -> None:
     first = save(tmp_path / "first", tiny_settings())
     second = save(tmp_path / "second", tiny_settings(dropout=0.5, tune_from="all"))
     average_checkpoints([first, second], tmp_path / "average")
     assert read_config(tmp_path / "average").architecture.dropout == 0
 
 
-def test_another_architecture_is_refused_and_told(tmp_path: Path) -> None:
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
     first = save(tmp_path / "first", tiny_settings())
-    # The same shapes, and another meaning.
+    # The same shapes with another meaning.
     second = save(tmp_path / "second", dataclasses.replace(tiny_settings(), heads=4))
     with pytest.raises(CheckpointError, match=r"second cannot be averaged with first.*heads \(4, not 2\)"):
         average_checkpoints([first, second], tmp_path / "average")
     assert not (tmp_path / "average").exists()
 
 
-def test_other_words_are_refused(tmp_path: Path) -> None:
+def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     first = save(tmp_path / "first", tiny_settings())
     second = save(tmp_path / "second", tiny_settings(), WordTokenizer(sorted(tiny_tokenizer().words, reverse=True)))
     with pytest.raises(CheckpointError, match="tokenizers differ"):
@@ -120,7 +120,7 @@ def test_other_preprocessing_is_refused(sources: list[Source], tmp_path: Path) -
 
 
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (-1.0, 2.0), (float("nan"), 1.0)])
-def test_weights_that_are_no_shares_are_refused(
+def test_invalid_averaging_weights_are_refused(
     sources: list[Source], tmp_path: Path, weights: tuple[float, float]
 ) -> None:
     given = [dataclasses.replace(source, weight=weight) for source, weight in zip(sources, weights, strict=False)]

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved is what is loaded, and what is damaged is explained."""
+"""Checkpoints are loaded as they were saved, and damage is explained."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from captioning.models.checkpoint_config import read_config
 from tests.tiny import PREPROCESS, save_tiny_captioner, tiny_model, tiny_tokenizer
 
 
-def test_a_captioner_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_captioner_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
     folder = save_tiny_captioner(tmp_path / "one")
     config = read_config(folder)
     assert config.preprocess == PREPROCESS

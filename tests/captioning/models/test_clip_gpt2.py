@@ -1,4 +1,4 @@
-"""CLIP-GPT2: what it learns from, what it decodes, and where its weights come from."""
+"""CLIP-GPT2: teacher forcing, decoding, and where its weights come from."""
 
 import dataclasses
 import json
@@ -32,10 +32,10 @@ from captioning.decoding.settings import DecodingSettings
 from captioning.errors import CheckpointError, SettingsError
 from captioning.models.base import PAD_TARGET, Vocabulary
 from captioning.models.checkpoint import save_checkpoint
-from captioning.models.clip_fit import CLIP_MEAN, CLIP_STD, resolved
-from captioning.models.clip_gpt2 import ClipGpt2, Mapped
+from captioning.models.clip_gpt2 import ClipGpt2, MappedFeatures
+from captioning.models.clip_gpt2_checks import CLIP_MEAN, CLIP_STD, resolved
 from captioning.models.clip_gpt2_settings import ClipGpt2Settings
-from tests.captioning.decoding.fakes import Spoken
+from tests.captioning.decoding.fakes import LogitsStepper
 from tests.captioning.models.clips import (
     CAPTIONS,
     CLIP,
@@ -62,14 +62,14 @@ class TestTeacherForcing:
         forced = model(features, CAPTIONS, IMAGES, prompt=prompt).logits
         stepped = []
         for caption, image in zip(CAPTIONS.tolist(), IMAGES.tolist(), strict=True):
-            stepper = Spoken(model.stepper(features[image : image + 1], prompt))
+            stepper = LogitsStepper(model.stepper(features[image : image + 1], prompt))
             stepped.append(stepper.start())
-            # The end is a target, never an input.
+            # The end token is a target, never an input.
             stepped += [stepper.advance(torch.tensor([token]), [0]) for token in caption if token not in (-100, 29)]
         torch.testing.assert_close(forced, torch.cat(stepped), rtol=1e-4, atol=1e-4)
 
     @torch.no_grad()
-    def test_there_is_one_row_a_target_in_their_order(self) -> None:
+    def test_logits_have_one_row_a_target_in_order(self) -> None:
         model = sharpened(make(tiny()))
         features = model.encode(photos(3))
         together = model(features, CAPTIONS, IMAGES).logits
@@ -86,7 +86,7 @@ class TestTeacherForcing:
         torch.testing.assert_close(wide, narrow, rtol=1e-4, atol=1e-4)
 
     @torch.no_grad()
-    def test_a_prompt_is_read_but_not_learned(self) -> None:
+    def test_a_prompt_is_input_but_no_target(self) -> None:
         model = sharpened(make(tiny()))
         features = model.encode(photos(1))
         image = torch.tensor([0])
@@ -94,8 +94,8 @@ class TestTeacherForcing:
         after_prompt = model(features, padded([[5, 6, 29]]), image, prompt=[11, 12]).logits
         torch.testing.assert_close(after_prompt, whole[2:], rtol=1e-4, atol=1e-4)
 
-    def test_the_end_is_learned_and_the_first_token_of_the_vocabulary_too(self) -> None:
-        """Token 0 is a word ("!" in GPT-2), not a pad."""
+    def test_the_end_token_and_token_0_are_targets(self) -> None:
+        """Token 0 is a token ("!" in GPT-2), not padding."""
         model = make(tiny())
         targets = CAPTIONS[CAPTIONS != PAD_TARGET]
         assert {0, 29} <= set(targets.tolist())
@@ -118,10 +118,10 @@ class TestTeacherForcing:
 
 class TestStepper:
     @torch.no_grad()
-    def test_rows_are_chosen_repeated_and_dropped(self) -> None:
+    def test_rows_are_selected_repeated_and_dropped(self) -> None:
         model = sharpened(make(tiny()))
         features = model.encode(photos(3))
-        stepper = Spoken(model.stepper(features))
+        stepper = LogitsStepper(model.stepper(features))
         stepper.start()
         stepper.advance(torch.tensor([5, 6, 7, 8]), [0, 0, 2, 1])
         logits = stepper.advance(torch.tensor([1, 2]), torch.tensor([3, 1]))
@@ -129,12 +129,12 @@ class TestStepper:
         torch.testing.assert_close(logits, forced[[2, 5]], rtol=1e-4, atol=1e-4)
 
     @torch.no_grad()
-    def test_what_hypotheses_said_is_kept_apart_however_they_part_and_die(self) -> None:
-        """Four of each image, parents by chance for 14 steps, and an image that leaves in the middle."""
+    def test_hypotheses_do_not_mix_however_they_branch_and_end(self) -> None:
+        """Four hypotheses an image, random parents for 14 steps, and an image that finishes halfway."""
         beams, steps = 4, 14
         model = sharpened(make(tiny())).double()
         features = torch.randn(3, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-        stepper = Spoken(model.stepper(features))
+        stepper = LogitsStepper(model.stepper(features))
         stepper.start()
         chance = torch.Generator().manual_seed(6)
         images = torch.arange(3)
@@ -151,11 +151,11 @@ class TestStepper:
             torch.testing.assert_close(logits, expected.float(), rtol=1e-4, atol=1e-4)
 
     @torch.no_grad()
-    def test_an_image_has_the_same_bits_in_any_company(self) -> None:
-        """Alone, and beside one whose hypotheses never part from their first parents, and so need many places."""
+    def test_states_are_bitwise_the_same_in_any_batch(self) -> None:
+        """Alone, and beside an image whose hypotheses all live on, and so need many cache entries."""
         model = make(tiny())
         prefix = model.prefix(torch.randn(2, 12, generator=torch.Generator().manual_seed(7)))
-        alone, together = (Spoken(model.stepper(Mapped(each))) for each in (prefix[:1], prefix))
+        alone, together = (LogitsStepper(model.stepper(MappedFeatures(each))) for each in (prefix[:1], prefix))
         assert torch.equal(alone.start()[0], together.start()[0])
         chance = torch.Generator().manual_seed(8)
         for step in range(12):
@@ -167,9 +167,9 @@ class TestStepper:
             assert torch.equal(first, both[:4]), step
 
     @torch.no_grad()
-    def test_it_can_be_started_again(self) -> None:
+    def test_a_stepper_can_be_started_again(self) -> None:
         model = make(tiny())
-        stepper = Spoken(model.stepper(model.encode(photos(2))))
+        stepper = LogitsStepper(model.stepper(model.encode(photos(2))))
         first = stepper.start()
         stepper.advance(torch.tensor([1, 2]), [0, 1])
         torch.testing.assert_close(stepper.start(), first)
@@ -180,9 +180,9 @@ class TestStepper:
     @pytest.mark.parametrize("prompt", [None, [5, 6, 7]])
     @torch.no_grad()
     def test_captions_are_those_of_generate(self, beams: int, penalty: float, prompt: list[int] | None) -> None:
-        """20 prefixes in each of 12 settings. In float64, so that rounding decides nothing."""
+        """20 prefixes in each of 12 settings, in float64, so that rounding breaks no ties."""
         few = Vocabulary(size=12, bos_id=11, eos_id=11)
-        # Untied, for a model with random tied weights says again what it heard last.
+        # Untied, since a model with random tied weights repeats its last token.
         model = sharpened(make(tiny(gpt2={**GPT2, "tie_word_embeddings": False}), few, seed=2), 8).double()
         features = 8 * torch.randn(20, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(beams))
         settings = DecodingSettings(beam_size=beams, repetition_penalty=penalty, max_new_tokens=12)
@@ -193,7 +193,7 @@ class TestStepper:
 
 
 def generate(model: ClipGpt2, prefix: Tensor, settings: DecodingSettings, eos_id: int) -> list[tuple[int, ...]]:
-    """What `transformers` makes of the same prefixes, the end and what follows taken off."""
+    """The tokens of `transformers` for the same prefixes, up to the end token."""
     rows = model.gpt2.generate(
         inputs_embeds=prefix,
         attention_mask=torch.ones(prefix.shape[:2], dtype=torch.long),
@@ -207,7 +207,7 @@ def generate(model: ClipGpt2, prefix: Tensor, settings: DecodingSettings, eos_id
     return [tuple(row[: row.index(eos_id)] if eos_id in row else row) for row in rows]
 
 
-class TestLearning:
+class TestTraining:
     @pytest.mark.parametrize(
         ("train", "learning"),
         [("mapper", {"mapper"}), ("decoder", {"mapper", "gpt2"}), ("all", {"mapper", "gpt2", "clip"})],
@@ -227,7 +227,7 @@ class TestLearning:
         assert changed == learning
 
     @pytest.mark.parametrize(("train", "frozen"), [("mapper", ["clip", "gpt2"]), ("decoder", ["clip"]), ("all", [])])
-    def test_what_is_frozen_stays_in_evaluation_mode(self, train: str, frozen: list[str]) -> None:
+    def test_frozen_parts_stay_in_evaluation_mode(self, train: str, frozen: list[str]) -> None:
         model = make(tiny(train=train, dropout=0.3)).train()
         for name in ["clip", "mapper", "gpt2"]:
             part = model.get_submodule(name)
@@ -288,7 +288,7 @@ class TestCheckpoint:
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """A whole CLIP and a GPT-2 as the hub has them, CLIP in half precision."""
+    """A whole CLIP, in half precision, and a GPT-2 in the hub's layout."""
     torch.manual_seed(3)
     vision = CLIPVisionConfig(
         hidden_size=16,
@@ -315,7 +315,7 @@ def from_folders(folder: Path, clip: str = "clip", gpt2: str = "gpt2") -> ClipGp
 
 class TestPublishedWeights:
     @torch.no_grad()
-    def test_a_clip_may_name_its_projection_on_top_only(self, published: Path) -> None:
+    def test_a_clip_may_give_its_projection_only_at_the_top_level(self, published: Path) -> None:
         """As LAION's do."""
         path = published / "clip" / "config.json"
         config = json.loads(path.read_text())
@@ -329,7 +329,7 @@ class TestPublishedWeights:
     @pytest.mark.parametrize("clip", ["clip", "vision"])
     @pytest.mark.parametrize("gpt2", ["gpt2", "bare-gpt2"])
     @torch.no_grad()
-    def test_weights_are_taken_from_folders(self, published: Path, clip: str, gpt2: str) -> None:
+    def test_weights_are_loaded_from_folders(self, published: Path, clip: str, gpt2: str) -> None:
         model = make(from_folders(published, clip, gpt2))
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
         own_clip = CLIPVisionModelWithProjection.from_pretrained(published / clip).float().eval()
@@ -339,7 +339,7 @@ class TestPublishedWeights:
         tokens = torch.tensor([[1, 2, 3]])
         torch.testing.assert_close(model.gpt2(tokens).logits, own_gpt2(tokens).logits)
 
-    def test_settings_then_stand_without_the_folders(self, published: Path) -> None:
+    def test_resolved_settings_do_not_need_the_folders(self, published: Path) -> None:
         model = make(from_folders(published))
         assert model.settings == resolved(model.settings, VOCABULARY)
         sizes = to_dict(model.settings)
@@ -348,19 +348,19 @@ class TestPublishedWeights:
         again = ClipGpt2(model.settings, VOCABULARY, PIXELS, pretrained=False)
         again.load_state_dict(model.state_dict())
 
-    def test_towers_that_hold_weights_are_known(self, published: Path) -> None:
-        """They learn at a rate of their own."""
-        assert make(tiny()).pretrained_parts == ()
-        assert make(tiny(clip=str(published / "clip"))).pretrained_parts == ("clip.",)
+    def test_pretrained_towers_are_known(self, published: Path) -> None:
+        """They have a learning rate of their own."""
+        assert make(tiny()).pretrained_prefixes == ()
+        assert make(tiny(clip=str(published / "clip"))).pretrained_prefixes == ("clip.",)
         own = ClipGpt2(make(tiny()).settings, VOCABULARY, PIXELS, pretrained=False)
-        assert own.pretrained_parts == ("clip.", "gpt2.")
+        assert own.pretrained_prefixes == ("clip.", "gpt2.")
 
     @torch.no_grad()
     def test_a_padded_vocabulary_is_cut_to_the_tokenizers(self, published: Path) -> None:
         model = make(from_folders(published))
         features = model.encode(photos(3))
         assert model(features, CAPTIONS, IMAGES).logits.shape[1] == model.vocab_size == 30
-        assert Spoken(model.stepper(features)).start().shape == (3, 30)
+        assert LogitsStepper(model.stepper(features)).start().shape == (3, 30)
 
     def test_a_larger_tokenizer_is_refused(self, published: Path) -> None:
         with pytest.raises(SettingsError, match="40 tokens and this GPT-2 32"):
@@ -378,11 +378,11 @@ class TestPublishedWeights:
         with pytest.raises(CheckpointError, match=r"model\.gpt2: transformer\.wpe\.weight"):
             make(from_folders(published))
 
-    def test_what_is_nowhere_is_named(self, published: Path) -> None:
+    def test_a_missing_folder_is_named(self, published: Path) -> None:
         with pytest.raises(CheckpointError, match=r"model\.clip: there is no folder"):
             make(from_folders(published, clip="nowhere"))
 
-    def test_another_normalisation_is_warned_of(self, published: Path) -> None:
+    def test_another_normalisation_gives_a_warning(self, published: Path) -> None:
         with pytest.warns(UserWarning, match=r"set preprocess\.mean to"):
             ClipGpt2(from_folders(published), VOCABULARY, PreprocessSettings(size=16), pretrained=True)
 
@@ -407,7 +407,7 @@ def test_settings_that_make_no_model_are_refused(changes: dict[str, Any], messag
 
 @pytest.fixture(scope="module")
 def real_sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ViT-B/32 and GPT-2 small as the hub has them, the tokenizer's files too, with random weights."""
+    """ViT-B/32 and GPT-2 small in the hub's layout, with tokenizer files and random weights."""
     folder = tmp_path_factory.mktemp("hub")
     torch.manual_seed(0)
     CLIPVisionModelWithProjection(CLIPVisionConfig()).save_pretrained(folder / "clip")

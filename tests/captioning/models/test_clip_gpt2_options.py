@@ -1,4 +1,4 @@
-"""How a CLIP-GPT2 is trained: text alone, other words read, adapters, checkpointed blocks, a mapper from before."""
+"""Training options of a CLIP-GPT2: text alone, scheduled sampling, LoRA, gradient checkpointing, a trained mapper."""
 
 import builtins
 from pathlib import Path
@@ -53,35 +53,35 @@ def learn(model: ClipGpt2, *, steps: int = 3, lr: float = 0.5) -> None:
         optimiser.step()
 
 
-class TestReadText:
+class TestForwardText:
     @torch.no_grad()
-    def test_it_is_gpt2_behind_the_end_token_where_the_prefix_ends(self) -> None:
+    def test_text_follows_the_end_token_at_the_prefixs_last_position(self) -> None:
         model = sharpened(make(tiny()))
-        scored = model.read_text(CAPTIONS).logits
+        scored = model.forward_text(CAPTIONS).logits
         inputs = torch.cat([torch.full((4, 1), 29), CAPTIONS[:, :-1].clamp(min=0)], dim=1)
-        # The prefix takes positions 0 to 3; its last is where the first word is asked for.
+        # The prefix takes positions 0 to 3; the last one predicts the first token.
         positions = torch.arange(3, 3 + inputs.shape[1])[None]
         expected = model.gpt2(inputs, position_ids=positions).logits[CAPTIONS != PAD_TARGET]
         torch.testing.assert_close(scored, expected, rtol=1e-4, atol=1e-4)
         elsewhere = model.gpt2(inputs).logits[CAPTIONS != PAD_TARGET]
         assert not torch.allclose(scored, elsewhere, atol=0.1)
 
-    def test_gpt2_alone_learns(self) -> None:
+    def test_only_gpt2_gets_gradients(self) -> None:
         model = make(tiny(train="gpt2")).train()
-        functional.cross_entropy(model.read_text(CAPTIONS).logits, TARGETS).backward()
+        functional.cross_entropy(model.forward_text(CAPTIONS).logits, TARGETS).backward()
         for name, parameter in model.named_parameters():
             assert (parameter.grad is not None) == parameter.requires_grad == name.startswith("gpt2."), name
 
-    def test_as_many_tokens_as_behind_a_prefix_fit(self) -> None:
+    def test_as_many_tokens_fit_as_after_a_prefix(self) -> None:
         model = make(tiny())
         longest = (model.max_positions() or 0) + 1
-        model.read_text(torch.zeros(1, longest, dtype=torch.long))
+        model.forward_text(torch.zeros(1, longest, dtype=torch.long))
         with pytest.raises(SettingsError, match="24 positions"):
-            model.read_text(torch.zeros(1, longest + 1, dtype=torch.long))
+            model.forward_text(torch.zeros(1, longest + 1, dtype=torch.long))
 
 
 @torch.no_grad()
-def test_other_words_are_read_and_the_targets_stay() -> None:
+def test_context_replaces_the_inputs_and_not_the_targets() -> None:
     model = sharpened(make(tiny()))
     features = model.encode(photos(3))
     caption, image = padded([[5, 6, 7, 29]]), torch.tensor([1])
@@ -90,12 +90,12 @@ def test_other_words_are_read_and_the_targets_stay() -> None:
     torch.testing.assert_close(scored, model(features, said, image).logits)
     torch.testing.assert_close(scored[:2], model(features, caption, image).logits[:2])
     assert not torch.allclose(scored[2:], model(features, caption, image).logits[2:], atol=0.01)
-    # What is read at the end is nothing's before.
+    # The last input precedes no target.
     torch.testing.assert_close(model(features, caption, image, padded([[5, 9, 7, 3]])).logits, scored)
 
 
 class TestLora:
-    def test_adapters_are_what_learns_and_have_the_size_they_are_said_to(self) -> None:
+    def test_only_adapters_are_trained_and_have_the_rank_of_the_settings(self) -> None:
         model = make(tiny(lora=LORA)).train()
         learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
         adapters = {name: p for name, p in learning.items() if name.startswith("gpt2.")}
@@ -107,25 +107,25 @@ class TestLora:
         changed = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
         assert changed == set(learning)
 
-    def test_other_layers_can_be_named(self) -> None:
+    def test_other_layers_can_be_targets(self) -> None:
         model = make(tiny(lora={**LORA, "targets": ["mlp.c_fc"]}))
         assert sum(p.numel() for n, p in model.gpt2.named_parameters() if p.requires_grad) == 2 * 3 * (16 + 64)
         with pytest.raises(SettingsError, match=r"no layer 'q_proj'"):
             make(tiny(lora={**LORA, "targets": ["q_proj"]}))
 
-    def test_at_first_they_change_nothing(self) -> None:
+    def test_adapters_change_nothing_at_first(self) -> None:
         plain, adapted = make(tiny()), make(tiny(lora=LORA))
-        adapted.take_over(plain.state_dict())
+        adapted.load_weights(plain.state_dict())
         assert torch.equal(logits(adapted), logits(plain))
 
-    def test_dropout_is_of_what_they_read(self) -> None:
+    def test_dropout_applies_to_the_adapters_inputs(self) -> None:
         model = make(tiny(lora={**LORA, "dropout": 0.5}))
         learn(model)
         assert torch.equal(logits(model), logits(model))
         model.train()
         assert not torch.equal(logits(model), logits(model))
 
-    def test_a_checkpoint_has_them_merged(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_checkpoint_has_adapters_merged(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tokenizer = WordTokenizer.train(["a red disc left of a blue ring", "a white bar above a disc"], min_count=1)
         vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
         model = make(tiny(lora=LORA, gradient_checkpointing=True), vocabulary)
@@ -146,7 +146,7 @@ class TestLora:
         torch.testing.assert_close(again(features, captions, images).logits, expected, rtol=1e-5, atol=1e-5)
         assert load_captioner(str(tmp_path), device="cpu").caption_pixels(photos(2).numpy())
 
-    def test_a_state_keeps_them_apart(self) -> None:
+    def test_a_state_dict_keeps_adapters_apart(self) -> None:
         model = make(tiny(lora=LORA))
         learn(model)
         again = make(tiny(lora=LORA), seed=1)
@@ -155,48 +155,48 @@ class TestLora:
 
     @pytest.mark.parametrize("after", [None, LORA, {**LORA, "alpha": 3.0}, {"rank": 2, "targets": ["mlp.c_fc"]}])
     @pytest.mark.parametrize("before", [None, LORA])
-    def test_stages_carry_them_over(self, before: dict[str, Any] | None, after: dict[str, Any] | None) -> None:
+    def test_stages_convert_adapters(self, before: dict[str, Any] | None, after: dict[str, Any] | None) -> None:
         model = make(tiny(lora=before, dropout=0.2))
         learn(model)
         model.eval()
         following = make(tiny(lora=after), seed=1)
-        following.take_over(model.state_dict())
+        following.load_weights(model.state_dict())
         torch.testing.assert_close(logits(following), logits(model), rtol=1e-4, atol=1e-5)
 
-    def test_they_learn_at_the_rate_of_what_is_new(self) -> None:
+    def test_adapters_do_not_count_as_pretrained(self) -> None:
         settings = make(tiny()).settings
-        assert ClipGpt2(settings, VOCABULARY, PIXELS, pretrained=False).pretrained_parts == ("clip.", "gpt2.")
+        assert ClipGpt2(settings, VOCABULARY, PIXELS, pretrained=False).pretrained_prefixes == ("clip.", "gpt2.")
         adapted = build(ClipGpt2Settings, {**_values(settings), "lora": LORA})
-        assert ClipGpt2(adapted, VOCABULARY, PIXELS, pretrained=False).pretrained_parts == ("clip.",)
+        assert ClipGpt2(adapted, VOCABULARY, PIXELS, pretrained=False).pretrained_prefixes == ("clip.",)
 
     def test_without_the_package_the_message_says_what_to_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
         _forbid_import(monkeypatch, "peft")
         with pytest.raises(SettingsError, match=r"captioning\[lora\]"):
             make(tiny(lora=LORA))
 
-    def test_a_frozen_gpt2_has_no_use_for_them(self) -> None:
+    def test_adapters_are_refused_for_a_frozen_gpt2(self) -> None:
         with pytest.raises(SettingsError, match="lora is for training GPT-2"):
             tiny(lora=LORA, train="mapper")
 
-    def test_defaults_are_attention(self) -> None:
+    def test_the_default_targets_are_attention(self) -> None:
         assert LoraSettings().targets == ("attn.c_attn", "attn.c_proj")
 
 
-class TestCarriedWeights:
+class TestLoadWeights:
     def test_another_model_is_refused(self) -> None:
         with pytest.raises(RuntimeError, match="size mismatch"):
-            make(tiny()).take_over(make(tiny(gpt2={**GPT2, "n_positions": 30})).state_dict())
+            make(tiny()).load_weights(make(tiny(gpt2={**GPT2, "n_positions": 30})).state_dict())
         with pytest.raises(RuntimeError, match="Missing key"):
-            make(tiny()).take_over(make(tiny(clip=CNN)).state_dict())
+            make(tiny()).load_weights(make(tiny(clip=CNN)).state_dict())
 
-    def test_one_matrix_becomes_two_but_not_the_other_way(self) -> None:
+    def test_tied_weights_can_be_untied_but_not_the_other_way(self) -> None:
         untied = {**GPT2, "tie_word_embeddings": False}
         model = make(tiny())
         two = make(tiny(gpt2=untied), seed=1)
-        two.take_over(model.state_dict())
+        two.load_weights(model.state_dict())
         assert torch.equal(logits(two), logits(model))
         with pytest.raises(RuntimeError, match="one matrix"):
-            make(tiny()).take_over(make(tiny(gpt2=untied)).state_dict())
+            make(tiny()).load_weights(make(tiny(gpt2=untied)).state_dict())
 
 
 class TestGradientCheckpointing:
@@ -217,14 +217,14 @@ class TestGradientCheckpointing:
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(gradients[1][name], gradient)
 
-    def test_text_alone_is_checkpointed_too(self) -> None:
+    def test_forward_text_is_checkpointed_too(self) -> None:
         model = make(tiny(train="gpt2", gradient_checkpointing=True)).train()
         calls: list[int] = []
         model.gpt2.transformer.h[0].attn.register_forward_hook(lambda *_: calls.append(1))
-        functional.cross_entropy(model.read_text(CAPTIONS).logits, TARGETS).backward()
+        functional.cross_entropy(model.forward_text(CAPTIONS).logits, TARGETS).backward()
         assert len(calls) == 2
 
-    def test_decoding_is_in_evaluation_mode(self) -> None:
+    def test_decoding_needs_evaluation_mode(self) -> None:
         model = make(tiny(gradient_checkpointing=True)).train()
         features = model.encode(photos(1))
         with pytest.raises(AssertionError):
@@ -240,7 +240,7 @@ class TestMapperWeights:
         save_checkpoint(tmp_path / "before", make(tiny(), vocabulary), tokenizer, PIXELS, DecodingSettings())
         return tmp_path / "before"
 
-    def test_they_are_taken_from_a_checkpoint(self, trained: Path) -> None:
+    def test_mapper_weights_are_loaded_from_a_checkpoint(self, trained: Path) -> None:
         mapper = {**MAPPERS["mlp"], "weights": str(trained)}
         before, cold = make(tiny()), make(tiny(), seed=1)
         warm = make(tiny(mapper=mapper), seed=1)
@@ -256,7 +256,7 @@ class TestMapperWeights:
             with pytest.raises(CheckpointError, match=rf"model\.mapper\.weights: .*{message}"):
                 make(tiny(mapper=mapper))
 
-    def test_a_checkpoint_that_is_nowhere_is_named(self) -> None:
+    def test_a_missing_checkpoint_is_named(self) -> None:
         with pytest.raises(CheckpointError, match=r"model\.mapper\.weights: .*'\./nowhere'"):
             make(tiny(mapper={**MAPPERS["mlp"], "weights": "./nowhere"}))
 

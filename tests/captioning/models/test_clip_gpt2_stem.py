@@ -1,4 +1,4 @@
-"""What of a CLIP-GPT2's image tower can be kept between epochs, and the embeddings that it gives images."""
+"""The part of a CLIP-GPT2's image tower that can be cached between epochs, and its image embeddings."""
 
 from typing import Any
 
@@ -23,26 +23,26 @@ def cnn(tune_from: str | None) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("tower", "mapper"), EVERY)
 @pytest.mark.parametrize("train", ["mapper", "decoder", "gpt2"])
-def test_of_a_frozen_tower_what_the_mapper_reads_is_kept(tower: str, mapper: str, train: str) -> None:
+def test_the_stem_of_a_frozen_tower_is_the_mappers_input(tower: str, mapper: str, train: str) -> None:
     model = make(tiny(mapper, train=train, **TOWERS[tower])).train()
     stem = model.stem(photos(3))
     assert not stem.requires_grad
     assert stem.shape[0] == 3
-    assert torch.equal(model.finish(stem), stem)
+    assert torch.equal(model.encode_stem(stem), stem)
     assert torch.equal(model.encode(photos(3)), stem)
-    torch.testing.assert_close(model.finish(stem.half()), stem, rtol=1e-2, atol=1e-2)
-    assert model.finish(stem.half()).dtype == torch.float32
-    assert model.prefix(model.finish(stem.half())).shape == (3, 4, 16)
+    torch.testing.assert_close(model.encode_stem(stem.half()), stem, rtol=1e-2, atol=1e-2)
+    assert model.encode_stem(stem.half()).dtype == torch.float32
+    assert model.prefix(model.encode_stem(stem.half())).shape == (3, 4, 16)
 
 
 @pytest.mark.parametrize("mapper", ["mlp", "patches"])
 @pytest.mark.parametrize("train", ["all", "clip"])
-def test_of_a_cnn_that_learns_the_frozen_part_is_kept(mapper: str, train: str) -> None:
+def test_the_stem_of_a_trained_cnn_is_its_frozen_part(mapper: str, train: str) -> None:
     model = make(tiny(mapper, train=train, clip=CNN)).train()
     stem = model.stem(photos(3))
     assert not stem.requires_grad
     assert stem.ndim == 4
-    features = model.finish(stem)
+    features = model.encode_stem(stem)
     frozen = make(tiny(mapper, train="decoder", clip=CNN))
     assert torch.equal(features, frozen.encode(photos(3)))
     features.square().sum().backward()
@@ -52,26 +52,26 @@ def test_of_a_cnn_that_learns_the_frozen_part_is_kept(mapper: str, train: str) -
         name.startswith(("encoder.trunk.model.conv_stem", "encoder.trunk.model.blocks.1")) for name in learned
     )
     assert ("visual_projection.weight" in learned) == (mapper == "mlp")
-    assert torch.equal(model.finish(stem.half()), model.finish(stem.half().float()))
+    assert torch.equal(model.encode_stem(stem.half()), model.encode_stem(stem.half().float()))
 
 
 @pytest.mark.parametrize("clip", [{}, {"clip": cnn("all")}])
-def test_of_a_tower_that_learns_as_a_whole_there_is_nothing_to_keep(clip: dict[str, Any]) -> None:
+def test_a_tower_trained_as_a_whole_has_no_stem(clip: dict[str, Any]) -> None:
     model = make(tiny(train="all", **clip))
     pixels = photos(2)
     assert model.stem(pixels) is pixels
     assert model.stem_identity() is None
-    assert model.finish(pixels).requires_grad
+    assert model.encode_stem(pixels).requires_grad
 
 
-def test_a_cnn_that_is_all_frozen_learns_its_projection() -> None:
+def test_a_frozen_cnn_trains_its_projection() -> None:
     model = make(tiny(train="clip", clip=cnn(None)))
     assert [name for name, p in model.named_parameters() if p.requires_grad] == ["clip.visual_projection.weight"]
     assert model.stem_identity() is not None
 
 
 @pytest.mark.parametrize(("tower", "mapper"), EVERY)
-def test_identity_rests_on_the_weights_that_are_used(tower: str, mapper: str) -> None:
+def test_identity_depends_on_the_weights_that_are_used(tower: str, mapper: str) -> None:
     settings = tiny(mapper, train="decoder", **TOWERS[tower])
     identity = make(settings).stem_identity()
     assert identity is not None
@@ -88,7 +88,7 @@ def test_identity_rests_on_the_weights_that_are_used(tower: str, mapper: str) ->
     assert model.stem_identity() != identity
 
 
-def test_identity_tells_what_is_kept() -> None:
+def test_identity_depends_on_what_is_cached() -> None:
     identities = {make(tiny(mapper, train="decoder")).stem_identity() for mapper in ("mlp", "patches")}
     heads = make(tiny(train="decoder", clip={**tiny_clip(), "heads": 4})).stem_identity()
     assert len({*identities, heads}) == 3
@@ -101,7 +101,7 @@ def tiny_clip() -> dict[str, Any]:
     return values
 
 
-def test_identity_of_a_partly_trained_cnn_does_not_rest_on_what_learns() -> None:
+def test_identity_of_a_partly_trained_cnn_ignores_trained_weights() -> None:
     model = make(tiny(train="all", clip=CNN))
     identity = model.stem_identity()
     with torch.no_grad():
@@ -116,7 +116,7 @@ def test_identity_of_a_partly_trained_cnn_does_not_rest_on_what_learns() -> None
 
 @pytest.mark.parametrize(("tower", "mapper"), EVERY)
 @torch.no_grad()
-def test_embeddings_are_clips_whatever_is_kept(tower: str, mapper: str) -> None:
+def test_embeddings_are_clips_whatever_is_cached(tower: str, mapper: str) -> None:
     found = []
     for train in ("decoder", "clip"):
         model = make(tiny(mapper, train=train, **TOWERS[tower]))
@@ -138,7 +138,7 @@ def test_a_contrastive_stage_trains_the_projection_for_a_mapper_of_patches_too()
 
 
 class TestCnnTower:
-    def test_it_is_told_from_a_vision_transformer(self) -> None:
+    def test_settings_tell_it_from_a_vision_transformer(self) -> None:
         assert isinstance(tiny(clip=CNN).clip, CnnTower)
         assert isinstance(tiny().clip, ClipTower)
         for settings in (tiny(clip=CNN), tiny()):
@@ -147,7 +147,7 @@ class TestCnnTower:
         with pytest.raises(SettingsError, match="'projection_dim'"):
             tiny(clip={**CNN, "projection_dims": 3})
 
-    def test_any_size_of_pixels_will_do(self) -> None:
+    def test_any_image_size_works(self) -> None:
         model = ClipGpt2(tiny(clip=CNN), VOCABULARY, PreprocessSettings(size=48), pretrained=True)
         assert model.encode(torch.zeros(2, 48, 48, 3, dtype=torch.uint8)).shape == (2, 12)
 
@@ -158,18 +158,18 @@ class TestCnnTower:
         expected = seen.last_hidden_state.mean(1) @ tower.visual_projection.weight.T
         torch.testing.assert_close(seen.image_embeds, expected)
 
-    def test_what_holds_weights_is_known(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert make(tiny(clip=CNN)).pretrained_parts == ()
+    def test_pretrained_parts_are_known(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert make(tiny(clip=CNN)).pretrained_prefixes == ()
         monkeypatch.setattr("captioning.models.encoders._load_in_order", lambda *_: None)
         own = make(tiny(clip={**CNN, "encoder": {**CNN["encoder"], "weights": "some.pth"}}))
-        assert own.pretrained_parts == own.encoder_parts == ("clip.encoder.",)
+        assert own.pretrained_prefixes == own.encoder_prefixes == ("clip.encoder.",)
 
     def test_a_saved_one_fetches_no_weights(self) -> None:
         settings = tiny(clip={**CNN, "encoder": {**CNN["encoder"], "weights": "nowhere.pth"}})
         again = ClipGpt2(make_resolved(settings), VOCABULARY, PIXELS, pretrained=False)
-        assert again.pretrained_parts == ("clip.encoder.", "gpt2.")
+        assert again.pretrained_prefixes == ("clip.encoder.", "gpt2.")
 
-    def test_its_statistics_stay_while_it_learns(self) -> None:
+    def test_its_statistics_stay_fixed_in_training(self) -> None:
         model = make(tiny(train="all", clip=CNN)).train()
         before = {name: value.clone() for name, value in model.clip.named_buffers()}
         model.encode(photos(4))
@@ -177,6 +177,6 @@ class TestCnnTower:
 
 
 def make_resolved(settings: ClipGpt2Settings) -> ClipGpt2Settings:
-    from captioning.models.clip_fit import resolved
+    from captioning.models.clip_gpt2_checks import resolved
 
     return resolved(settings, VOCABULARY)

@@ -1,4 +1,4 @@
-"""CNN-LSTM: what it is taught is what it decodes, with and without attention."""
+"""CNN-LSTM: decoding agrees with teacher forcing, with and without attention."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from captioning.models.base import PAD_TARGET
 from captioning.models.cnn_lstm_settings import CnnLstmSettings
 from captioning.models.encoder_settings import EncoderSettings
 from captioning.models.encoders import GridEncoder
-from tests.captioning.decoding.fakes import Spoken
+from tests.captioning.decoding.fakes import LogitsStepper
 from tests.tiny import tiny_model, tiny_settings
 
 
@@ -29,7 +29,7 @@ def test_the_stepper_gives_the_logits_of_teacher_forcing(attention: bool) -> Non
     logits = model(features, CAPTIONS, IMAGES).logits
     assert logits.shape == (int((CAPTIONS != PAD_TARGET).sum()), model.vocab_size)
 
-    stepper = Spoken(model.stepper(features))
+    stepper = LogitsStepper(model.stepper(features))
     steps = [stepper.start()[IMAGES]]
     rows = IMAGES
     for at in range(CAPTIONS.shape[1] - 1):
@@ -41,12 +41,12 @@ def test_the_stepper_gives_the_logits_of_teacher_forcing(attention: bool) -> Non
 
 @torch.no_grad()
 def test_captions_of_one_image_may_be_as_many_as_there_are_images() -> None:
-    """What samples ask for when all captions of another image have ended with their first word."""
+    """As in sampling, when all captions of another image have ended with their first token."""
     model = tiny_model()
     for weight in model.attend.parameters():
         weight.mul_(3)
     features = model.encode(pixels(2))
-    stepper = Spoken(model.stepper(features))
+    stepper = LogitsStepper(model.stepper(features))
     stepper.start()
     found = stepper.advance(torch.tensor([[5], [6]]), torch.tensor([[1], [1]]))
     taught = model(features, torch.tensor([[5, 7], [6, 7]]), torch.tensor([1, 1])).logits.view(2, 2, -1)[:, 1]
@@ -54,50 +54,51 @@ def test_captions_of_one_image_may_be_as_many_as_there_are_images() -> None:
 
 
 @torch.no_grad()
-def test_logits_are_the_same_to_the_last_digit_in_any_batch() -> None:
+def test_logits_are_bitwise_the_same_in_any_batch() -> None:
     model = tiny_model()
     features = model.encode(pixels(9))
-    together = Spoken(model.stepper(features)).start()
+    together = LogitsStepper(model.stepper(features)).start()
     for count in (1, 2, 3, 5):
         some = type(features)(*(part[:count] for part in (features.keys, features.values, features.pooled)))
-        assert torch.equal(Spoken(model.stepper(some)).start(), together[:count])
+        assert torch.equal(LogitsStepper(model.stepper(some)).start(), together[:count])
 
 
-def test_text_is_read_without_an_image() -> None:
-    """As where nothing is seen: no attention, and an image's vector of zeros."""
+def test_text_is_scored_without_an_image() -> None:
+    """No attention, and zeros for the pooled feature."""
     model = tiny_model(tiny_settings(attention=False))
     empty = model.encode(pixels(1))
     blind = type(empty)(empty.keys, empty.values, torch.zeros_like(empty.pooled))
     expected = model(blind, CAPTIONS, torch.zeros_like(IMAGES)).logits
-    torch.testing.assert_close(model.read_text(CAPTIONS).logits, expected)
+    torch.testing.assert_close(model.forward_text(CAPTIONS).logits, expected)
 
     attentive = tiny_model(tiny_settings(attention=True))
-    attentive.read_text(CAPTIONS).logits.sum().backward()
+    attentive.forward_text(CAPTIONS).logits.sum().backward()
     taught = {name.split(".")[0] for name, weight in attentive.named_parameters() if weight.grad is not None}
     assert taught == {"embed", "initial", "lstm", "speak", "bias"}
 
 
 @torch.no_grad()
-def test_a_prompt_is_where_decoding_goes_on() -> None:
+def test_decoding_continues_a_prompt() -> None:
     model = tiny_model()
     features = model.encode(pixels(2))
-    stepper = Spoken(model.stepper(features))
+    stepper = LogitsStepper(model.stepper(features))
     stepper.start()
     rows = torch.arange(2)
     stepper.advance(torch.tensor([5, 5]), rows)
     expected = stepper.advance(torch.tensor([6, 6]), rows)
-    torch.testing.assert_close(Spoken(model.stepper(features, prompt=[5, 6])).start(), expected)
+    torch.testing.assert_close(LogitsStepper(model.stepper(features, prompt=[5, 6])).start(), expected)
 
 
 @torch.no_grad()
-def test_attention_looks_at_the_grid() -> None:
+def test_logits_depend_on_the_grid() -> None:
     model = tiny_model()
     features = model.encode(pixels(1))
     swapped = type(features)(features.keys, features.values.flip(0) + 1.0, features.pooled)
-    assert not torch.allclose(Spoken(model.stepper(features)).start(), Spoken(model.stepper(swapped)).start())
+    plain, changed = (LogitsStepper(model.stepper(each)).start() for each in (features, swapped))
+    assert not torch.allclose(plain, changed)
 
 
-def test_the_attention_penalty_is_one_number_a_target() -> None:
+def test_the_attention_penalty_has_one_number_a_target() -> None:
     settings = CnnLstmSettings(
         encoder=EncoderSettings(name="timm/test_efficientnet", weights="random"),
         heads=2,

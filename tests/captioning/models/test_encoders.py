@@ -1,4 +1,4 @@
-"""The frozen stem of an encoder and the rest: together the encoder, apart something to keep."""
+"""The frozen stem of an encoder, whose output can be cached, and the rest."""
 
 import copy
 from pathlib import Path
@@ -27,7 +27,7 @@ def encoder(name: str = "timm/test_efficientnet", tune_from: str | None = None, 
     made = GridEncoder(EncoderSettings(name=name, weights="random", tune_from=tune_from), pretrained=True)
     for module in made.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            # Fresh statistics change nothing: give every layer some that do.
+            # Initial statistics change nothing: give every layer others.
             module.running_mean.uniform_(-0.1, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     return made
@@ -66,7 +66,7 @@ def test_all_or_nothing_frozen_works_for_every_encoder(name: str) -> None:
     assert tuned.stem_identity() is None
 
 
-def test_an_encoder_of_no_known_chain_that_is_partly_tuned_has_no_stem() -> None:
+def test_a_partly_trained_encoder_that_is_no_known_chain_has_no_stem() -> None:
     made = encoder("timm/mobilenetv3_small_050", "blocks.3")
     assert torch.equal(made.stem(images()), images())
     assert made.stem_identity() is None
@@ -86,7 +86,7 @@ def test_only_the_rest_has_gradients(name: str, tune_from: str, frozen: tuple[st
     assert not any(name.startswith(f"{piece}.") for name in pieces for piece in frozen)
 
 
-def test_the_identity_is_that_of_the_frozen_weights_alone() -> None:
+def test_the_identity_depends_only_on_frozen_weights() -> None:
     made = encoder(tune_from="blocks.2")
     identity = made.stem_identity()
     assert identity == encoder(tune_from="blocks.2").stem_identity()
@@ -127,12 +127,12 @@ def pixels(count: int = 3) -> torch.Tensor:
 
 @pytest.mark.parametrize("tune_from", [None, "blocks.1", "all"])
 @torch.no_grad()
-def test_the_model_finishes_what_its_stem_began(tune_from: str | None) -> None:
+def test_stem_and_encode_stem_are_the_encoder(tune_from: str | None) -> None:
     model = tiny_model(tiny_settings(tune_from=tune_from))
     stem = model.stem(pixels())
     whole = model.encoder.trunk(model.normalise(pixels())).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(model.finish(stem).pooled, model.pool(whole.mean(1)))
-    torch.testing.assert_close(model.encode(pixels()).values, model.finish(stem).values)
+    torch.testing.assert_close(model.encode_stem(stem).pooled, model.pool(whole.mean(1)))
+    torch.testing.assert_close(model.encode(pixels()).values, model.encode_stem(stem).values)
     if tune_from == "all":
         assert stem.dtype == torch.uint8
         assert model.stem_identity() is None
@@ -142,10 +142,10 @@ def test_the_model_finishes_what_its_stem_began(tune_from: str | None) -> None:
 
 
 @pytest.mark.parametrize("tune_from", [None, "blocks.1"])
-def test_a_stem_kept_in_half_precision_gives_nearly_the_same_and_learns(tune_from: str | None) -> None:
+def test_a_stem_cached_in_half_precision_gives_nearly_the_same_and_trains(tune_from: str | None) -> None:
     model = tiny_model(tiny_settings(tune_from=tune_from)).train()
     kept = model.stem(pixels()).half()
-    features = model.finish(kept)
+    features = model.encode_stem(kept)
     assert features.pooled.dtype == torch.float32
     torch.testing.assert_close(features.pooled, model.encode(pixels()).pooled, rtol=2e-2, atol=2e-3)
     features.pooled.sum().backward()
@@ -156,7 +156,7 @@ def test_a_stem_kept_in_half_precision_gives_nearly_the_same_and_learns(tune_fro
 
 
 @torch.no_grad()
-def test_words_said_are_read_and_captions_stay_the_targets() -> None:
+def test_context_replaces_the_inputs_and_not_the_targets() -> None:
     model = tiny_model()
     features = model.encode(pixels(1))
     captions = torch.tensor([[5, 6, 7, 1], [8, 9, 1, PAD_TARGET]])
@@ -165,7 +165,7 @@ def test_words_said_are_read_and_captions_stay_the_targets() -> None:
     plain = model(features, captions, images).logits
     mixed = model(features, captions, images, said).logits
     assert mixed.shape == plain.shape == (7, model.vocab_size)
-    # Up to the first word that was said otherwise, all is as it was; the last word is read by nobody.
+    # Up to the first token that differs nothing changes; the last token is no input.
     assert torch.equal(mixed[:2], plain[:2])
     assert not torch.allclose(mixed[2:4], plain[2:4])
     torch.testing.assert_close(mixed[4:], plain[4:])

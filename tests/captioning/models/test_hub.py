@@ -1,4 +1,4 @@
-"""References to published weights, and the files that they lead to."""
+"""References to published weights, and the files they resolve to."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def put_in_cache(cache: Path, revision: str) -> Path:
-    """A repository org/name as the hub's client keeps it."""
+    """A repository org/name as the hub's client caches it."""
     root = cache / "models--org--name"
     snapshot = root / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
@@ -46,7 +46,7 @@ def test_a_cached_repository_is_used_without_a_network(cache: Path) -> None:
     assert local_folder("org/name") == snapshot
 
 
-def test_a_revision_is_asked_for(cache: Path) -> None:
+def test_a_revision_can_be_given(cache: Path) -> None:
     put_in_cache(cache, "v2")
     assert local_folder("org/name@v2").name == COMMIT
     with pytest.raises(CheckpointError, match="org/name@v3"):
@@ -63,7 +63,7 @@ def test_without_network_and_cache_the_message_says_what_to_do(cache: Path) -> N
 
 
 @pytest.mark.parametrize("reference", ["./nowhere", "/nowhere/at/all", "a/b/c", "~/nowhere-at-all", ""])
-def test_a_missing_folder_is_not_asked_of_the_hub(reference: str) -> None:
+def test_a_missing_folder_is_not_looked_up_on_the_hub(reference: str) -> None:
     with pytest.raises(CheckpointError, match=r"model\.gpt2: there is no folder"):
         local_folder(reference, key="model.gpt2")
 
@@ -102,12 +102,12 @@ def test_tensors_are_read_in_float32_under_new_names(tmp_path: Path, form: str) 
     assert found["x.n"].dtype == torch.int64
 
 
-def test_only_what_is_wanted_is_read(tmp_path: Path) -> None:
+def test_only_wanted_tensors_are_read(tmp_path: Path) -> None:
     write(tmp_path, "safetensors")
     assert set(read_tensors(tmp_path, {"a"})) == {"a"}
 
 
-def test_tensors_that_are_not_there_are_named(tmp_path: Path) -> None:
+def test_missing_tensors_are_named(tmp_path: Path) -> None:
     write(tmp_path, "safetensors")
     with pytest.raises(CheckpointError, match=r"lack c, d, e and 1 more"):
         read_tensors(tmp_path, {"a", "c", "d", "e", "f"})
@@ -118,7 +118,7 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
         read_tensors(tmp_path, {"a"})
 
 
-def test_a_piece_that_is_absent_is_named(tmp_path: Path) -> None:
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     write(tmp_path, "pieces")
     (tmp_path / "model-2.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"lacks model-2\.safetensors"):

@@ -1,4 +1,4 @@
-"""A captioner is loaded without PyTorch's compiler, which is there for whoever compiles."""
+"""Loading a captioner does not import PyTorch's compiler, which is imported when something compiles."""
 
 import subprocess
 import sys

@@ -22,12 +22,12 @@ def test_patch_states_become_a_prefix() -> None:
     assert mapper(torch.randn(3, 7, 12)).shape == (3, 4, 8)
 
 
-def test_the_learned_constants_are_what_becomes_the_prefix() -> None:
+def test_the_learned_constants_become_the_prefix() -> None:
     torch.manual_seed(0)
     settings = MapperSettings(kind="transformer", source="patches", prefix_length=4, layers=2, heads=2)
     mapper = make_mapper(settings, feature_size=12, width=8, dropout=0.0)
     states = torch.randn(1, 7, 12)
-    # Attention has no order: the constants see the same set of states, so the prefix stays.
+    # Attention has no order: the constants attend to the same set of states, so the prefix stays.
     torch.testing.assert_close(mapper(states.flip(1)), mapper(states))
     constants = dict(mapper.named_parameters())["constants"]
     before = mapper(states)
@@ -36,7 +36,7 @@ def test_the_learned_constants_are_what_becomes_the_prefix() -> None:
     assert not torch.allclose(mapper(states)[:, 1], before[:, 1])
 
 
-def test_an_image_is_mapped_alone() -> None:
+def test_an_image_does_not_depend_on_its_batch() -> None:
     torch.manual_seed(0)
     settings = MapperSettings(kind="transformer", prefix_length=3, layers=2, heads=2)
     mapper = make_mapper(settings, feature_size=12, width=8, dropout=0.0)
@@ -45,7 +45,7 @@ def test_an_image_is_mapped_alone() -> None:
 
 
 @pytest.mark.parametrize("kind", ["mlp", "transformer"])
-def test_every_weight_learns(kind: str) -> None:
+def test_every_weight_gets_a_gradient(kind: str) -> None:
     settings = build(MapperSettings, {"kind": kind, "prefix_length": 3, "layers": 2, "heads": 2})
     mapper = make_mapper(settings, feature_size=12, width=8, dropout=0.1)
     mapper(torch.randn(2, 12)).square().sum().backward()
@@ -60,7 +60,7 @@ def test_the_sizes_of_clipcap_are_the_defaults() -> None:
     assert sum(name.endswith("queries_keys_values.weight") for name in names) == 8
 
 
-def test_an_mlp_reads_no_patches() -> None:
+def test_an_mlp_cannot_read_patches() -> None:
     with pytest.raises(SettingsError, match="needs kind 'transformer'"):
         build(MapperSettings, {"kind": "mlp", "source": "patches"})
 

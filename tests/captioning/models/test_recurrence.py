@@ -1,4 +1,4 @@
-"""The recurrence of our own: equal to PyTorch's LSTM, states and gradients, over captions of unequal length."""
+"""The recurrence for CPUs: states and gradients equal to PyTorch's LSTM over captions of unequal length."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def asked() -> Tensor:
     return torch.arange(5)[None] < torch.tensor(LENGTHS)[:, None]
 
 
-def test_packing_is_pytorchs_and_has_a_way_back() -> None:
+def test_packing_is_pytorchs_and_can_be_undone() -> None:
     mask = asked()
     packed = Packed.of(mask)
     tokens = torch.arange(int(mask.sum()))

@@ -14,7 +14,7 @@ def tower(dropout: float = 0.0) -> TextTower:
     sizes = {"vocab_size": 10, "max_tokens": 8, "width": 16, "layers": 2, "heads": 2, "embedding_size": 6}
     made = TextTower(**sizes, dropout=dropout)
     with torch.no_grad():
-        # As they begin, words differ by less than rounding shows.
+        # Initial embeddings differ by less than the tolerance.
         made.tokens.weight *= 50
         made.positions.weight *= 50
     return made
@@ -24,7 +24,7 @@ def test_each_caption_has_an_embedding_of_its_own() -> None:
     made = tower().eval()
     embeddings = made(CAPTIONS)
     assert embeddings.shape == (3, 6)
-    # The same words in another order mean something else.
+    # The same tokens in another order have another embedding.
     assert not torch.allclose(embeddings[0], embeddings[2], atol=1e-2)
 
 
@@ -35,7 +35,7 @@ def test_padding_changes_nothing() -> None:
     torch.testing.assert_close(made(CAPTIONS[1:2, :2]), made(CAPTIONS)[1:2], rtol=1e-4, atol=1e-5)
 
 
-def test_every_weight_learns_that_is_used() -> None:
+def test_every_used_weight_gets_a_gradient() -> None:
     made = tower().train()
     made(CAPTIONS).square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in made.parameters())
@@ -43,7 +43,7 @@ def test_every_weight_learns_that_is_used() -> None:
     assert not made.tokens.weight.grad[4].any()
 
 
-def test_dropout_is_for_training() -> None:
+def test_dropout_is_for_training_only() -> None:
     made = tower(dropout=0.5)
     assert not torch.equal(made(CAPTIONS), made(CAPTIONS))
     made.eval()

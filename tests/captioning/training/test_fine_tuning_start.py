@@ -24,7 +24,7 @@ from captioning.training.loop import TrainingRun
 from captioning.training.new_words import take_in
 from captioning.training.parts import Parts, make_parts, make_tokenizer
 from captioning.training.settings import TrainSettings
-from tests.captioning.decoding.fakes import Spoken
+from tests.captioning.decoding.fakes import LogitsStepper
 from tests.captioning.models.clips import CNN, PIXELS, VOCABULARY, make, photos, tiny
 from tests.tiny import PREPROCESS, save_tiny_captioner, tiny_model, tiny_settings, tiny_tokenizer, write_tiny_shards
 
@@ -86,9 +86,9 @@ def test_a_grown_model_says_what_it_said(kind: str) -> None:
         untied = {"gpt2": {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 24, "tie_word_embeddings": False}}
         model, pixels = make(tiny(**(untied if "untied" in kind else {}))), photos(2)
     size = model.vocab_size
-    before = Spoken(model.stepper(model.encode(pixels))).start()
+    before = LogitsStepper(model.stepper(model.encode(pixels))).start()
     model.grow_vocabulary(size + 3)
-    stepper = Spoken(model.stepper(model.encode(pixels)))
+    stepper = LogitsStepper(model.stepper(model.encode(pixels)))
     after = stepper.start()
     assert after.shape == (2, size + 3)
     torch.testing.assert_close(after[:, :size], before)

@@ -84,7 +84,7 @@ def test_decoding_follows_the_weights(stage: Any, fused: bool) -> None:
             features = passes[0].features(made.model)
             stepper = made.model.stepper(features)
             count = len(passes[0].images.unique())
-            told = stepper.vocabulary.logits(stepper.start())[:count]
+            told = stepper.lm_head.logits(stepper.start())[:count]
             taught = made.model(features, torch.full((count, 1), 1), torch.arange(count)).logits
         torch.testing.assert_close(told, taught, rtol=1e-4, atol=1e-4)
         made.step(passes, step)

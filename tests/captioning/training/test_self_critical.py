@@ -17,7 +17,7 @@ from captioning.storage import Location
 from captioning.training.batches import Batch
 from captioning.training.objectives.reward import END, CiderReward, stutters, train_frequencies
 from captioning.training.objectives.self_critical import SelfCritical, SelfCriticalSettings, without_dropout
-from tests.captioning.decoding.fakes import Spoken
+from tests.captioning.decoding.fakes import LogitsStepper
 from tests.tiny import CAPTIONS, PREPROCESS, tiny_model, tiny_settings, tiny_tokenizer, write_tiny_shards
 
 TOKENIZER = tiny_tokenizer()
@@ -101,7 +101,7 @@ def test_the_gradient_is_that_of_reinforce_with_the_others_as_baseline(batch: Ba
         for at, row in enumerate(rows):
             others = rewards[:at] + rewards[at + 1 :]
             advantage = rewards[at] - sum(others) / 3
-            stepper = Spoken(model.stepper(model.encode(batch.pixels[image : image + 1])))  # type: ignore[index]
+            stepper = LogitsStepper(model.stepper(model.encode(batch.pixels[image : image + 1])))  # type: ignore[index]
             logits, said = stepper.start(), [token for token in row if token != PAD_TARGET]
             for step, token in enumerate(said):
                 scaled = logits[0] / temperature

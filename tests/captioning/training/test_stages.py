@@ -293,7 +293,7 @@ def test_what_starts_random_learns_as_such_however_it_is_tuned(shards: ShardSet,
 
 def test_what_an_earlier_stage_has_taught_is_no_longer_random(shards: ShardSet, tmp_path: Path) -> None:
     maker = start(recipe(text=CLIP_STAGES), shards, tmp_path)._make
-    assert [maker.model(number, None).pretrained_parts for number in range(4)] == [
+    assert [maker.model(number, None).pretrained_prefixes for number in range(4)] == [
         (),
         ("clip.encoder.",),
         ("clip.encoder.", "gpt2."),

@@ -1,7 +1,4 @@
-"""States of a CLIP-GPT2 under other training settings: tied weights once, adapters merged or put aside.
-
-Knows names and tensors; what the model computes it does not know.
-"""
+"""State dicts of a CLIP-GPT2 under different training settings: tied weights stored once, adapters merged or added."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,15 +8,15 @@ from torch import Tensor
 
 from captioning.models.lora import LORA_SCALE, is_adapter, merged
 
-_WORDS = "gpt2.transformer.wte.weight"
+_EMBEDDINGS = "gpt2.transformer.wte.weight"
 _HEAD = "gpt2.lm_head.weight"
 
 
-def carried(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a model whose state is `own` has to load to compute what one of the state `state` does.
+def converted(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of `state` in the layout of `own`, the state of the model that is to load them.
 
-    They may differ in their adapters, and in whether words and head are one matrix. Raises
-    `RuntimeError` when two matrices would have to become one.
+    The two may differ in their adapters, and in whether embeddings and head are tied. Raises
+    `RuntimeError` when two different matrices would have to be tied.
     """
     if _adapters(state) == _adapters(own):
         plain = dict(state)
@@ -30,22 +27,22 @@ def carried(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str,
                 plain[name] = plain.pop(name.replace(".base_layer.", "."))
             elif name == LORA_SCALE or is_adapter(name):
                 plain[name] = value
-    if _HEAD in own and _HEAD not in plain and _WORDS in plain:
-        plain[_HEAD] = plain[_WORDS]
-    elif _HEAD in plain and _HEAD not in own and not torch.equal(plain.pop(_HEAD), plain[_WORDS]):
+    if _HEAD in own and _HEAD not in plain and _EMBEDDINGS in plain:
+        plain[_HEAD] = plain[_EMBEDDINGS]
+    elif _HEAD in plain and _HEAD not in own and not torch.equal(plain.pop(_HEAD), plain[_EMBEDDINGS]):
         raise RuntimeError("its words and its head would be one matrix, and in these weights they differ")
     return plain
 
 
 def keep_tied(model: Any) -> None:
-    """Words and head of `model.gpt2` are one matrix: it is saved once, and tied again when loaded."""
+    """Keep the tied embeddings and head of `model.gpt2` one matrix: saved once, and tied again when loaded."""
     model.register_state_dict_post_hook(_drop_tied)
     model.register_load_state_dict_pre_hook(_restore_tied)
     model.register_load_state_dict_post_hook(_tie)
 
 
 def _adapters(state: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
-    """Shapes of the adapters, and how much they count."""
+    """Shapes of the adapters, and their scale."""
     found: dict[str, tuple[Any, ...]] = {name: tuple(value.shape) for name, value in state.items() if is_adapter(name)}
     if LORA_SCALE in state:
         found[LORA_SCALE] = (float(state[LORA_SCALE]),)
@@ -57,8 +54,8 @@ def _drop_tied(_module: Any, state: dict[str, Any], prefix: str, _metadata: Any)
 
 
 def _restore_tied(_module: Any, state: dict[str, Any], prefix: str, *_rest: Any) -> None:
-    if f"{prefix}{_WORDS}" in state:
-        state[f"{prefix}{_HEAD}"] = state[f"{prefix}{_WORDS}"]
+    if f"{prefix}{_EMBEDDINGS}" in state:
+        state[f"{prefix}{_HEAD}"] = state[f"{prefix}{_EMBEDDINGS}"]
 
 
 def _tie(module: Any, _keys: Any) -> None:

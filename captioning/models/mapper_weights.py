@@ -1,4 +1,4 @@
-"""A new mapper's weights taken from a captioner that has been trained before."""
+"""Initial weights of a mapper, loaded from a trained captioner."""
 
 from torch import nn
 
@@ -12,7 +12,7 @@ _KEY = "model.mapper.weights"
 def load_mapper(mapper: nn.Module, reference: str) -> None:
     """Fill `mapper` with the weights of the mapper in the checkpoint at `reference`.
 
-    Raises `CheckpointError` when there is none, or one of other sizes.
+    Raises `CheckpointError` when there is none, or its sizes differ.
     """
     own = mapper.state_dict()
     try:

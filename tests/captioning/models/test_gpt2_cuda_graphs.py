@@ -1,6 +1,6 @@
-"""GPT-2 by recorded steps: the same captions as step by step, and nothing in a step that a GPU could not record.
+"""GPT-2 by CUDA graphs: the same captions as eager steps, and nothing in a step that a GPU could not capture.
 
-On a CPU a step is run as it is, over the same memory; a GPU that is only pretended tells whatever would wait for it.
+On a CPU the steps run eagerly over the same memory. A fake GPU raises an error for whatever would wait for it.
 """
 
 import gc
@@ -14,15 +14,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from captioning.captioner import load_captioner
-from captioning.decoding.recorded import record
+from captioning.decoding.cuda_graphs import capture
 from captioning.decoding.sample import sample
 from captioning.decoding.search import Hypothesis, decode
 from captioning.decoding.settings import DecodingSettings
 from captioning.errors import SettingsError
-from captioning.models import gpt2_recorded
+from captioning.models import gpt2_cuda_graphs
 from captioning.models.base import Vocabulary
 from captioning.models.clip_gpt2 import ClipGpt2
-from captioning.models.gpt2_recorded import RecordedGpt2Stepper, Rooms
+from captioning.models.gpt2_cuda_graphs import CudaGraphGpt2Stepper, WorkspacePool
 from captioning.models.prepared import prepared
 from tests.captioning.models.clips import GPT2, make, sharpened, tiny
 
@@ -44,13 +44,13 @@ def features(count: int, seed: int = 1) -> Tensor:
 def both(
     model: ClipGpt2, of: Tensor, settings: DecodingSettings, prompt: list[int] | None = None
 ) -> tuple[list[list[Hypothesis]], list[list[Hypothesis]]]:
-    """What is decoded step by step, and by recorded steps."""
-    model._records_steps = False
-    plain = decode(model.stepper(of, prompt), settings, eos_id=EOS)
-    model.record_steps()
+    """Hypotheses decoded eagerly and by CUDA graphs."""
+    model._cuda_graphs = False
+    eager = decode(model.stepper(of, prompt), settings, eos_id=EOS)
+    model.enable_cuda_graphs()
     stepper = model.stepper(of, prompt)
-    assert isinstance(stepper, RecordedGpt2Stepper)
-    return plain, decode(stepper, settings, eos_id=EOS)
+    assert isinstance(stepper, CudaGraphGpt2Stepper)
+    return eager, decode(stepper, settings, eos_id=EOS)
 
 
 def same(one: list[list[Hypothesis]], two: list[list[Hypothesis]]) -> bool:
@@ -62,38 +62,38 @@ def same(one: list[list[Hypothesis]], two: list[list[Hypothesis]]) -> bool:
 
 @pytest.mark.parametrize("beams", [1, 3, 5])
 @pytest.mark.parametrize("prompt", [None, [5, 6, 7]])
-def test_captions_are_those_of_single_steps(model: ClipGpt2, beams: int, prompt: list[int] | None) -> None:
-    """Batches of several sizes, one after the other in rooms that are used again; images leave at their own times."""
+def test_captions_are_those_of_eager_steps(model: ClipGpt2, beams: int, prompt: list[int] | None) -> None:
+    """Batches of several sizes, one after the other in reused workspaces; images finish at different times."""
     settings = DecodingSettings(beam_size=beams, num_captions=beams, max_new_tokens=12)
     lengths = set()
     for number, count in enumerate((20, 3, 40, 1, 9)):
-        plain, recorded = both(model, features(count, number), settings, prompt)
-        assert same(plain, recorded)
-        lengths |= {best[0].num_tokens for best in recorded}
+        eager, replayed = both(model, features(count, number), settings, prompt)
+        assert same(eager, replayed)
+        lengths |= {best[0].num_tokens for best in replayed}
     assert len(lengths) > 2
 
 
-def test_a_caption_may_outgrow_its_room(model: ClipGpt2, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpt2_recorded, "_STEPS", 2)
-    monkeypatch.setattr(gpt2_recorded, "_WHOLE", 4)
+def test_a_caption_may_outgrow_its_workspace(model: ClipGpt2, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpt2_cuda_graphs, "_STEPS_AHEAD", 2)
+    monkeypatch.setattr(gpt2_cuda_graphs, "_ENTRY_MULTIPLE", 4)
     assert same(*both(model, features(10), DecodingSettings(beam_size=4, max_new_tokens=14)))
 
 
-def test_what_a_broken_image_left_behind_harms_nobody(model: ClipGpt2) -> None:
+def test_stale_nans_in_a_workspace_do_no_harm(model: ClipGpt2) -> None:
     settings = DecodingSettings(beam_size=3, max_new_tokens=8)
-    plain, _ = both(model, features(8), settings)
-    rooms: Rooms = prepared(model.gpt2, model._prepare)[0]
-    [room] = rooms._free.values()
-    for tensor in (*room.caches, room.mask, room.states):
+    eager, _ = both(model, features(8), settings)
+    pool: WorkspacePool = prepared(model.gpt2, model._prepare)[0]
+    [workspace] = pool._free.values()
+    for tensor in (*workspace.caches, workspace.mask, workspace.states):
         tensor.fill_(float("nan"))
-    assert same(plain, decode(model.stepper(features(8)), settings, eos_id=EOS))
+    assert same(eager, decode(model.stepper(features(8)), settings, eos_id=EOS))
 
 
-def test_rows_are_chosen_repeated_and_dropped(model: ClipGpt2) -> None:
-    model.record_steps()
+def test_rows_are_selected_repeated_and_dropped(model: ClipGpt2) -> None:
+    model.enable_cuda_graphs()
     found = []
-    for recorded in (False, True):
-        model._records_steps = recorded
+    for cuda_graphs in (False, True):
+        model._cuda_graphs = cuda_graphs
         stepper = model.stepper(features(3))
         stepper.start()
         stepper.advance(torch.tensor([5, 6, 7, 8]), [0, 0, 2, 1])
@@ -104,45 +104,45 @@ def test_rows_are_chosen_repeated_and_dropped(model: ClipGpt2) -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
 
 
-def test_captions_are_drawn_by_them_too(model: ClipGpt2) -> None:
+def test_captions_are_sampled_too(model: ClipGpt2) -> None:
     drawn = []
-    for recorded in (False, True):
-        model._records_steps = recorded
+    for cuda_graphs in (False, True):
+        model._cuda_graphs = cuda_graphs
         torch.manual_seed(3)
         drawn.append(sample(model.stepper(features(5)), count=3, max_new_tokens=10, eos_id=EOS))
     assert torch.equal(drawn[0], drawn[1])
 
 
-def test_a_room_is_one_steppers_at_a_time_and_then_anothers(model: ClipGpt2) -> None:
-    model.record_steps()
-    rooms: Rooms = prepared(model.gpt2, model._prepare)[0]
+def test_a_workspace_belongs_to_one_stepper_at_a_time(model: ClipGpt2) -> None:
+    model.enable_cuda_graphs()
+    pool: WorkspacePool = prepared(model.gpt2, model._prepare)[0]
     first, second = (model.stepper(features(4, seed)) for seed in (1, 2))
-    assert isinstance(first, RecordedGpt2Stepper)
-    assert isinstance(second, RecordedGpt2Stepper)
+    assert isinstance(first, CudaGraphGpt2Stepper)
+    assert isinstance(second, CudaGraphGpt2Stepper)
     for stepper in (first, second):
         stepper.start()
         stepper.advance(torch.tensor([[1, 2]] * 4), torch.arange(4)[:, None].expand(4, 2))
-    assert first._room is not second._room
-    assert not rooms._free
-    room = first._room
+    assert first._workspace is not second._workspace
+    assert not pool._free
+    workspace = first._workspace
     del first, stepper
     gc.collect()
     third = model.stepper(features(2))
-    assert isinstance(third, RecordedGpt2Stepper)
+    assert isinstance(third, CudaGraphGpt2Stepper)
     third.start()
     third.advance(torch.tensor([[1, 2]] * 2), torch.arange(2)[:, None].expand(2, 2))
-    assert third._room is room
+    assert third._workspace is workspace
 
 
-def test_few_rooms_are_kept(model: ClipGpt2) -> None:
+def test_few_workspaces_are_kept(model: ClipGpt2) -> None:
     for beams in (2, 3, 4, 5):
         both(model, features(2), DecodingSettings(beam_size=beams, max_new_tokens=3))
-    rooms: Rooms = prepared(model.gpt2, model._prepare)[0]
-    assert sorted(rooms._free) == [4, 5]
+    pool: WorkspacePool = prepared(model.gpt2, model._prepare)[0]
+    assert sorted(pool._free) == [4, 5]
 
 
 class Counted(TorchDispatchMode):
-    """Counts operations: about what a GPU is asked to start."""
+    """Counts operations: about the number of kernels that a GPU would launch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,25 +154,26 @@ class Counted(TorchDispatchMode):
 
 
 @pytest.fixture
-def pretended() -> Iterator[ClipGpt2]:
-    """A model on a GPU that has shapes and no numbers: a look at one is an error."""
+def on_fake_gpu() -> Iterator[ClipGpt2]:
+    """A model on a fake GPU, whose tensors have shapes and no values: reading a value raises an error."""
     model = make(tiny()).requires_grad_(False)
     with FakeTensorMode():
         for module in model.modules():
-            for kept in (module._parameters, module._buffers):
-                for name, tensor in kept.items():
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
                     if tensor is not None:
-                        there = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
-                        kept[name] = nn.Parameter(there, requires_grad=False) if kept is module._parameters else there
+                        fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+                        is_parameter = tensors is module._parameters
+                        tensors[name] = nn.Parameter(fake, requires_grad=False) if is_parameter else fake
         yield model
 
 
 def three_steps(model: ClipGpt2, count: int) -> Iterator[Tensor]:
     """States after each of three steps of so many images."""
-    rooms, vocabulary = model._prepare(torch.float32)
+    pool, lm_head = model._prepare(torch.float32)
     device = model.device
     prefix = torch.randn(count, 4, 16, device=device)
-    stepper = RecordedGpt2Stepper(rooms, vocabulary, prefix, check_length=lambda length: None)
+    stepper = CudaGraphGpt2Stepper(pool, lm_head, prefix, check_length=lambda length: None)
     yield stepper.start()
     images = torch.arange(count, device=device)[:, None]
     tokens = torch.zeros(count, 3, dtype=torch.long, device=device)
@@ -181,19 +182,19 @@ def three_steps(model: ClipGpt2, count: int) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def test_no_step_waits_for_the_gpu(pretended: ClipGpt2, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorded: list[Callable[[], None]] = []
-    monkeypatch.setattr(gpt2_recorded, "record", lambda step, _: recorded.append(step) or step)
-    *_, states = three_steps(pretended, 20)
+def test_no_step_waits_for_the_gpu(on_fake_gpu: ClipGpt2, monkeypatch: pytest.MonkeyPatch) -> None:
+    captured: list[Callable[[], None]] = []
+    monkeypatch.setattr(gpt2_cuda_graphs, "capture", lambda step, _: captured.append(step) or step)
+    *_, states = three_steps(on_fake_gpu, 20)
     assert states.shape == (60, 16)
     assert states.device.type == "cuda"
-    # It was recorded once, and played back twice.
-    assert len(recorded) == 1
+    # One capture, two replays.
+    assert len(captured) == 1
 
 
 @torch.no_grad()
-def test_a_step_is_few_operations_beside_its_recording(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpt2_recorded, "record", lambda *_: lambda: None)
+def test_a_step_is_few_operations_beside_its_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpt2_cuda_graphs, "capture", lambda *_: lambda: None)
     model = make(tiny()).requires_grad_(False)
     operations = []
     steps = three_steps(model, 20)
@@ -206,36 +207,36 @@ def test_a_step_is_few_operations_beside_its_recording(monkeypatch: pytest.Monke
     assert operations == [15, 15]
 
 
-def test_where_there_is_no_gpu_a_step_is_run_as_it_is() -> None:
+def test_without_a_gpu_a_step_runs_eagerly() -> None:
     ran = []
-    step = record(lambda: ran.append(1), torch.device("cpu"))
+    step = capture(lambda: ran.append(1), torch.device("cpu"))
     step()
     step()
     assert ran == [1, 1]
 
 
-def test_a_step_that_cannot_be_recorded_is_run_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_cannot_be_captured_runs_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr("captioning.decoding.recorded._recorded", fails)
+    monkeypatch.setattr("captioning.decoding.cuda_graphs._capture", fails)
     ran = []
     with pytest.warns(RuntimeWarning, match="not permitted when stream is capturing$"):
-        step = record(lambda: ran.append(1), torch.device("cuda"))
+        step = capture(lambda: ran.append(1), torch.device("cuda"))
     step()
     assert ran == [1]
 
 
-def test_asked_for_where_it_cannot_be_it_is_refused() -> None:
+def test_cuda_graphs_are_refused_where_they_cannot_be_used() -> None:
     with pytest.raises(SettingsError, match="cuda_graphs is for GPUs"):
         load_captioner("flickr-clip-gpt2", device="cpu", encoder="eager", cuda_graphs=True)
     with pytest.raises(SettingsError, match="cnn_lstm has no steps"):
-        load_captioner("flickr-lstm", device="cpu", encoder="eager").model.record_steps()
+        load_captioner("flickr-lstm", device="cpu", encoder="eager").model.enable_cuda_graphs()
 
 
 @gpu
 @pytest.mark.parametrize("beams", [1, 5])
-def test_a_gpu_gives_the_same_captions_from_a_recording(model: ClipGpt2, beams: int) -> None:
+def test_a_gpu_gives_the_same_captions_by_cuda_graphs(model: ClipGpt2, beams: int) -> None:
     settings = DecodingSettings(beam_size=beams, max_new_tokens=12)
     model.to("cuda")
     with warnings.catch_warnings():

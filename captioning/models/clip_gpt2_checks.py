@@ -1,7 +1,7 @@
-"""The parts of a CLIP-GPT2 before it is made: their sizes, whether they go together, what to set where they do not.
+"""Checks of a CLIP-GPT2's settings before it is built: the sizes of its parts, and whether they match.
 
-CLIP was trained on pixels less `CLIP_MEAN`, over `CLIP_STD`, resized bicubically and cropped: the
-preprocessing to use with published weights.
+CLIP was trained on pixels normalised as (x − `CLIP_MEAN`) / `CLIP_STD`, resized bicubically and cropped:
+the preprocessing to use with published weights.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ CLIP_STD = (68.5005327, 66.6321579, 70.32316305)
 
 
 def resolved(settings: ClipGpt2Settings, vocabulary: Vocabulary) -> ClipGpt2Settings:
-    """The same model with both towers spelled out as sizes: what rebuilds it without the references.
+    """The same settings with both towers given by sizes, so that the model is rebuilt without the references.
 
     Raises `CheckpointError` when a reference cannot be read.
     """
@@ -39,7 +39,7 @@ def check_fit(
     vocabulary: Vocabulary,
     preprocess: PreprocessSettings,
 ) -> None:
-    """Raise `SettingsError` where the parts of a CLIP-GPT2 do not go together."""
+    """Raise `SettingsError` where the parts of a CLIP-GPT2 do not match."""
     if isinstance(clip, ClipTower) and preprocess.size != clip.image_size:
         raise SettingsError(
             f"preprocess.size is {preprocess.size}, and this CLIP sees {clip.image_size} pixels a side: "
@@ -59,7 +59,7 @@ def check_fit(
 
 
 def check_normalisation(reference: str, preprocess: PreprocessSettings) -> None:
-    """Warn where the published weights of CLIP are to see pixels that they were not trained on."""
+    """Warn where published weights of CLIP would get pixels normalised differently from their training."""
     pairs = zip((*preprocess.mean, *preprocess.std), (*CLIP_MEAN, *CLIP_STD), strict=True)
     if any(abs(given - own) > 1 for given, own in pairs):
         warnings.warn(
