@@ -21,8 +21,8 @@ import torch.distributed as dist
 from captioning import local_files
 from captioning.config import read_settings
 from captioning.storage import Location
-from captioning.training import figures
-from captioning.training.best import BestWriter
+from captioning.training import history
+from captioning.training.best import BestCheckpoint
 from captioning.training.loop import TrainingRun
 from captioning.training.settings import TrainSettings
 from captioning.training.state import StateWriter
@@ -40,7 +40,7 @@ def work(rank: int, recipe: str, output: str, place: str) -> None:
     """One worker of an attempt; `place` is a folder of the attempt's own."""
     torch.set_num_threads(1)
     # Drawing takes longer than all the rest.
-    figures.draw_curves = lambda history: f"a picture of {len(history)} records".encode()  # type: ignore[attr-defined]
+    history.draw_curves = lambda records: f"a picture of {len(records)} records".encode()  # type: ignore[attr-defined]
     if rank == 0:
         _tell_phases(Path(place))
         _take_time()
@@ -82,12 +82,12 @@ def _tell_phases(place: Path) -> None:
 
         first(TrainingRun, name, begin, lambda run: say(run, "step"))
 
-    phase("enter", "entering")
+    phase("start_stage", "entering")
     phase("validate", "validation")
     phase("_after_step", "step")
     phase("_search", "search")
     first(StateWriter, "_write", lambda _, progress, *__: note(progress["step"], "state"))
-    first(BestWriter, "write", lambda _, stage, weights, progress, *__: note(progress.step, "best"))
+    first(BestCheckpoint, "write", lambda _, stage, weights, progress, *__: note(progress.step, "best"))
 
 
 def _take_time() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioning.data.augment import PLAIN, Augment, View, choose
+from captioning.data.augment import PLAIN, Augment, View, choose_view
 from captioning.data.preprocess import Preprocess, PreprocessSettings
 
 KEYS = [f"photo-{number}" for number in range(400)]
@@ -116,11 +116,11 @@ def test_views_follow_from_seed_key_and_number_alone() -> None:
 
 
 def test_every_view_is_chosen_alike_and_epochs_differ() -> None:
-    chosen = np.array([[choose(1, epoch, key, 3) for key in KEYS] for epoch in range(4)])
+    chosen = np.array([[choose_view(1, epoch, key, 3) for key in KEYS] for epoch in range(4)])
     assert (np.bincount(chosen.ravel(), minlength=3) > 0.28 * chosen.size).all()
     assert set(chosen.ravel().tolist()) == {0, 1, 2}
     assert (chosen[0] != chosen[1]).mean() > 0.5
-    assert choose(1, 0, "photo", 1) == 0
+    assert choose_view(1, 0, "photo", 1) == 0
 
 
 @pytest.mark.parametrize(

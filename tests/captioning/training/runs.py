@@ -113,12 +113,12 @@ class Judged(TrainingRun):
 
     marks: Mapping[int, float]
 
-    def _judge(self, stage: Stage) -> tuple[dict[str, float], list[tuple[str, str]]]:
+    def _evaluate(self, stage: Stage) -> tuple[dict[str, float], list[tuple[str, str]]]:
         self.__dict__.setdefault("judged", {})[self.progress.step] = weights(self)
         return dict.fromkeys(("cider_d", "bleu_4", "rouge_l", "score"), self.marks[self.progress.step]), []
 
-    def enter(self, given: Mapping[str, Tensor] | None) -> Stage:
-        stage = super().enter(given)
+    def start_stage(self, given: Mapping[str, Tensor] | None) -> Stage:
+        stage = super().start_stage(given)
         self.__dict__.setdefault("entered", []).append(weights(self))
         return stage
 

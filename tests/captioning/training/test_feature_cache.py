@@ -111,12 +111,12 @@ def test_the_order_is_that_of_the_images(
 def test_it_is_made_once(root: Location, model: CnnLstm, shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Opened(monkeypatch)
     told: list[str] = []
-    cache = build(root, model, shards, tell=told.append)
+    cache = build(root, model, shards, log=told.append)
     assert opened.names == [f"train-00000{number}.tar" for number in range(4)]
     assert told[-1] == f"features of 23 of 23 images kept in {cache.folder}"
     before = {sample.key: sample.stem for sample in read(cache)}
     opened.by.clear()
-    again = build(root, model, shards, tell=told.append)
+    again = build(root, model, shards, log=told.append)
     assert opened.names == []
     assert len(told) == 4
     assert again.folder == cache.folder
@@ -340,12 +340,12 @@ def test_remote_ranges_are_few_and_leave_out_what_is_far(
         return original(self, offset, length)
 
     monkeypatch.setattr(Location, "read_range", noting)
-    monkeypatch.setattr(feature_files, "_GAP", size)
+    monkeypatch.setattr(feature_files, "_MAX_GAP_BYTES", size)
     found = file.read([(6, 2), (0, 1), (1, 0), (1, 2), (1, 2)])
     assert ranges == [(1, 5), (20, 1)]  # stems 1, 3 and 5, with a gap of one each; 20 alone
     assert [sample.key for sample in found] == ["train0006", "train0000", "train0001", "train0001", "train0001"]
     ranges.clear()
-    monkeypatch.setattr(feature_files, "_LONGEST", 2 * size)
+    monkeypatch.setattr(feature_files, "_MAX_RANGE_BYTES", 2 * size)
     file.read([(0, 0), (0, 1), (0, 2), (1, 0)])
     assert ranges == [(0, 2), (2, 2)]
 

@@ -15,7 +15,7 @@ from captioning.captioner import load_captioner
 from captioning.config import read_settings
 from captioning.data.shards import ShardSet
 from captioning.storage import Location
-from captioning.training.fsdp import own_part
+from captioning.training.fsdp import local_part
 from captioning.training.loop import TrainingRun
 from captioning.training.parts import make_parts, make_tokenizer
 from captioning.training.settings import TrainSettings
@@ -137,7 +137,7 @@ def test_one_worker_has_all_of_the_model_and_says_so(tmp_path: Path) -> None:
 def _worker(rank: int, world: int, port: int, folder: str, name: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    workers, root = Workers.of_process_group(), Path(folder)
+    workers, root = Workers.from_process_group(), Path(folder)
     shards = ShardSet.open(Location.parse(str(root / "shards")))
     start(recipe(name), root / "whole", workers, shards).run()
     spread = recipe(name, "fsdp=true"), root / "spread", workers, shards
@@ -150,7 +150,7 @@ def _worker(rank: int, world: int, port: int, folder: str, name: str) -> None:
 
 def _held(run: TrainingRun) -> dict[str, tuple[int, int]]:
     """The numbers that this worker holds after a step, and all there are."""
-    stage = run.enter(None)
+    stage = run.start_stage(None)
     stage.step(next(iter(stage.epoch(0, start=0))), 0)
     assert stage.average is not None
     found = {
@@ -159,7 +159,7 @@ def _held(run: TrainingRun) -> dict[str, tuple[int, int]]:
         "optimizer": [value for state in stage.optimizer.state.values() for value in state.values() if value.ndim],
         "average": [*stage.average.weights.values()],
     }
-    return {part: (sum(own_part(t).numel() for t in ts), sum(t.numel() for t in ts)) for part, ts in found.items()}
+    return {part: (sum(local_part(t).numel() for t in ts), sum(t.numel() for t in ts)) for part, ts in found.items()}
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from captioning.models.checkpoint import load_model
 from captioning.models.checkpoint_config import read_config
 from captioning.models.encoders import GridEncoder
 from captioning.training.batches import Batch
-from captioning.training.objectives.cross_entropy import CrossEntropy, cross_entropy_sum, guessed
+from captioning.training.objectives.cross_entropy import CrossEntropy, cross_entropy_sum, replace_with_samples
 from captioning.training.optim import schedule_factor
 from captioning.training.parts import make_parts, make_tokenizer
 from captioning.training.settings import OptimSettings
@@ -53,7 +53,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 @pytest.fixture
 def stage(shards: ShardSet, tmp_path: Path) -> Any:
     """Makes the first stage of a run with some settings."""
-    return lambda *overrides, text=RECIPE: start(recipe(*overrides, text=text), shards, tmp_path).enter(None)
+    return lambda *overrides, text=RECIPE: start(recipe(*overrides, text=text), shards, tmp_path).start_stage(None)
 
 
 def gradients(of: Stage, passes: list[Batch], step: int = 0) -> dict[str, Tensor]:
@@ -83,7 +83,7 @@ def test_decoding_follows_the_weights(stage: Any, fused: bool) -> None:
         with torch.no_grad():
             features = passes[0].features(made.model)
             stepper = made.model.stepper(features)
-            count = len(passes[0].images.unique())
+            count = len(passes[0].image_index.unique())
             told = stepper.vocabulary.logits(stepper.start())[:count]
             taught = made.model(features, torch.full((count, 1), 1), torch.arange(count)).logits
         torch.testing.assert_close(told, taught, rtol=1e-4, atol=1e-4)
@@ -98,7 +98,7 @@ class TestLoss:
         facts = made.gradient(passes)
         batch = passes[0]
         made.optimizer.zero_grad()
-        scored = made.model(batch.features(made.model), batch.captions, batch.images)
+        scored = made.model(batch.features(made.model), batch.captions, batch.image_index)
         targets = batch.captions[batch.captions != PAD_TARGET]
         functional.cross_entropy(scored.logits, targets, label_smoothing=0.2).backward()
         assert same(found, {n: p.grad for n, p in made.model.named_parameters() if p.grad is not None})
@@ -118,10 +118,10 @@ class TestLoss:
         batch = first(plain)[0]
         losses = [made.objective.loss(made.model, batch) for made in (plain, with_term)]
         model = with_term.model
-        term = model(batch.features(model), batch.captions, batch.images).penalty.sum()
+        term = model(batch.features(model), batch.captions, batch.image_index).penalty.sum()
         assert term.item() > 0.1
         assert (losses[1].total - losses[0].total).item() == pytest.approx(term.item(), rel=1e-3)
-        assert losses[1].facts == pytest.approx(losses[0].facts)
+        assert losses[1].metrics == pytest.approx(losses[0].metrics)
         assert not same(gradients(plain, [batch]), gradients(with_term, [batch]))
 
     def test_dropout(self, stage: Any) -> None:
@@ -184,18 +184,18 @@ class TestScheduledSampling:
         made = stage(*EXACT)
         batch = first(made)[0]
         objective = CrossEntropy(scheduled_sampling=0.8)
-        objective.done = 1.0
+        objective.progress = 1.0
         torch.manual_seed(3)
         found = objective.loss(made.model, batch)
         torch.manual_seed(3)
         features = batch.features(made.model)
-        said = guessed(made.model, features, batch, 0.8)
+        said = replace_with_samples(made.model, features, batch, 0.8)
         assert not torch.equal(said, batch.captions)
         assert torch.equal(said == PAD_TARGET, batch.captions == PAD_TARGET)
-        scored = made.model(features, batch.captions, batch.images, said)
+        scored = made.model(features, batch.captions, batch.image_index, said)
         expected, plain = cross_entropy_sum(scored, batch.captions, label_smoothing=0.0)
         assert found.total.item() == pytest.approx(expected.item(), rel=1e-5)
-        assert found.facts["loss"] == pytest.approx(plain.item(), rel=1e-5)
+        assert found.metrics["loss"] == pytest.approx(plain.item(), rel=1e-5)
         assert found.total.item() != pytest.approx(CrossEntropy().loss(made.model, batch).total.item(), rel=1e-5)
 
     def test_guesses_are_drawn_from_what_the_model_would_say(self, stage: Any) -> None:
@@ -208,7 +208,7 @@ class TestScheduledSampling:
         batch = Batch(("a",), pixels, one.expand(count, -1), torch.zeros(count, dtype=torch.long))
         features = batch.features(model)
         torch.manual_seed(0)
-        said = guessed(model, features, batch, 1.0)
+        said = replace_with_samples(model, features, batch, 1.0)
         with torch.no_grad():
             expected = model(features, one, torch.zeros(1, dtype=torch.long)).logits.softmax(-1)
         for place in range(4):
@@ -332,7 +332,7 @@ class TestSteps:
         for images in (8, 3, 1):
             settings = recipe(*EXACT, "images_per_step=8", f"images_per_pass={images}", "epochs=2")
             run = start(settings, shards, tmp_path / str(images))
-            passes.append(len(first(run.enter(None))))
+            passes.append(len(first(run.start_stage(None))))
             run.run()
             assert run.progress.step == 4
             found.append(weights(run))
@@ -368,9 +368,9 @@ class TestSteps:
             parts = make_parts(settings, make_tokenizer(settings, shards))
             from captioning.storage import Location
 
-            workers = Workers(rank=0, world=2)
+            workers = Workers(rank=0, world_size=2)
             run = Judged(settings, parts, shards, Location.parse(str(tmp_path)), workers)
-            made = run.enter(None)
+            made = run.start_stage(None)
             passes = first(made)
             assert len(passes) == 4 // images
             calls.clear()
@@ -386,7 +386,7 @@ class TestSteps:
         monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: None)
         learning, resting = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
         learning.grad = torch.ones(2)
-        Workers(rank=0, world=2).sum_gradients([learning, resting])
+        Workers(rank=0, world_size=2).sum_gradients([learning, resting])
         assert learning.grad.tolist() == [1, 1]
         assert resting.grad is None
 
@@ -416,7 +416,7 @@ class TestSteps:
             made = stage(*EXACT, f"precision={precision}")
             batch = first(made)[0]
             with torch.no_grad(), made.autocast():
-                logits.append(made.model.eval()(batch.features(made.model), batch.captions, batch.images).logits)
+                logits.append(made.model.eval()(batch.features(made.model), batch.captions, batch.image_index).logits)
         assert not torch.equal(*logits)
         torch.testing.assert_close(logits[0].float(), logits[1].float(), rtol=0.1, atol=0.1)
 
@@ -469,7 +469,7 @@ class TestViews:
 
 
 def samples(shards: ShardSet) -> list[Sample]:
-    return list(epoch_samples(shards, "train", epoch=0, seed=0, rank=0, world=1, shuffle=False))
+    return list(epoch_samples(shards, "train", epoch=0, seed=0, rank=0, world_size=1, shuffle=False))
 
 
 class TestFeatureCache:
@@ -504,7 +504,7 @@ class TestFeatureCache:
         kept: dict[int, dict[str, set[bytes]]] = {}
         for views in (1, 3):
             settings = recipe(*self.FROZEN, "feature_cache=auto", f"views={views}", "flip=true", "crop=0.5")
-            made = start(settings, shards, tmp_path / str(views)).enter(None)
+            made = start(settings, shards, tmp_path / str(views)).start_stage(None)
             stems: dict[str, set[bytes]] = {sample.key: set() for sample in samples(shards)}
             for epoch in range(9):
                 for batch in itertools.chain.from_iterable(made.epoch(epoch, start=0)):
@@ -551,7 +551,7 @@ class TestObjectives:
         assert all(key.startswith(part) for key in changed)
 
     def test_the_text_tower_learns_beside_the_images(self, shards: ShardSet, tmp_path: Path) -> None:
-        made = start(recipe(text=self.stage("contrastive")), shards, tmp_path).enter(None)
+        made = start(recipe(text=self.stage("contrastive")), shards, tmp_path).start_stage(None)
         assert made.objective.extra is not None
         before = copied(made.objective.extra.state_dict())
         made.step(first(made), 20)
@@ -563,7 +563,7 @@ class TestObjectives:
         (tmp_path / "said.txt").write_text("\n".join(said))
         place = f"text={tmp_path / 'said.txt'}"
         run = start(recipe(place, text=self.stage("language")), shards, tmp_path / "run")
-        made = run.enter(None)
+        made = run.start_stage(None)
         assert made.steps_per_epoch == len(said) // 8
         rows = [row for batch in itertools.chain.from_iterable(made.epoch(0, start=0)) for row in batch.captions]
         read = {run.tokenizer.decode(row[row != PAD_TARGET].tolist()[:-1]) for row in rows}

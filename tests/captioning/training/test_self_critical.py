@@ -15,7 +15,7 @@ from captioning.models.base import PAD_TARGET
 from captioning.models.cnn_lstm import CnnLstm
 from captioning.storage import Location
 from captioning.training.batches import Batch
-from captioning.training.objectives.reward import END, CiderReward, stutters, train_frequencies
+from captioning.training.objectives.reward import END, CiderReward, has_immediate_repeat, train_split_cider
 from captioning.training.objectives.self_critical import SelfCritical, SelfCriticalSettings, without_dropout
 from tests.captioning.decoding.fakes import Spoken
 from tests.tiny import CAPTIONS, PREPROCESS, tiny_model, tiny_settings, tiny_tokenizer, write_tiny_shards
@@ -159,7 +159,7 @@ def test_a_model_raises_its_own_reward(batch: Batch) -> None:
     # A little cross entropy first: from nonsense alone there is nothing to choose.
     for _ in range(8):
         optimizer.zero_grad()
-        scored = model(model.encode(batch.pixels), batch.captions, batch.images)  # type: ignore[arg-type]
+        scored = model(model.encode(batch.pixels), batch.captions, batch.image_index)  # type: ignore[arg-type]
         torch.nn.functional.cross_entropy(scored.logits, batch.captions.flatten()).backward()
         optimizer.step()
 
@@ -169,7 +169,7 @@ def test_a_model_raises_its_own_reward(batch: Batch) -> None:
         loss = critical.loss(model, batch)
         (loss.total / critical.units(batch)).backward()
         optimizer.step()
-        rewards.append(loss.facts["reward"] / critical.units(batch))
+        rewards.append(loss.metrics["reward"] / critical.units(batch))
     before, after = sum(rewards[:5]) / 5, sum(rewards[-5:]) / 5
     assert before < 4
     assert after > before + 3
@@ -183,7 +183,7 @@ def test_units_and_facts(batch: Batch) -> None:
     assert isinstance(reward, WordReward)
     assert critical.units(batch) == 18 == len(samples)
     assert [[text_of(row) for row in samples[6 * at : 6 * at + 6].tolist()] for at in range(3)] == reward.asked
-    facts = loss.facts
+    facts = loss.metrics
     assert facts["length"] == int((samples != PAD_TARGET).sum())
     assert facts["cut"] == sum(text is None for texts in reward.asked for text in texts) > 0
     assert facts["distinct"] == sum(len(set(texts)) for texts in reward.asked)
@@ -271,7 +271,7 @@ def test_flawed_captions_earn_nothing() -> None:
     [("a dog a cat", False), ("a a", True), ("in a in a hat", True), ("man in man on man", False), ("", False)],
 )
 def test_stutters(text: str, expected: bool) -> None:
-    assert stutters(text.split()) == expected
+    assert has_immediate_repeat(text.split()) == expected
 
 
 def test_bleu_adds_to_the_reward() -> None:
@@ -301,7 +301,7 @@ def test_what_fits_another_image_earns_less() -> None:
 
 def test_the_references_of_few_images_are_kept_and_rewards_do_not_depend_on_it() -> None:
     texts = [["a red square", "two dogs sit"], ["a red square", "two dogs"]]
-    bounded, whole = CiderReward(SQUARES, kept_images=1), CiderReward(SQUARES)
+    bounded, whole = CiderReward(SQUARES, max_cached_images=1), CiderReward(SQUARES)
     for _ in range(2):
         assert torch.equal(bounded(["x", "y"], texts, REFERENCES), whole(["x", "y"], texts, REFERENCES))
     # Kept: the references of x; those of y are read again.
@@ -313,13 +313,13 @@ def test_the_references_of_few_images_are_kept_and_rewards_do_not_depend_on_it()
 
 def test_frequencies_are_counted_once_for_these_shards(shards: ShardSet, tmp_path: Path) -> None:
     place = Location.parse(str(tmp_path / "run")) / "frequencies.json.gz"
-    counted = train_frequencies(shards)
-    written = train_frequencies(shards, place)
+    counted = train_split_cider(shards)
+    written = train_split_cider(shards, place)
     assert counted.num_images == 12
     assert counted.document_frequency["square"] == 12
     assert counted.document_frequency[f"top {END}"] == counted.document_frequency["top"] > 1
     stripped = ShardSet(Location.parse(str(tmp_path)), shards.dataset, shards.identity, shards.splits)
-    read = train_frequencies(stripped, place)  # there are no tars to count again
+    read = train_split_cider(stripped, place)  # there are no tars to count again
     for each in (written, read):
         assert (each.document_frequency, each.num_images) == (counted.document_frequency, 12)
 
@@ -327,8 +327,8 @@ def test_frequencies_are_counted_once_for_these_shards(shards: ShardSet, tmp_pat
 def test_frequencies_of_other_shards_or_damaged_ones_are_counted_again(shards: ShardSet, tmp_path: Path) -> None:
     place = Location.parse(str(tmp_path)) / "frequencies.json.gz"
     other = write_tiny_shards(tmp_path / "other", {"train": 5})
-    train_frequencies(other, place)
-    assert train_frequencies(shards, place).num_images == 12
+    train_split_cider(other, place)
+    assert train_split_cider(shards, place).num_images == 12
     place.write_bytes(place.read_bytes()[:50])
-    assert train_frequencies(shards, place).num_images == 12
+    assert train_split_cider(shards, place).num_images == 12
     assert CiderD.from_bytes(place.read_bytes()).num_images == 12

@@ -68,7 +68,7 @@ class TestOneAfterTheOther:
         assert run.model.settings.encoder.tune_from is None
 
     def test_each_schedule_begins_anew(self, run: Any) -> None:
-        one, two = run.settings.in_stages()
+        one, two = run.settings.stage_settings()
         found = [(r["stage"], r["lr"]) for r in run.progress.history if r["kind"] == "step"]
         expected = [("one", 0.01 * schedule_factor(one.optim, step, 15)) for step in range(15)]
         expected += [("two", 0.005 * schedule_factor(two.optim, step, 10)) for step in range(10)]
@@ -127,7 +127,7 @@ def test_tune_is_laid_over_the_settings_of_a_checkpoint_too(
     save_tiny_captioner(tmp_path / "start")
     override = [f"tune={json.dumps(tune)}"] if tune else []
     run = start(recipe(f"init={tmp_path / 'start'}", "epochs=1", *override), shards, tmp_path / "run")
-    stage = run.enter(None)
+    stage = run.start_stage(None)
     first = load_model(tmp_path / "start", read_config(tmp_path / "start"), tiny_tokenizer())
     assert_same(weights(run), first.state_dict())
     learning = any(p.requires_grad for name, p in stage.model.named_parameters() if name.startswith("encoder."))
@@ -287,13 +287,13 @@ class TestSearch:
 @pytest.mark.parametrize("override", ["encoder=late", "tune={dropout: 0.1}", "seed=1"])
 def test_what_starts_random_learns_as_such_however_it_is_tuned(shards: ShardSet, tmp_path: Path, override: str) -> None:
     run = start(recipe("stages=[]", override, text=CLIP_STAGES), shards, tmp_path)
-    rates = {group["peak_lr"] for group in run.enter(None).optimizer.param_groups}
+    rates = {group["peak_lr"] for group in run.start_stage(None).optimizer.param_groups}
     assert rates == {0.01}
 
 
 def test_what_an_earlier_stage_has_taught_is_no_longer_random(shards: ShardSet, tmp_path: Path) -> None:
-    maker = start(recipe(text=CLIP_STAGES), shards, tmp_path)._make
-    assert [maker.model(number, None).pretrained_parts for number in range(4)] == [
+    maker = start(recipe(text=CLIP_STAGES), shards, tmp_path)._builder
+    assert [maker.build_model(number, None).pretrained_parts for number in range(4)] == [
         (),
         ("clip.encoder.",),
         ("clip.encoder.", "gpt2."),
@@ -313,5 +313,5 @@ def test_a_language_model_is_judged_within_the_room_that_it_has(shards: ShardSet
     run = start(
         recipe(language, small, "max_tokens=40", "decoding.max_new_tokens=6", text=CLIP_STAGES), shards, tmp_path
     )
-    objective = run.enter(None).objective
+    objective = run.start_stage(None).objective
     assert objective._max_tokens == run.model.max_positions()

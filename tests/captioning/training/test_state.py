@@ -19,9 +19,9 @@ from captioning.errors import CheckpointError, RunConflictError, StorageError, U
 from captioning.local_files import LocalFiles
 from captioning.remote_files import RemoteFiles
 from captioning.storage import Location
-from captioning.training.best import BestWriter
+from captioning.training.best import BestCheckpoint
 from captioning.training.loop import TrainingRun
-from captioning.training.output import check, claim
+from captioning.training.output import check_output, claim_output
 from captioning.training.parts import make_parts, make_tokenizer
 from captioning.training.state import Progress, StateWriter, newest_state, remove_leftovers
 from tests.captioning.training.runs import assert_same, recipe, start, weights
@@ -269,10 +269,12 @@ class TestKeeping:
 class TestWhose:
     def test_the_same_settings_go_on_and_others_are_refused(self, shards: ShardSet, tmp_path: Path) -> None:
         output = Location.parse(str(tmp_path / "run"))
-        claim(output, recipe(), shards, tiny_tokenizer())
-        check(output, recipe(), shards)
+        claim_output(output, recipe(), shards, tiny_tokenizer())
+        check_output(output, recipe(), shards)
         # How it goes, not what it makes.
-        check(output, recipe("log_every_steps=7", "keep_states=5", "threads_per_worker=2", "data=elsewhere"), shards)
+        check_output(
+            output, recipe("log_every_steps=7", "keep_states=5", "threads_per_worker=2", "data=elsewhere"), shards
+        )
         for change, said in (
             ("optim.lr=0.5", r"settings.optim.lr: 0.01 → 0.5"),
             ("seed=2", "seed: 1 → 2"),
@@ -280,33 +282,33 @@ class TestWhose:
             ("stages=[{epochs: 2}]", "stages"),
         ):
             with pytest.raises(RunConflictError, match=said):
-                check(output, recipe(change), shards)
+                check_output(output, recipe(change), shards)
         other = write_tiny_shards(tmp_path / "other", {"train": 9, "val": 3})
         with pytest.raises(RunConflictError, match="data"):
-            check(output, recipe(), other)
+            check_output(output, recipe(), other)
 
     def test_where_features_are_kept_is_free_in_a_stage_too(self, shards: ShardSet, tmp_path: Path) -> None:
         def settings(place: str) -> Any:
             return recipe(f"stages=[{{feature_cache: {place}, log_every_steps: 3}}, {{epochs: 1}}]")
 
         output = Location.parse(str(tmp_path / "run"))
-        claim(output, settings("auto"), shards, tiny_tokenizer())
-        check(output, settings("/elsewhere"), shards)
+        claim_output(output, settings("auto"), shards, tiny_tokenizer())
+        check_output(output, settings("/elsewhere"), shards)
         with pytest.raises(RunConflictError, match="feature_cache"):
-            check(output, settings("null"), shards)
+            check_output(output, settings("null"), shards)
 
     def test_what_a_kill_has_left_does_not_make_it_anothers(self, shards: ShardSet, tmp_path: Path) -> None:
         """Killed while it claimed its OUTPUT: first nothing but a temporary file is there, then no tokenizer."""
         (tmp_path / ".0123456789abcdef.tmp").write_bytes(b"{")
         output = Location.parse(str(tmp_path))
-        check(output, recipe(), shards)
-        claim(output, recipe(), shards, tiny_tokenizer())
+        check_output(output, recipe(), shards)
+        claim_output(output, recipe(), shards, tiny_tokenizer())
         (tmp_path / "tokenizer" / "complete").unlink()
-        claim(output, recipe(), shards, tiny_tokenizer())
+        claim_output(output, recipe(), shards, tiny_tokenizer())
         assert (tmp_path / "tokenizer" / "complete").exists()
         (tmp_path / "train.json").unlink()
         with pytest.raises(RunConflictError, match="not empty"):
-            check(output, recipe(), shards)
+            check_output(output, recipe(), shards)
 
 
 @contextmanager
@@ -355,8 +357,8 @@ class TestBest:
                     struck = True
             found = self.found(output, tmp_path / f"found-{at}")
             assert found in ((None, 1, 2) if struck else (2,))
-            again = BestWriter(run.settings, shards, output, self.parts(run))
-            whole = again.settle()
+            again = BestCheckpoint(run.settings, shards, output, self.parts(run))
+            whole = again.recover()
             after = self.found(output, tmp_path / f"settled-{at}")
             assert whole == (after is not None)
             # Locally nothing is lost, whatever is cut; objects are written again by the validation that is due again.
@@ -396,11 +398,11 @@ class TestBest:
 
     def write(self, run: TrainingRun, output: Location, step: int) -> None:
         """A checkpoint of which the weights tell the step, as its config does."""
-        stage = run.__dict__.setdefault("_stage", None) or run.enter(None)
+        stage = run.__dict__.setdefault("_stage", None) or run.start_stage(None)
         run.__dict__["_stage"] = stage
         with torch.no_grad():
             run.model.bias.fill_(step)  # type: ignore[operator]
-        best = BestWriter(run.settings, run.shards, output, self.parts(run))
+        best = BestCheckpoint(run.settings, run.shards, output, self.parts(run))
         best.write(stage, stage.weights(), Progress(step=step), {"cider_d": 1.0}, [])
 
     def found(self, output: Location, folder: Path) -> int | None:

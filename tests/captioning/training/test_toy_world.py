@@ -11,7 +11,7 @@ from captioning.storage import Location
 from captioning.training.loop import TrainingRun
 from captioning.training.parts import make_parts, make_tokenizer
 from captioning.training.settings import TrainSettings
-from captioning.training.validation import describe
+from captioning.training.validation import caption_split
 from tests.toy_world import COLOURS, RELATIONS, SHAPES, draw, make_scene, write_world
 
 COMMON = """
@@ -103,7 +103,7 @@ def exact_share(recipe: str, folder: Path, *, train: int) -> float:
     parts = make_parts(settings, make_tokenizer(settings, shards))
     run = TrainingRun(settings, parts, shards, Location.parse(str(folder / "run")))
     run.run()
-    described = describe(run.captioner(), shards, "test", batch_size=100)
+    described = caption_split(run.captioner(), shards, "test", batch_size=100)
     assert len(described) == 500
     return sum(each.caption.text == each.references[0] for each in described) / len(described)
 

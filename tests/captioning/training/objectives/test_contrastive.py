@@ -65,7 +65,7 @@ def joined(one: Batch, other: Batch) -> Batch:
     assert other.pixels is not None
     width = max(one.captions.shape[1], other.captions.shape[1])
     captions = [functional.pad(b.captions, (0, width - b.captions.shape[1]), value=PAD_TARGET) for b in (one, other)]
-    images = torch.cat([one.images, other.images + len(one.keys)])
+    images = torch.cat([one.image_index, other.image_index + len(one.keys)])
     return Batch(one.keys + other.keys, torch.cat([one.pixels, other.pixels]), torch.cat(captions), images)
 
 
@@ -87,7 +87,7 @@ def test_the_loss_is_cross_entropy_both_ways_without_rivalry_among_siblings() ->
         loss = objective.loss(made, ONE)
         images, texts = embeddings(objective, made, ONE)
     likeness = (images @ texts.T / 0.1).exp()
-    owners = ONE.images.tolist()
+    owners = ONE.image_index.tolist()
     total = 0.0
     for image in range(3):
         own = [text for text, owner in enumerate(owners) if owner == image]
@@ -96,14 +96,14 @@ def test_the_loss_is_cross_entropy_both_ways_without_rivalry_among_siblings() ->
         to_images = [-np.log(float(likeness[image, t]) / float(likeness[:, t].sum())) for t in own]
         total += (np.mean(to_texts) + np.mean(to_images)) / 2
     assert float(loss.total) == pytest.approx(total, rel=1e-4)
-    assert loss.facts == {"loss": pytest.approx(total, rel=1e-4)}
+    assert loss.metrics == {"loss": pytest.approx(total, rel=1e-4)}
     assert objective.units(ONE) == 3
 
 
 def test_a_lone_image_teaches_nothing() -> None:
     made = model()
     loss = contrastive(made).loss(made, batch(0, [3]))
-    assert loss.facts["loss"] == pytest.approx(0, abs=1e-6)
+    assert loss.metrics["loss"] == pytest.approx(0, abs=1e-6)
     loss.total.backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for p in made.parameters() if p.grad is not None]
     assert gradients
@@ -114,9 +114,9 @@ def test_cosines_keep_their_digits_in_half_precision() -> None:
     made = model()
     objective = contrastive(made, temperature=0.01)
     images, texts = (t.detach() for t in embeddings(objective, made, ONE))
-    exact = objective._loss(images, texts, ONE.images).total
+    exact = objective._loss(images, texts, ONE.image_index).total
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(objective._loss(images, texts, ONE.images).total, exact)
+        assert torch.equal(objective._loss(images, texts, ONE.image_index).total, exact)
 
 
 @pytest.mark.parametrize("limit", [1, 2])
@@ -126,24 +126,24 @@ def test_captions_are_drawn_anew(limit: int) -> None:
     seen = set()
     for seed in range(30):
         torch.manual_seed(seed)
-        drawn = objective._draw(images)
+        drawn = objective._select_captions(images)
         assert images[drawn].bincount().tolist() == [limit, 1, limit]
         seen.add(tuple(drawn.tolist()))
     assert len(seen) > 6
     torch.manual_seed(1)
-    again = objective._draw(images)
+    again = objective._select_captions(images)
     torch.manual_seed(1)
-    assert torch.equal(objective._draw(images), again)
+    assert torch.equal(objective._select_captions(images), again)
 
 
 def test_drawn_captions_are_what_is_compared() -> None:
     made = model()
     few, whole = contrastive(made, captions_per_image=1), contrastive(made)
     torch.manual_seed(2)
-    drawn = few._draw(ONE.images)
-    part = Batch(ONE.keys, ONE.pixels, ONE.captions[drawn], ONE.images[drawn])
+    drawn = few._select_captions(ONE.image_index)
+    part = Batch(ONE.keys, ONE.pixels, ONE.captions[drawn], ONE.image_index[drawn])
     torch.manual_seed(2)
-    assert few.loss(made, ONE).facts == pytest.approx(whole.loss(made, part).facts, rel=1e-5)
+    assert few.loss(made, ONE).metrics == pytest.approx(whole.loss(made, part).metrics, rel=1e-5)
 
 
 def test_the_scale_stays_below_its_bound() -> None:
@@ -209,7 +209,7 @@ def test_training_leads_to_retrieval(tmp_path: Path) -> None:
     assert objective.extra is not None
     parameters = [p for p in [*made.parameters(), *objective.extra.parameters()] if p.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=1e-2)
-    samples = list(epoch_samples(shards, "train", epoch=0, seed=0, rank=0, world=1, shuffle=False))
+    samples = list(epoch_samples(shards, "train", epoch=0, seed=0, rank=0, world_size=1, shuffle=False))
     pixels = torch.stack([torch.from_numpy(decode_sample(sample, Preprocess(PREPROCESS))) for sample in samples])
     captions = token_rows([sample.captions[0] for sample in samples], TOKENIZER, 12)
     made.train()
@@ -253,7 +253,7 @@ def _gradients(made: ClipGpt2, objective: Contrastive, passes: list[Batch | None
     for parameter in learning.values():
         parameter.grad = None
     for batch in passes:
-        loss = objective.absent(made) if batch is None else objective.loss(made, batch)
+        loss = objective.loss_without_batch(made) if batch is None else objective.loss(made, batch)
         (loss.total / units).backward()  # type: ignore[no-untyped-call]
     objective._workers.sum_gradients(learning.values())
     return {name: p.grad.clone() for name, p in learning.items() if p.grad is not None}
@@ -263,7 +263,7 @@ def _worker(rank: int, world: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     work = torch.load(Path(folder) / "work.pt", weights_only=False)
-    workers = Workers.of_process_group()
+    workers = Workers.from_process_group()
     made = model().train()
     objective = contrastive(made, workers)
     gradients = [_gradients(made, objective, [share[rank]], units=5) for share in work["shares"]]

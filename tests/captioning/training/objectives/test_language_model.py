@@ -34,10 +34,10 @@ def test_the_loss_is_that_of_every_token_and_smoothing_is_not_told() -> None:
     plain = LanguageModel(TOKENIZER, split="val", max_tokens=12)
     loss = plain.loss(made, batch)
     assert plain.units(batch) == sum(len(TOKENIZER.encode(caption)) + 1 for caption in CAPTIONS[:3])
-    assert float(loss.total.detach()) == pytest.approx(loss.facts["loss"])
-    assert loss.facts["loss"] / plain.units(batch) == pytest.approx(math.log(TOKENIZER.vocab_size), rel=0.1)
+    assert float(loss.total.detach()) == pytest.approx(loss.metrics["loss"])
+    assert loss.metrics["loss"] / plain.units(batch) == pytest.approx(math.log(TOKENIZER.vocab_size), rel=0.1)
     smoothed = LanguageModel(TOKENIZER, split="val", max_tokens=12, label_smoothing=0.3).loss(made, batch)
-    assert smoothed.facts["loss"] == pytest.approx(loss.facts["loss"])
+    assert smoothed.metrics["loss"] == pytest.approx(loss.metrics["loss"])
     assert abs(float((smoothed.total - loss.total).detach())) > 1e-3
 
 
@@ -48,7 +48,7 @@ def test_it_is_judged_by_the_perplexity_of_the_splits_captions(tmp_path: Path) -
     scores = objective.validate(made, shards, Workers())
     said = [CAPTIONS[_kind(n)] for n in range(3, 9) for _ in range(1 + n % 3)]
     expected = objective.loss(made, text(said))
-    mean = expected.facts["loss"] / objective.units(text(said))
+    mean = expected.metrics["loss"] / objective.units(text(said))
     assert scores == {
         "loss": pytest.approx(mean, rel=1e-5),
         "perplexity": pytest.approx(math.exp(mean), rel=1e-5),

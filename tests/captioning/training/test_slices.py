@@ -29,7 +29,7 @@ def steps(shards: ShardSet, folder: Path, workers: Workers, start: int = 0) -> l
     parts = Parts(tiny_model(), tiny_tokenizer(), PREPROCESS)
     run = TrainingRun(settings, parts, shards, Location.parse(str(folder)), workers)
     assert run.total_steps == 3 * settings.epochs
-    return [{batch.place: batch.keys for batch in passes} for passes in run.enter(None).epoch(1, start=start)]
+    return [{batch.position: batch.keys for batch in passes} for passes in run.start_stage(None).epoch(1, start=start)]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -49,7 +49,7 @@ def test_fewer_workers_do_the_same(shards: ShardSet, tmp_path: Path, world: int,
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 def test_every_share_is_one_workers(world: int, count: int) -> None:
-    taken = [share for rank in range(world) for share in Workers(rank, world).shares(count)]
+    taken = [share for rank in range(world) for share in Workers(rank, world).slices(count)]
     assert taken == list(range(count))
 
 
