@@ -1,7 +1,7 @@
-"""A dataset's images and captions become training shards, written in parallel.
+"""Turns a dataset's images and captions into training shards, in parallel on Ray.
 
-Reading captions, planning and writing one shard are the library's; here they are put together
-and spread over Ray. The counts file is written last: without it a folder is not a set of shards.
+Reading captions, planning, and writing a shard are in `captioning.data`. The counts file is written last: without it
+a folder is not a set of shards.
 """
 
 import json
@@ -17,19 +17,18 @@ from captioning.errors import InputError, RunConflictError, StorageError, UsageE
 from captioning.storage import Location
 from jobs.preparing.settings import PrepareSettings
 
-#: Written first, so that a prepare that was stopped is known again.
+#: Written first, so that an interrupted `prepare` can be resumed.
 PLAN_FILE = "prepare.json"
-#: Fewer images to validate on are told of.
-_FEW = 10
+#: With fewer validation images than this a note is printed.
+_FEW_IMAGES = 10
 
 
 def prepare_dataset(
     dataset: str, images: str, captions: str, splits: str | None, output: str, options: PrepareSettings
 ) -> dict[str, int]:
-    """Write the shards of a dataset and say what was done. Returns the samples by split.
+    """Write the shards of a dataset and print a summary. Returns the number of samples by split.
 
-    Raises `InputError` when nothing can be used, and `RunConflictError` for an output that holds
-    other shards.
+    Raises `InputError` if nothing can be used, and `RunConflictError` if the output holds other shards.
     """
     from captioning.data.shards import COUNTS_FILE, ShardSet
 
@@ -74,7 +73,7 @@ def prepare_dataset(
         raise InputError(f"Not one image of {images} could be decoded. Are they images?")
     (target / COUNTS_FILE).write_text(json.dumps(done.to_json(), indent=1) + "\n")
     print(f"Prepared {output}: {_say(done.counts)}, in {len(shards):,} shards.")
-    if by_hash and done.counts.get("val", 0) < _FEW:
+    if by_hash and done.counts.get("val", 0) < _FEW_IMAGES:
         print(
             f"Note: {done.counts.get('val', 0)} images are in val, by which `train` judges what it makes. For more, "
             f"prepare into another folder with --set val_fraction={enough_to_validate(sum(done.counts.values()))}."
@@ -83,14 +82,14 @@ def prepare_dataset(
 
 
 def enough_to_validate(images: int) -> float:
-    """A share of so many images that leaves enough of them to judge by, as chance has it; half at most."""
-    return min(0.5, math.ceil(100 * 1.5 * _FEW / max(images, 1)) / 100)
+    """A `val_fraction` that is likely to put enough of so many images into `val`; half at most."""
+    return min(0.5, math.ceil(100 * 1.5 * _FEW_IMAGES / max(images, 1)) / 100)
 
 
 def _write_shards(
     target: Location, source: Location, shards: Sequence[PlannedShard], options: PrepareSettings
 ) -> Iterator[Any]:
-    """The shards' reports, in the shards' order, as tasks on Ray finish them."""
+    """The reports of the shards in order, as Ray tasks finish them."""
     import ray
 
     from captioning.data.shard_writer import write_shard
@@ -98,7 +97,7 @@ def _write_shards(
     from jobs.ray_session import ray_session
 
     with ray_session(), Progress(len(shards), noun="shard") as progress:
-        # A shard overwrites itself when it is written again, so a task whose worker died may be repeated.
+        # Writing a shard is idempotent, so a task whose worker died may be retried.
         task = ray.remote(num_cpus=1, max_retries=2)(write_shard)
         waiting = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
         pending: list[Any] = []
@@ -122,7 +121,7 @@ def _check_output(target: Location) -> None:
 
 
 def _is_done(target: Location, identity: str, shards: Sequence[PlannedShard]) -> bool:
-    """Whether `target` holds the shards of this plan; False where it is free or they are unfinished."""
+    """Whether `target` holds all shards of this plan; False if it is empty or they are unfinished."""
     from captioning.data.shards import COUNTS_FILE
 
     names = target.names()
