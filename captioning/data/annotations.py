@@ -49,8 +49,8 @@ def read_annotations(dataset: str, data: bytes, problems: Problems, *, where: st
     usable = [annotation for annotation in annotations if annotation.captions]
     problems.add_all("images without a usable caption, left out", (a.image for a in annotations if not a.captions))
     if not usable:
-        said = "".join(f"\n  {line}" for line in problems.lines())
-        raise InputError(f"{where} holds no caption that can be used. It was read as {_LAYOUTS[layout]}.{said}")
+        details = "".join(f"\n  {line}" for line in problems.lines())
+        raise InputError(f"{where} holds no caption that can be used. It was read as {_LAYOUTS[layout]}.{details}")
     return usable
 
 

@@ -82,7 +82,7 @@ def plan_samples(
             problems.add("images that are listed under two names, the second left out", annotation.image)
             continue
         used.add(file.path)
-        key = make_key(annotation.image, whole=short_keys[make_key(annotation.image)] > 1)
+        key = make_key(annotation.image, full_path=short_keys[make_key(annotation.image)] > 1)
         if key in keys:
             key = f"{key}-{_digest(annotation.image)[:8]}"
             problems.add("images whose names differ in their dots or extension only, key made longer", annotation.image)
@@ -90,8 +90,10 @@ def plan_samples(
         samples.append(PlannedSample(key, annotation.image_id, file.path, file.size, annotation.captions, split))
     problems.add_all("images without captions, left out", images.without(captioned))
     if not samples:
-        said = "".join(f"\n  {line}" for line in problems.lines())
-        raise InputError(f"No image has both a file and a caption. Do --images and --captions belong together?{said}")
+        details = "".join(f"\n  {line}" for line in problems.lines())
+        raise InputError(
+            f"No image has both a file and a caption. Do --images and --captions belong together?{details}"
+        )
     # Shuffled, so that every shard is a random sample of its split, and training shuffles well within a few shards.
     return sorted(samples, key=lambda sample: (_digest(sample.key), sample.key))
 
@@ -121,13 +123,13 @@ def plan_identity(shards: Sequence[PlannedShard], **settings: object) -> str:
     return digest.hexdigest()[:16]
 
 
-def make_key(image: str, *, whole: bool = False) -> str:
-    """The WebDataset key of an image: its file name, or its `whole` path, without the extension.
+def make_key(image: str, *, full_path: bool = False) -> str:
+    """The WebDataset key of an image: its file name, or its `full_path`, without the extension.
 
     Dots, which would end the key, become underscores, and so do characters that are unsafe in tars and URIs.
     """
     path = posixpath.normpath(image).lstrip("/")
-    stem = posixpath.splitext(path if whole else posixpath.basename(path))[0]
+    stem = posixpath.splitext(path if full_path else posixpath.basename(path))[0]
     key = re.sub(r"[^\w/-]", "_", stem)
     # webdataset skips folders with names like __this__.
     return re.sub(r"^__(?=[^/]*__/)", "_", key)

@@ -34,7 +34,7 @@ class CiderD:
     """Scores captions with the document frequencies of `references`, which holds each image's captions."""
 
     document_frequency: dict[str, int]
-    """The number of images whose references contain an n-gram; those of one image are left out, as they weigh like unseen."""
+    """The number of images whose references contain an n-gram, if more than one; others weigh like unseen n-grams."""
     num_images: int
     source: str
     """A name for the references, given by the caller and kept in the file to recognise it by."""

@@ -55,7 +55,7 @@ def model_card(
     front = yaml.safe_dump(about, sort_keys=False)
     counts = ", ".join(f"{count:,} {split}" for split, count in data["images"].items())
     rows = "\n".join(f"| {metric} | {value:.1f} |" for metric, value in scores.items())
-    said = "\n".join(f"- `{key}`: {caption}" for key, caption in samples)
+    captions = "\n".join(f"- `{key}`: {caption}" for key, caption in samples)
     return f"""---
 {front}---
 
@@ -75,7 +75,7 @@ terms under which the photos and captions were obtained.
 
 **Captions** of validation images, not selected:
 
-{said or "(none)"}
+{captions or "(none)"}
 
 **Use.**
 

@@ -83,7 +83,7 @@ class FeatureFile:
         self.index.write_text(json.dumps(index, ensure_ascii=False))
 
     def is_complete(self) -> bool:
-        """Whether both files exist, match each other and hold the whole shard."""
+        """Whether both files exist, match each other and hold all samples of the shard."""
         try:
             size = self._index.total_bytes
         except InputError:

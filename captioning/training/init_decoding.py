@@ -57,7 +57,7 @@ def truncation_notes(captions: Sequence[Sequence[int]], longest: int) -> list[st
 
 
 def _allowed(size: int, captions: int) -> float:
-    """How many of so many captions may repeat an n-gram of this size."""
+    """How many of that number of captions may repeat an n-gram of this size."""
     return max(1, _MAX_REPEATING[min(size, max(_MAX_REPEATING))] * captions)
 
 

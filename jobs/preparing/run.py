@@ -82,7 +82,7 @@ def prepare_dataset(
 
 
 def enough_to_validate(images: int) -> float:
-    """A `val_fraction` that is likely to put enough of so many images into `val`; half at most."""
+    """A `val_fraction` that is likely to put enough of `images` images into `val`; half at most."""
     return min(0.5, math.ceil(100 * 1.5 * _FEW_IMAGES / max(images, 1)) / 100)
 
 

@@ -227,15 +227,15 @@ def _evaluations(validations: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _samples(validations: Sequence[Mapping[str, Any]], photos: Mapping[str, Photo]) -> str:
-    said: dict[str, list[tuple[int, str]]] = {}
+    by_photo: dict[str, list[tuple[int, str]]] = {}
     for record in validations:
         for key, caption in record.get("samples", ()):
-            earlier = said.setdefault(key, [])
+            earlier = by_photo.setdefault(key, [])
             if not earlier or earlier[-1][1] != caption:
                 earlier.append((record["step"], caption))
-    if not said:
+    if not by_photo:
         return ""
-    figures = "".join(_sample(key, captions, photos.get(key, Photo("", ()))) for key, captions in said.items())
+    figures = "".join(_sample(key, captions, photos.get(key, Photo("", ()))) for key, captions in by_photo.items())
     return (
         '<section id="samples"><h2>Captions as training went on</h2><p class="quiet">The same photos of the validation '
         f"split at each evaluation; a caption stands where it first came.</p>{figures}</section>"

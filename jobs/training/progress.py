@@ -114,7 +114,7 @@ class TrainProgress(Watch):
 
 
 def describe_record(record: Mapping[str, Any]) -> str:
-    """A record of the training history as a line for people."""
+    """A record of the training history as a readable line."""
     if record["kind"] == "note":
         return str(record["message"])
     place = f"step {record['step']:>6,}/{record['total_steps']:,}  {record['stage']} {record['epoch']:.2f}"
