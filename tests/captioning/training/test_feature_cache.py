@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from captioning.data.augment import Augment, choose
+from captioning.data.augment import Augment, choose_view
 from captioning.data.preprocess import Preprocess
 from captioning.data.shards import ShardSet, iterate_shard
 from captioning.errors import InputError, SettingsError
@@ -80,7 +80,7 @@ def test_the_features_are_those_of_the_views(root: Location, model: CnnLstm, sha
     seen: Counter[int] = Counter()
     for epoch in range(3):
         for sample in read(cache, epoch=epoch):
-            number = choose(1, epoch, sample.key, 3)
+            number = choose_view(1, epoch, sample.key, 3)
             seen[number] += 1
             original = images[sample.key]
             assert sample.captions == original.captions

@@ -30,12 +30,12 @@ from captioning.training.workers import Workers
 from tests.captioning.training.runs import (
     CLIP_STAGES,
     RECIPE,
-    Judged,
+    ScriptedRun,
     assert_same,
     best_of_stage,
     copied,
-    judge,
     recipe,
+    run_with_scores,
     start,
     weights,
 )
@@ -314,16 +314,16 @@ class TestAverage:
         runs = {}
         for decay in ("0.9", "null"):
             folder = tmp_path / decay
-            run = judge(recipe(f"optim.ema_decay={decay}", "epochs=2"), shards, folder, {4: 1.0, 8: 2.0})
+            run = run_with_scores(recipe(f"optim.ema_decay={decay}", "epochs=2"), shards, folder, {4: 1.0, 8: 2.0})
             about = read_config(folder / "best")
             kept = load_model(folder / "best", about, tiny_tokenizer()).state_dict()
-            assert_same(kept, run.judged[8])
-            assert_same(best_of_stage(folder, 0), run.judged[8])
+            assert_same(kept, run.validated[8])
+            assert_same(best_of_stage(folder, 0), run.validated[8])
             runs[decay] = run
         # Trained alike, judged by others.
         assert_same(weights(runs["0.9"]), weights(runs["null"]))
-        assert_same(runs["null"].judged[8], weights(runs["null"]))
-        assert not same(runs["0.9"].judged[8], weights(runs["0.9"]))
+        assert_same(runs["null"].validated[8], weights(runs["null"]))
+        assert not same(runs["0.9"].validated[8], weights(runs["0.9"]))
 
 
 class TestSteps:
@@ -369,7 +369,7 @@ class TestSteps:
             from captioning.storage import Location
 
             workers = Workers(rank=0, world_size=2)
-            run = Judged(settings, parts, shards, Location.parse(str(tmp_path)), workers)
+            run = ScriptedRun(settings, parts, shards, Location.parse(str(tmp_path)), workers)
             made = run.start_stage(None)
             passes = first(made)
             assert len(passes) == 4 // images
@@ -403,7 +403,7 @@ class TestSteps:
         losses = {}
         for precision in ("fp32", "bf16"):
             settings = recipe(*EXACT, f"precision={precision}", "epochs=12", "log_every_steps=4", "save_every_steps=99")
-            run = judge(settings, shards, tmp_path / precision, dict.fromkeys(range(99), 1.0))
+            run = run_with_scores(settings, shards, tmp_path / precision, dict.fromkeys(range(99), 1.0))
             losses[precision] = [r["loss"] for r in run.progress.history if r["kind"] == "step"]
         exact, half = losses["fp32"], losses["bf16"]
         assert half != exact
@@ -490,7 +490,7 @@ class TestFeatureCache:
         for name in ("null", "auto", "again"):
             place = "null" if name == "null" else str(tmp_path / "kept") if name == "again" else "auto"
             settings = recipe(*self.FROZEN, f"feature_cache={place}", "views=1")
-            run = judge(settings, shards, tmp_path / name, {4: 1.0, 8: 1.0})
+            run = run_with_scores(settings, shards, tmp_path / name, {4: 1.0, 8: 1.0})
             found[name] = weights(run)
             if name == "auto":
                 (tmp_path / "auto" / "features").rename(tmp_path / "kept")
@@ -573,7 +573,7 @@ class TestObjectives:
 
 def test_the_number_format_of_the_checkpoint(shards: ShardSet, tmp_path: Path) -> None:
     for name in ("float32", "float16"):
-        judge(recipe("epochs=1", f"save_dtype={name}"), shards, tmp_path / name, {4: 1.0})
+        run_with_scores(recipe("epochs=1", f"save_dtype={name}"), shards, tmp_path / name, {4: 1.0})
         kept = load_file(tmp_path / name / "best" / "model.safetensors")
         assert {value.dtype for value in kept.values() if value.is_floating_point()} == {getattr(torch, name)}
         # What training goes on from is never cut.

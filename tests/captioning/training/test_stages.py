@@ -22,8 +22,8 @@ from tests.captioning.training.runs import (
     RECIPE,
     assert_same,
     best_of_stage,
-    judge,
     recipe,
+    run_with_scores,
     start,
     weights,
 )
@@ -51,19 +51,19 @@ class TestOneAfterTheOther:
         """Best in the middle of the first stage, and no stage ends with its best."""
         marks = {5: 1.0, 10: 3.0, 15: 2.0, 20: 2.9, 25: 0.5}
         folder = tmp_path_factory.mktemp("run")
-        run = judge(recipe("log_every_steps=1", text=TWO_CAPTIONING), shards, folder, marks)
+        run = run_with_scores(recipe("log_every_steps=1", text=TWO_CAPTIONING), shards, folder, marks)
         run.folder = folder
         return run
 
     def test_a_stage_begins_with_the_best_weights_of_the_one_before(self, run: Any) -> None:
-        assert_same(run.entered[1], run.judged[10])
-        assert_same(best_of_stage(run.folder, 0), run.judged[10])
-        assert any(not value.equal(run.judged[15][name]) for name, value in run.entered[1].items())
+        assert_same(run.at_start[1], run.validated[10])
+        assert_same(best_of_stage(run.folder, 0), run.validated[10])
+        assert any(not value.equal(run.validated[15][name]) for name, value in run.at_start[1].items())
 
     def test_what_a_stage_freezes_stays_and_what_it_tunes_learns(self, run: Any) -> None:
-        assert encoder_changed(run.entered[0], run.judged[5])
-        assert not encoder_changed(run.entered[1], run.judged[20])
-        assert not run.judged[20]["lstm.weight_hh_l0"].equal(run.entered[1]["lstm.weight_hh_l0"])
+        assert encoder_changed(run.at_start[0], run.validated[5])
+        assert not encoder_changed(run.at_start[1], run.validated[20])
+        assert not run.validated[20]["lstm.weight_hh_l0"].equal(run.at_start[1]["lstm.weight_hh_l0"])
         assert run.model.settings.dropout == 0.4
         assert run.model.settings.encoder.tune_from is None
 
@@ -78,7 +78,7 @@ class TestOneAfterTheOther:
         about = read_config(run.folder / "best")
         assert (about.provenance["stage"], about.provenance["step"]) == ("one", 10)
         kept = load_model(run.folder / "best", about, tiny_tokenizer()).state_dict()
-        assert_same(kept, run.judged[10])
+        assert_same(kept, run.validated[10])
         summary = json.loads((run.folder / "summary.json").read_text())
         assert (summary["best_score"], summary["best_step"]) == (3.0, 10)
 
@@ -88,22 +88,22 @@ def encoder_changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool
 
 
 def test_a_later_stage_that_is_better_takes_the_place(shards: ShardSet, tmp_path: Path) -> None:
-    run = judge(recipe(text=TWO_CAPTIONING), shards, tmp_path, {5: 1.0, 10: 0.0, 15: 0.0, 20: 1.5, 25: 0.5})
+    run = run_with_scores(recipe(text=TWO_CAPTIONING), shards, tmp_path, {5: 1.0, 10: 0.0, 15: 0.0, 20: 1.5, 25: 0.5})
     about = read_config(tmp_path / "best")
     assert (about.provenance["stage"], about.provenance["step"]) == ("two", 20)
     assert about.architecture.encoder.tune_from is None
-    assert_same(load_model(tmp_path / "best", about, tiny_tokenizer()).state_dict(), run.judged[20])
+    assert_same(load_model(tmp_path / "best", about, tiny_tokenizer()).state_dict(), run.validated[20])
 
 
 def test_patience_ends_a_stage_and_not_the_run(shards: ShardSet, tmp_path: Path) -> None:
     """Of four epochs the first stage makes three, and so many validations without a better one count anew."""
-    run = judge(recipe("epochs=4", text=TWO_CAPTIONING), shards, tmp_path, {5: 3, 10: 2, 15: 1, 20: 1, 25: 2})
-    assert sorted(run.judged) == [5, 10, 15, 20, 25]
+    run = run_with_scores(recipe("epochs=4", text=TWO_CAPTIONING), shards, tmp_path, {5: 3, 10: 2, 15: 1, 20: 1, 25: 2})
+    assert sorted(run.validated) == [5, 10, 15, 20, 25]
     assert run.progress.stopped_early
 
 
 def test_early_stopping_is_told_and_which_validation_was_the_best(shards: ShardSet, tmp_path: Path) -> None:
-    run = judge(recipe("epochs=4", text=TWO_CAPTIONING), shards, tmp_path, {5: 3, 10: 2, 15: 1, 20: 1, 25: 2})
+    run = run_with_scores(recipe("epochs=4", text=TWO_CAPTIONING), shards, tmp_path, {5: 3, 10: 2, 15: 1, 20: 1, 25: 2})
     [told] = [r["message"] for r in run.progress.history if r["kind"] == "note"]
     assert told.startswith("one: stopped early, 5 steps before its end. ")
     assert "2 times in a row (validation.patience); its best was at step 5." in told
@@ -114,8 +114,10 @@ def test_early_stopping_is_told_and_which_validation_was_the_best(shards: ShardS
 
 def test_patience_begins_when_something_right_is_said(shards: ShardSet, tmp_path: Path) -> None:
     """Words that are new to a captioner take a while to be said; until then weights that learned longer are kept."""
-    run = judge(recipe("epochs=4", text=TWO_CAPTIONING), shards, tmp_path, {5: 0, 10: 0, 15: 0, 20: 0, 25: 0, 30: 0})
-    assert sorted(run.judged) == [5, 10, 15, 20, 25, 30]
+    run = run_with_scores(
+        recipe("epochs=4", text=TWO_CAPTIONING), shards, tmp_path, {5: 0, 10: 0, 15: 0, 20: 0, 25: 0, 30: 0}
+    )
+    assert sorted(run.validated) == [5, 10, 15, 20, 25, 30]
     assert not run.progress.stopped_early
     assert run.progress.best_step == 30
 
@@ -173,7 +175,7 @@ class TestBeforeThereAreCaptions:
         )
         steps = start(recipe(text=CLIP_STAGES), shards, tmp_path).total_steps
         marks = dict.fromkeys(range(steps + 1), 9.0) | {steps - 5: 0.5, steps: 0.25}
-        judge(recipe(text=CLIP_STAGES), shards, tmp_path, marks)
+        run_with_scores(recipe(text=CLIP_STAGES), shards, tmp_path, marks)
         assert seen == [False, False, False, True]
         assert read_config(tmp_path / "best").provenance["stage"] == "mapper"
 
