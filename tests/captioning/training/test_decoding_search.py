@@ -1,4 +1,4 @@
-"""The search for a decoding: what it tries, what it chooses, and what it leaves in a checkpoint."""
+"""The decoding search: candidates, the choice, and what is saved in a checkpoint."""
 
 import json
 from pathlib import Path

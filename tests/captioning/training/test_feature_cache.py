@@ -1,4 +1,4 @@
-"""The feature cache: made once, gone on with, never half read; and read in the order of the images."""
+"""The feature cache: built once, resumed, never read half-written, and read in the order of the images."""
 
 import json
 import threading
@@ -54,7 +54,7 @@ def read(cache: FeatureCache, **options: Any) -> list[CachedSample]:
 
 
 class Opened:
-    """Notes which shards are opened to be computed, and by which thread."""
+    """Records which shards are opened for feature extraction, and by which thread."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.by: list[tuple[str, str]] = []
@@ -156,7 +156,7 @@ def test_the_index_is_written_last(model: CnnLstm, shards: ShardSet, tmp_path: P
 
 
 class Together(Workers):
-    """Workers that are threads of this process."""
+    """Workers as threads of this process."""
 
     def __init__(self, rank: int, board: list[Any], barrier: threading.Barrier) -> None:
         super().__init__(rank, len(board))
@@ -261,7 +261,7 @@ def test_views_that_cannot_differ_are_not_kept(root: Location, model: CnnLstm, s
     two = build(root, model, shards, crop=1.0, views=3)
     assert json.loads((one.folder / "cache.json").read_text())["views"] == 1
     assert json.loads((two.folder / "cache.json").read_text())["views"] == 2
-    # Without a crop nothing is drawn: the seed does not matter, and all trials share the features.
+    # Without crops nothing is random, so the seed does not matter, and all runs share the features.
     assert build(root, model, shards, crop=1.0, views=2, seed=99).folder == two.folder
 
 

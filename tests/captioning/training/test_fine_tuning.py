@@ -1,4 +1,4 @@
-"""The bundled captioners, fine-tuned by the recipe for one's own photos, learn a world that they have never seen."""
+"""The bundled captioners, fine-tuned with the recipe for own photos, learn a toy world."""
 
 import time
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_a_bundled_captioner_learns_the_toy_world(
 
 
 def exact_share(captioner: Captioner, shards: ShardSet) -> float:
-    """The share of unseen pictures whose caption is right to the word."""
+    """The share of unseen pictures with an exactly correct caption."""
     described = caption_split(captioner, shards, "test", batch_size=50)
     assert len(described) == 200
     return sum(each.caption.text == each.references[0] for each in described) / len(described)

@@ -1,4 +1,4 @@
-"""What fine-tuning begins with: the words, the decoding and the encoder of a checkpoint, and what is new to it."""
+"""The start of fine-tuning: vocabulary, decoding and encoder of the checkpoint, adapted to the new captions."""
 
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class TestWords:
         assert found.tokenizer.words == (*KNOWN.words, "tractor", "silo")
         assert "2 that mine lacks" in found.notes[0]
         assert "tractor (3), silo (2)" in found.notes[0]
-        # 9 + 10 + 2 words, of which one is not learned.
+        # 9 + 10 + 2 words, one of which stays unknown.
         assert f"{1 / 21:.1%}" in found.notes[1]
         assert "barn (1)" in found.notes[1]
         assert "min_count=2" in found.notes[1]
@@ -92,7 +92,7 @@ def test_a_grown_model_says_what_it_said(kind: str) -> None:
     after = stepper.start()
     assert after.shape == (2, size + 3)
     torch.testing.assert_close(after[:, :size], before)
-    # The mean of the words: no new one is likely, and all of them are alike.
+    # New embeddings are the mean of the old ones: all equal, and none is likely.
     torch.testing.assert_close(after[:, size:], before.mean(1, keepdim=True).expand(-1, 3), rtol=1e-4, atol=1e-5)
     stepper.advance(torch.full((2,), size + 2), [0, 1])
 
@@ -153,7 +153,7 @@ class TestDecoding:
         own = DecodingSettings(no_repeat_ngram_size=2, max_new_tokens=6)
         twice, plain = [1, 2, 3, 1, 2], [1, 2, 3, 4]
         assert fit_decoding(own, [plain] * 9, longest=40) == (own, [])
-        # One of a few, or a few of many, is no reason.
+        # One of a few captions, or a few of many, do not change the decoding.
         assert fit_decoding(own, [plain] * 9 + [twice], longest=40) == (own, [])
         assert fit_decoding(own, [plain] * 97 + [twice] * 3, longest=40) == (own, [])
         fitting, lines = fit_decoding(own, [plain] * 93 + [twice] * 7, longest=40)
@@ -164,7 +164,7 @@ class TestDecoding:
     def test_no_rule_is_left_where_long_runs_come_twice(self) -> None:
         own = DecodingSettings(no_repeat_ngram_size=3, max_new_tokens=8)
         plain, twice = [1, 2, 3, 4], [1, 2, 3, 4] * 2
-        # Fewer break the rule than of shorter runs, and fewer suffice: such runs hardly come twice by chance.
+        # For longer n-grams fewer captions suffice, since these hardly repeat by chance.
         assert fit_decoding(own, [plain] * 97 + [twice] * 3, longest=8)[0].no_repeat_ngram_size == 0
 
     def test_captions_may_be_as_long_as_theirs(self) -> None:
@@ -225,7 +225,7 @@ def test_a_card_says_what_it_was_made_from(shards: ShardSet, tmp_path: Path) -> 
     card = (tmp_path / "run" / "best" / "README.md").read_text()
     assert f"fine-tuned from `{init}`" in card
     assert f"base_model: {init}" in card
-    # The settings of a model that was not made are nobody's recipe.
+    # With `init` the settings of a new model are not part of the recipe.
     assert "embedding_size" not in card
     assert (load_file(tmp_path / "run" / "best" / "model.safetensors")["embed.weight"]).shape[1] == 16
 

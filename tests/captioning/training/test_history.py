@@ -42,7 +42,7 @@ def start(shards: ShardSet, output: Location, *overrides: str) -> TrainingRun:
 
 
 class Clock:
-    """Time that passes when told to."""
+    """A clock that tests advance."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -56,7 +56,7 @@ class Clock:
 
 
 class Two(Workers):
-    """The first of two workers, of whom the other waits longer and has more memory."""
+    """Rank 0 of two workers; the other waits longer and uses more memory."""
 
     def gather(self, value: Any) -> list[Any]:
         return [value, {**value, "data_wait_share": 0.75, "memory_mb": 10**6}]

@@ -1,4 +1,4 @@
-"""The training loop: exact gradients over workers, exact resume, and what a run leaves behind."""
+"""The training loop: exact gradients over workers, exact resume, and the files of a run."""
 
 import json
 import socket
@@ -77,7 +77,7 @@ def test_a_run_leaves_a_captioner_figures_and_curves(shards: ShardSet, tmp_path:
 
 
 def test_early_stopping(shards: ShardSet, tmp_path: Path) -> None:
-    # Without learning no validation is better than the first.
+    # Without training no validation is better than the first.
     run = start(recipe("optim.lr=1e-9", "optim.pretrained_lr=1e-9", "validation.patience=1"), shards, tmp_path)
     progress = run.run()
     assert progress.stopped_early
@@ -128,7 +128,7 @@ def test_frozen_parts_stay_and_the_rest_learns(shards: ShardSet, tmp_path: Path)
 
 
 def test_the_gradient_is_the_same_however_a_step_is_spread(shards: ShardSet, tmp_path: Path) -> None:
-    """One pass, passes of uneven size, and two or three processes of uneven shares, one without any data."""
+    """One pass, passes of uneven size, and two or three processes with uneven slices, one without data."""
     passes = _passes(tmp_path, shards)
     whole = _gradient([_joined(passes)], shards, tmp_path)
     for split in (passes, passes[::-1]):

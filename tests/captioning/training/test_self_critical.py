@@ -1,4 +1,4 @@
-"""Self-critical training: its gradient, its baseline, what it pays for, and that it learns."""
+"""Self-critical training: gradient, baseline, rewards, and that it learns."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +45,7 @@ def batch(shards: ShardSet) -> Batch:
 
 
 class WordReward:
-    """Pays for the words of a caption; remembers what it was asked."""
+    """Rewards words of a caption, and records its inputs."""
 
     def __init__(self, worth: dict[str, float]) -> None:
         self.worth = worth
@@ -62,7 +62,7 @@ class WordReward:
 
 
 class RecordedSamples(SelfCritical):
-    """Keeps the samples of its last step."""
+    """Records the samples of its last step."""
 
     def _sample(self, model: object, features: object) -> Tensor:
         self.samples = super()._sample(model, features)  # type: ignore[arg-type]
@@ -92,7 +92,7 @@ def test_the_gradient_is_that_of_reinforce_with_the_others_as_baseline(batch: Ba
     critical.loss(model, batch).total.backward()
     found = gradients(model)
 
-    # The same by hand: one caption after the other, step by step through the stepper.
+    # The same computed one caption at a time, step by step.
     model.zero_grad()
     total = torch.zeros(())
     for image in range(3):
@@ -124,7 +124,7 @@ def text_of(row: list[int]) -> str | None:
 
 
 def test_captions_of_one_advantage_teach_nothing(batch: Batch) -> None:
-    """The baseline is the image's own: images that earn more than others give no gradient by that."""
+    """The baseline is per image: an image with higher rewards than others gives no gradient for that."""
     model = tiny_model(tiny_settings(tune_from="all"))
     critical = objective()
     critical.reward = lambda keys, candidates, references: torch.tensor([[9.0] * 5, [0.0] * 5, [4.0] * 5])
@@ -133,7 +133,7 @@ def test_captions_of_one_advantage_teach_nothing(batch: Batch) -> None:
 
 
 def test_when_to_end_is_learned(batch: Batch) -> None:
-    """Only the end token can have a gradient where every sample is the end alone or a word and the end."""
+    """If all samples are EOS or a word and EOS, only EOS has a gradient."""
     model = tiny_model()
     with torch.no_grad():
         model.embed.weight.zero_()
@@ -146,7 +146,7 @@ def test_when_to_end_is_learned(batch: Batch) -> None:
     )
     critical.loss(model, batch).total.backward()
     assert model.bias.grad is not None
-    # The empty caption is paid, so the end becomes likelier; cut samples have no end and are blamed for the word.
+    # The empty caption has a reward, so EOS becomes likelier; truncated samples have none, so the word becomes rarer.
     assert float(model.bias.grad[TOKENIZER.eos_id]) < -0.01
     assert float(model.bias.grad[word]) > 0.01
 
@@ -156,7 +156,7 @@ def test_a_model_raises_its_own_reward(batch: Batch) -> None:
     critical = SelfCritical(SelfCriticalSettings(), TOKENIZER, SQUARES, max_new_tokens=8)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.02)
     torch.manual_seed(0)
-    # A little cross entropy first: from nonsense alone there is nothing to choose.
+    # A little cross entropy first: self-critical training cannot start from nonsense.
     for _ in range(8):
         optimizer.zero_grad()
         scored = model(model.encode(batch.pixels), batch.captions, batch.image_index)  # type: ignore[arg-type]
@@ -251,7 +251,7 @@ def test_the_reward_is_cider_with_the_end_as_a_word() -> None:
 
 
 def test_an_ending_in_the_midst_costs() -> None:
-    """As plain CIDEr-D "… and a" would cost nothing: all words of it are in the references."""
+    """With plain CIDEr-D "… and a" would cost nothing, as all its words are in the references."""
     reference = "a dog and a cat and a man"
     scorer = CiderD([[[*text.split(), END]] for text in (reference, *CAPTIONS)])
     whole, dangling = CiderReward(scorer)(["x"], [["a dog and a man", "a dog man and a"]], [[reference]])[0]
@@ -294,7 +294,7 @@ def test_what_fits_another_image_earns_less() -> None:
     kite = SQUARES.score(words("a red square at the top"), [words(references[2][0])])
     assert kite > 0.1
     assert less[0, 0] == pytest.approx(float(plain[0, 0]) - 0.5 * kite)
-    # Of the two dogs nobody else speaks; never less than a caption that was cut.
+    # No other image has two dogs; a reward is never below that of a truncated caption.
     assert less[1].tolist() == [plain[1, 0], 0]
     assert less[2, 1] == 0
 
@@ -304,7 +304,7 @@ def test_the_references_of_few_images_are_kept_and_rewards_do_not_depend_on_it()
     bounded, whole = CiderReward(SQUARES, max_cached_images=1), CiderReward(SQUARES)
     for _ in range(2):
         assert torch.equal(bounded(["x", "y"], texts, REFERENCES), whole(["x", "y"], texts, REFERENCES))
-    # Kept: the references of x; those of y are read again.
+    # The references of x are cached; those of y are read again.
     changed = (("something else",), ("something else",))
     first, second = bounded(["x", "y"], texts, changed)
     assert first[0] > 1

@@ -1,4 +1,4 @@
-"""Stages: what the next one begins with, what it may set, which checkpoint stays, and resume in any of them."""
+"""Stages: initial weights, settings, the best checkpoint, and resuming in any of them."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 class TestOneAfterTheOther:
     @pytest.fixture(scope="class")
     def run(self, shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Any:
-        """Best in the middle of the first stage, and no stage ends with its best."""
+        """The best validation is in the middle of the first stage, and no stage ends with its best."""
         marks = {5: 1.0, 10: 3.0, 15: 2.0, 20: 2.9, 25: 0.5}
         folder = tmp_path_factory.mktemp("run")
         run = run_with_scores(recipe("log_every_steps=1", text=TWO_CAPTIONING), shards, folder, marks)
@@ -96,7 +96,7 @@ def test_a_later_stage_that_is_better_takes_the_place(shards: ShardSet, tmp_path
 
 
 def test_patience_ends_a_stage_and_not_the_run(shards: ShardSet, tmp_path: Path) -> None:
-    """Of four epochs the first stage makes three, and so many validations without a better one count anew."""
+    """The first stage stops after three of four epochs, and patience starts afresh in the next."""
     run = run_with_scores(recipe("epochs=4", text=TWO_CAPTIONING), shards, tmp_path, {5: 3, 10: 2, 15: 1, 20: 1, 25: 2})
     assert sorted(run.validated) == [5, 10, 15, 20, 25]
     assert run.progress.stopped_early
@@ -113,7 +113,7 @@ def test_early_stopping_is_told_and_which_validation_was_the_best(shards: ShardS
 
 
 def test_patience_begins_when_something_right_is_said(shards: ShardSet, tmp_path: Path) -> None:
-    """Words that are new to a captioner take a while to be said; until then weights that learned longer are kept."""
+    """New words take a while to appear in captions; until then the latest weights are kept."""
     run = run_with_scores(
         recipe("epochs=4", text=TWO_CAPTIONING), shards, tmp_path, {5: 0, 10: 0, 15: 0, 20: 0, 25: 0, 30: 0}
     )
@@ -192,7 +192,7 @@ class TestResume:
     def test_a_run_stopped_in_every_stage_ends_as_one_left_alone(
         self, shards: ShardSet, tmp_path: Path, text: str
     ) -> None:
-        """Stopped every few steps: in the midst of epochs, after a state and before the next, where stages meet."""
+        """Stopped every few steps: within epochs, between states, and between stages."""
         settings = recipe(text=text)
         alone = start(settings, shards, tmp_path / "alone")
         alone.run()
@@ -206,12 +206,12 @@ class TestResume:
             assert_same(best_of_stage(tmp_path / "stopped", stage), best_of_stage(tmp_path / "alone", stage))
         assert_same(weights(again), weights(alone))
         assert figures(again) == figures(alone)
-        # Features of weights that were not the stage's would be another cache.
+        # Features of other weights would have another cache key.
         caches = [sorted(f.name for f in (tmp_path / name / "features").iterdir()) for name in ("alone", "stopped")]
         assert caches[0] == caches[1]
 
     def test_weights_of_the_stage_find_the_kept_features(self, shards: ShardSet, tmp_path: Path) -> None:
-        """A frozen encoder that an earlier stage has tuned: kept features of the untuned one must not be taken."""
+        """For a frozen encoder that an earlier stage tuned, cached features of the untuned one must not be used."""
         settings = recipe(text=LSTM_STAGES)
         start(settings, shards, tmp_path).run(stop_at=8)
         before = sorted((tmp_path / "features").iterdir())
@@ -220,7 +220,7 @@ class TestResume:
 
 
 def figures(run: TrainingRun) -> list[Any]:
-    """What was recorded, but for times, rates and lines for people."""
+    """The records without times, rates and notes."""
     keys = ("kind", "step", "stage", "epoch", "images_seen", "best", "samples", "lr")
     records = [r for r in run.progress.history if r["kind"] != "note"]
     return [[record.get(key) for key in keys] for record in records]
@@ -279,7 +279,7 @@ class TestSearch:
                 run.run()
         assert load_captioner(str(place / "best"))
         start(recipe(*self.SEARCH), shards, place).run()
-        # With all of it written, nothing is searched again.
+        # Once everything is written, the search is not repeated.
         assert len(searches) == (2 if killed_at == "summary.json" else 3)
         for name in ("config.json", "model.safetensors", "README.md"):
             assert (place / "best" / name).read_bytes() == (expected / name).read_bytes()

@@ -1,4 +1,4 @@
-"""What a stage began with has its share in what is validated and saved."""
+"""`start_share`: the stage's initial weights are averaged into what is validated and saved."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_three_quarters_are_as_they_were(shards: ShardSet, tmp_path: Path) -> No
         {name: 0.25 * learned[name] + 0.75 * began[name] for name in trained},
     )
     assert any(not torch.allclose(began[name], learned[name]) for name in trained)
-    # It is that mixture which was judged, and learning went on from what was learned.
+    # The average was validated, and training went on from the trained weights.
     validated = run.validated[6]
     assert_same({name: validated[name] for name in trained}, {name: saved[name] for name in trained})
 

@@ -1,4 +1,4 @@
-"""Both models, from random weights, learn to describe a toy world that they have not seen pictures of."""
+"""Both models, from random weights, learn to describe unseen pictures of a toy world."""
 
 from pathlib import Path
 
@@ -97,7 +97,7 @@ def test_clip_gpt2_learns_the_world(tmp_path: Path) -> None:
 
 
 def exact_share(recipe: str, folder: Path, *, train: int) -> float:
-    """The share of 500 unseen pictures whose caption is right to the word, after training by `recipe`."""
+    """The share of 500 unseen pictures with an exactly correct caption after training with `recipe`."""
     shards = write_world(folder / "world", {"train": train, "val": 100, "test": 500})
     settings = read_settings(TrainSettings, recipe)
     parts = make_parts(settings, make_tokenizer(settings, shards))

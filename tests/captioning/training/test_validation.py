@@ -1,4 +1,4 @@
-"""Describing a split: as the captioner itself, with several decodings at once, and by several workers."""
+"""Captioning a split: like the captioner itself, with several decodings at once, and by several workers."""
 
 import dataclasses
 import threading
@@ -17,7 +17,7 @@ from tests.tiny import save_tiny_captioner, write_tiny_shards
 
 
 class ThreadWorkers(Workers):
-    """Workers that are threads of this process."""
+    """Workers as threads of this process."""
 
     def __init__(self, rank: int, boxes: list[Any], barrier: threading.Barrier) -> None:
         super().__init__(rank, len(boxes))
@@ -101,7 +101,7 @@ def test_workers_share_the_images(captioner: Captioner, shards: ShardSet, images
 
 
 def test_a_caption_that_is_cut_is_known_and_counted(captioner: Captioner, shards: ShardSet) -> None:
-    # The end token comes first, or is never reached.
+    # EOS comes first, or never.
     with_end = dataclasses.replace(captioner.decoding, beam_size=1, max_new_tokens=3, min_new_tokens=0)
     without = dataclasses.replace(with_end, min_new_tokens=3)
     captioner.model.bias.data[captioner.tokenizer.eos_id] += 1000

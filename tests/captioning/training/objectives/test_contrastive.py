@@ -49,7 +49,7 @@ def contrastive(made: Any, workers: Workers | None = None, **settings: Any) -> C
 
 
 def batch(first: int, captions_each: list[int]) -> Batch:
-    """Images of noise with captions of the toy world, one after the other from number `first` on."""
+    """Noise images with captions of the toy world, numbered from `first`."""
     images = [at for at, count in enumerate(captions_each) for _ in range(count)]
     said = [CAPTIONS[(first + at + number) % len(CAPTIONS)] for number, at in enumerate(images)]
     pixels = [
@@ -190,19 +190,19 @@ def test_retrieval_is_counted_both_ways() -> None:
     images = np.eye(12)[:, :11]
     images[11] = images[0]
     texts = np.concatenate([images[:11], images[1:2]])
-    # The last text is of image 0, and looks like image 1's.
+    # The last text belongs to image 0 and resembles image 1.
     found = recalls(images, texts, np.array([*range(11), 0]))
     assert found["text_to_image_r1"] == pytest.approx(100 * 11 / 12)
     assert found["text_to_image_r5"] == pytest.approx(100)
-    # Image 11 has no text of its own; each other has one that is nearest.
+    # Image 11 has no text; every other image has one that is closest to it.
     assert found["image_to_text_r1"] == pytest.approx(100 * 11 / 12)
     assert found["score"] == pytest.approx(np.mean([value for name, value in found.items() if name != "score"]))
 
 
 def test_training_leads_to_retrieval(tmp_path: Path) -> None:
-    """Squares of four colours in two places, seen anew: eight images find eight captions."""
+    """Unseen squares in four colours and two positions: eight images find eight captions."""
     shards = write_tiny_shards(tmp_path, {"train": 32, "val": 8})
-    # What starts random learns its statistics as well.
+    # A randomly initialised encoder must learn its batch statistics too.
     made = model({**CNN, "encoder": {**CNN["encoder"], "tune_from": "all", "norm_statistics": "learned"}})
     objective = contrastive(made)
     before = objective.validate(made, shards, Workers())
@@ -227,7 +227,7 @@ def test_training_leads_to_retrieval(tmp_path: Path) -> None:
 
 
 def test_workers_give_the_gradient_of_the_joint_batch(tmp_path: Path) -> None:
-    """Uneven shares, and a worker that has used up its images while the other has all of a pass."""
+    """Uneven slices, and a worker without images while the other has a full pass."""
     made = model().train()
     objective = contrastive(made)
     expected = _gradients(made, objective, [joined(ONE, OTHER)], units=5)
@@ -246,7 +246,7 @@ def test_workers_give_the_gradient_of_the_joint_batch(tmp_path: Path) -> None:
 
 
 def _gradients(made: ClipGpt2, objective: Contrastive, passes: list[Batch | None], *, units: int) -> dict[str, Tensor]:
-    """As a stage makes them: sums over workers, over the units of all."""
+    """As in a stage: summed over workers and divided by all units."""
     assert objective.extra is not None
     parts = {"model": made, "extra": objective.extra}
     learning = {f"{part}.{n}": p for part, m in parts.items() for n, p in m.named_parameters() if p.requires_grad}

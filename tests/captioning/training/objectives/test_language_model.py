@@ -1,4 +1,4 @@
-"""Training a decoder on captions alone: its loss, and the perplexity that it is judged by."""
+"""Training a decoder on captions alone: the loss, and validation by perplexity."""
 
 import math
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_it_is_judged_by_the_perplexity_of_the_splits_captions(tmp_path: Path) -
 
 
 def _kind(number: int) -> int:
-    """Which of the captions the toy shards' image of this number has."""
+    """The index of the caption of the toy shards' image with this number."""
     return number % 4 * 2 + number // 4 % 2
 
 
@@ -74,5 +74,5 @@ def test_training_makes_the_captions_likely(tmp_path: Path) -> None:
         optimiser.step()
     after = objective.validate(made, shards, Workers())["perplexity"]
     assert before > 10
-    # A colour of four and a place of two in seven words and an end: 8 ** (1 / 8) = 1.3 at best.
+    # Four colours and two positions in seven words and EOS: 8 ** (1 / 8) = 1.3 at best.
     assert 1.25 < after < 1.5
