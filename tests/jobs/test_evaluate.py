@@ -96,7 +96,7 @@ def test_a_person_is_scored_on_the_same_photos(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     people = json.loads(output.read_text())["people"]
     quality, speech = (line for line in result.output.splitlines() if "a person " in line)
-    # Whoever says of a square what the others say of it is right throughout, and finds it.
+    # People who describe a square in the same words get full scores, and find it.
     assert people["bleu_4"] == pytest.approx(100, abs=1e-3)
     assert people["recall_at_1"] == 100
     assert people["num_images"] == 3

@@ -1,4 +1,4 @@
-"""Where training workers go, planned without Ray."""
+"""Planning where training workers run, without Ray."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Views of training images: what may be mirrored, what a crop keeps, and that nothing but the key decides."""
+"""Augmentation: which images are mirrored, how much a crop keeps, and that views depend on the key alone."""
 
 import io
 
@@ -95,7 +95,7 @@ def test_crops_keep_what_they_must_and_lie_within_the_image(crop: float) -> None
     if crop == 1:
         assert (boxes == [0, 0, 1, 1]).all()
     else:
-        # Spread over all that is allowed: sizes, places and shapes.
+        # Crops cover the allowed range of sizes, positions and aspect ratios.
         assert area.min() < crop + 0.1 * (1 - crop)
         assert area.max() > 1 - 0.1 * (1 - crop)
         assert left.std() > 0.01
