@@ -49,7 +49,7 @@ def average(
     from captioning.refs import resolve
 
     parsed = read_verb_settings(AverageSettings, config, set_)
-    numbers = _weights(weights, len(refs))
+    numbers = _parse_weights(weights, len(refs))
     place = _empty_output(output, parsed)
     found = [resolve(ref, parsed.storage) for ref in refs]
     sources = [Source(name, folder, weight) for (name, folder), weight in zip(found, numbers, strict=True)]
@@ -65,7 +65,7 @@ def average(
     print(f"Written: {place}")
 
 
-def _weights(weights: str | None, count: int) -> list[float]:
+def _parse_weights(weights: str | None, count: int) -> list[float]:
     if count < 2:
         raise UsageError("An average needs two checkpoints or more: give another REF.")
     if weights is None:

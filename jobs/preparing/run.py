@@ -34,8 +34,10 @@ def prepare_dataset(
 
     source, target = Location.parse(images, options.storage), Location.parse(output, options.storage)
     problems = Problems()
-    annotations = read_annotations(dataset, _read(captions, "--captions", options), problems, where=_name(captions))
-    by_image = None if splits is None else read_splits(_read(splits, "--splits", options), where=_name(splits))
+    annotations = read_annotations(
+        dataset, _read(captions, "--captions", options), problems, where=_file_name(captions)
+    )
+    by_image = None if splits is None else read_splits(_read(splits, "--splits", options), where=_file_name(splits))
     if not source.is_dir():
         raise InputError(f"--images {images} is not a folder that can be read. Give the folder that holds the photos.")
     samples = plan_samples(
@@ -51,7 +53,7 @@ def prepare_dataset(
     _check_output(target)
     if _is_done(target, identity, shards):
         counts = ShardSet.open(target).counts
-        print(f"Already prepared: {output} holds these shards. {_say(counts)}")
+        print(f"Already prepared: {output} holds these shards. {_summary(counts)}")
         return counts
     by_hash = by_image is None and not any(annotation.split for annotation in annotations)
     if by_hash:
@@ -72,7 +74,7 @@ def prepare_dataset(
             (target / name).delete()
         raise InputError(f"Not one image of {images} could be decoded. Are they images?")
     (target / COUNTS_FILE).write_text(json.dumps(done.to_json(), indent=1) + "\n")
-    print(f"Prepared {output}: {_say(done.counts)}, in {len(shards):,} shards.")
+    print(f"Prepared {output}: {_summary(done.counts)}, in {len(shards):,} shards.")
     if by_hash and done.counts.get("val", 0) < _FEW_IMAGES:
         print(
             f"Note: {done.counts.get('val', 0)} images are in val, by which `train` judges what it makes. For more, "
@@ -149,10 +151,10 @@ def _read(file: str, option: str, options: PrepareSettings) -> bytes:
         raise InputError(f"{option} {file} cannot be read: {error} Give the dataset's file.") from error
 
 
-def _name(file: str) -> str:
+def _file_name(file: str) -> str:
     return Location.parse(file).name
 
 
-def _say(counts: dict[str, int]) -> str:
+def _summary(counts: dict[str, int]) -> str:
     each = ", ".join(f"{split} {count:,}" for split, count in counts.items())
     return f"{sum(counts.values()):,} samples ({each})"
