@@ -270,7 +270,7 @@ def test_flawed_captions_earn_nothing() -> None:
     ("text", "expected"),
     [("a dog a cat", False), ("a a", True), ("in a in a hat", True), ("man in man on man", False), ("", False)],
 )
-def test_stutters(text: str, expected: bool) -> None:
+def test_immediate_repeats(text: str, expected: bool) -> None:
     assert has_immediate_repeat(text.split()) == expected
 
 
