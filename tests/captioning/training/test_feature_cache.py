@@ -24,7 +24,12 @@ from captioning.training.workers import Workers
 from tests.tiny import PREPROCESS, tiny_model, tiny_settings, write_tiny_shards
 
 COUNTS = {"train": 23, "val": 5}
-PLACES = [{"rank": 0, "world": 1}, {"rank": 0, "world": 2}, {"rank": 1, "world": 2}, {"rank": 2, "world": 3}]
+PLACES = [
+    {"rank": 0, "world_size": 1},
+    {"rank": 0, "world_size": 2},
+    {"rank": 1, "world_size": 2},
+    {"rank": 2, "world_size": 3},
+]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,7 @@ def build(root: Location, model: CnnLstm, shards: ShardSet, **options: Any) -> F
 
 
 def read(cache: FeatureCache, **options: Any) -> list[CachedSample]:
-    asked = {"epoch": 0, "seed": 1, "rank": 0, "world": 1} | options
+    asked = {"epoch": 0, "seed": 1, "rank": 0, "world_size": 1} | options
     return list(cache.epoch_samples(asked.pop("split", "train"), **asked))
 
 

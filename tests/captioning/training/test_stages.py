@@ -169,9 +169,11 @@ class TestBeforeThereAreCaptions:
         self, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen: list[bool] = []
-        enter = TrainingRun.enter
+        start_stage = TrainingRun.start_stage
         monkeypatch.setattr(
-            TrainingRun, "enter", lambda run, given: [seen.append((tmp_path / "best").exists()), enter(run, given)][1]
+            TrainingRun,
+            "start_stage",
+            lambda run, given: [seen.append((tmp_path / "best").exists()), start_stage(run, given)][1],
         )
         steps = start(recipe(text=CLIP_STAGES), shards, tmp_path).total_steps
         marks = dict.fromkeys(range(steps + 1), 9.0) | {steps - 5: 0.5, steps: 0.25}
