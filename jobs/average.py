@@ -1,4 +1,4 @@
-"""The verb `average`: one captioner from several checkpoints of one architecture, by averaging their weights."""
+"""The verb `average`: averages the weights of several checkpoints of one architecture into a new checkpoint."""
 
 import tempfile
 from dataclasses import field
@@ -16,10 +16,10 @@ from jobs.verb_settings import read_verb_settings
 
 @settings
 class AverageSettings:
-    """Everything that `--config` and `--set` of `average` can say."""
+    """The settings of `average`."""
 
     save_dtype: Literal["float32", "float16"] = "float32"
-    """How weights are written; float16 halves the file."""
+    """Number format of the saved weights; float16 halves the file."""
 
     storage: StorageSettings = field(default_factory=StorageSettings)
 
@@ -36,9 +36,9 @@ def average(
     config: ConfigOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Average the weights of checkpoints that were trained from one start (a model soup).
+    """Average the weights of checkpoints that were trained from the same start (a model soup).
 
-    Words, preprocessing and decoding are the first's. Settings: save_dtype, storage.*.
+    Vocabulary, preprocessing and decoding are those of the first. Settings: save_dtype, storage.*.
 
     Example:
 
@@ -49,14 +49,14 @@ def average(
     from captioning.refs import resolve
 
     parsed = read_verb_settings(AverageSettings, config, set_)
-    numbers = _weights(weights, len(refs))
-    place = _free(output, parsed)
+    numbers = _parse_weights(weights, len(refs))
+    place = _empty_output(output, parsed)
     found = [resolve(ref, parsed.storage) for ref in refs]
     sources = [Source(name, folder, weight) for (name, folder), weight in zip(found, numbers, strict=True)]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         average_checkpoints(sources, folder, name=place.name or "average", dtype=parsed.save_dtype)
-        # What makes a folder a checkpoint is written last.
+        # The config goes last: it makes the folder a checkpoint.
         for path in sorted(folder.iterdir(), key=lambda path: path.name == CONFIG):
             (place / path.name).write_bytes(path.read_bytes())
     total = sum(numbers)
@@ -65,7 +65,7 @@ def average(
     print(f"Written: {place}")
 
 
-def _weights(weights: str | None, count: int) -> list[float]:
+def _parse_weights(weights: str | None, count: int) -> list[float]:
     if count < 2:
         raise UsageError("An average needs two checkpoints or more: give another REF.")
     if weights is None:
@@ -79,7 +79,7 @@ def _weights(weights: str | None, count: int) -> list[float]:
     return numbers
 
 
-def _free(output: str, parsed: AverageSettings) -> Location:
+def _empty_output(output: str, parsed: AverageSettings) -> Location:
     place = Location.parse(output, parsed.storage)
     if place.info() is not None or place.names():
         raise RunConflictError(f"{place} is not empty. Choose another FOLDER with -o.")

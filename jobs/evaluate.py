@@ -1,6 +1,6 @@
-"""The verb `evaluate`: captions a split of training shards and scores them against its references.
+"""The verb `evaluate`: captions a split of training shards and scores the captions against the references.
 
-Knows what its options mean together; captioning and scoring are `evaluating.scored`, `--search` is `evaluating.search`.
+`evaluating.scored` captions and scores, `evaluating.search` is `--search`.
 """
 
 import json
@@ -59,14 +59,14 @@ def evaluate(
     from jobs.evaluating.search import evaluate_search, folder_to_save
 
     parsed = read_verb_settings(EvaluateSettings, config, set_)
-    _check_together(search, save, beams, output)
+    _check_options(search, save, beams, output)
     place = None if output is None else _output(output, parsed)
     shards = ShardSet.open(Location.parse(data, parsed.storage))
     shards.split(split)
     meteor = is_available() if parsed.meteor == "auto" else parsed.meteor
     if meteor:
         require()
-    # What is wrong with the captioner or the settings is said before its weights are loaded.
+    # Report errors in the captioner or the settings before loading its weights.
     folder = folder_to_save(model) if save else None
     decodings = (
         [parsed.decoding] if search else [_decoding(parsed.decoding, size) for size in _beam_sizes(beams, parsed)]
@@ -103,8 +103,8 @@ def evaluate(
         raise UnfinishedError(f"The captioner is scored, but {no_people}")
 
 
-def _check_together(search: bool, save: bool, beams: str | None, output: str | None) -> None:
-    """Options that make no sense together."""
+def _check_options(search: bool, save: bool, beams: str | None, output: str | None) -> None:
+    """Raise `UsageError` for options that exclude each other."""
     if save and not search:
         raise UsageError("--save keeps what --search finds: give --search as well.")
     if search and beams is not None:
@@ -114,7 +114,7 @@ def _check_together(search: bool, save: bool, beams: str | None, output: str | N
 
 
 def _beam_sizes(beams: str | None, parsed: EvaluateSettings) -> list[int | None]:
-    """The beam sizes asked for; None stands for the captioner's own."""
+    """The beam sizes of `--beams`; None stands for the captioner's own."""
     if beams is None:
         return [None]
     if "beam_size" in parsed.decoding:
@@ -127,7 +127,7 @@ def _beam_sizes(beams: str | None, parsed: EvaluateSettings) -> list[int | None]
 
 
 def _decoding(given: Mapping[str, Any], size: int | None) -> dict[str, Any]:
-    """The decoding settings laid over the captioner's own. Only the best caption is scored."""
+    """The settings that override the captioner's decoding. Only the best caption is scored."""
     return {**given, "num_captions": 1, **({} if size is None else {"beam_size": size})}
 
 

@@ -35,7 +35,7 @@ def prepare(
 ) -> None:
     """Make training shards (WebDataset tars) of a dataset's images and captions.
 
-    One sample is an image with all its captions. What is wrong in the dataset is listed, not fatal.
+    One sample is an image with all its captions. Problems in the dataset are listed, not fatal.
     Settings: shard_samples, val_fraction, jpeg_quality, storage.*. Examples:
 
     python -m jobs prepare csv --images photos --captions captions.csv -o build/mine --set val_fraction=0.2

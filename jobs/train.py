@@ -1,6 +1,6 @@
-"""The verb `train`: a captioner made from training shards, on as many workers as the settings ask.
+"""The verb `train`: trains a captioner on training shards, with as many workers as the settings say.
 
-How its workers are started is `training.fit`'s; what they do is `captioning.training`'s.
+`training.fit` starts the workers; `captioning.training` is what they run.
 """
 
 from typing import Annotated, Any
@@ -10,8 +10,8 @@ import typer
 from jobs.cli import ConfigOption, SetOption
 from jobs.verb_settings import read_verb_settings
 
-#: Fewer images to validate on are told of.
-_FEW = 10
+#: With fewer validation images than this a note is printed.
+_FEW_IMAGES = 10
 
 
 def train(
@@ -24,8 +24,8 @@ def train(
 ) -> None:
     """Train a captioner on the shards that `prepare` made. OUTPUT/best is its checkpoint.
 
-    Stopped for whatever reason, the same command goes on from the last saved state. What happens is in
-    OUTPUT/report.html, a page that is written anew at each evaluation, and in OUTPUT/metrics.jsonl. All
+    If training stops for any reason, the same command goes on from the last saved state. Progress is in
+    OUTPUT/report.html, a page that is updated at each validation, and in OUTPUT/metrics.jsonl. All
     settings are in configs/README.md. Examples:
 
     python -m jobs train --config configs/train/flickr-lstm.yaml --data build/shards -o build/flickr-lstm
@@ -35,7 +35,7 @@ def train(
     from captioning.data.shards import ShardSet
     from captioning.errors import UsageError
     from captioning.storage import Location
-    from captioning.training.output import alone, check, is_finished
+    from captioning.training.output import check_output, is_finished, lock_output
     from captioning.training.settings import TrainSettings
 
     overrides = [*(set_ or []), *([f"data={data}"] if data else [])]
@@ -43,25 +43,25 @@ def train(
     if not settings.data:
         raise UsageError("There is nothing to train on: give --data URI, a folder of shards that `prepare` made.")
     shards = ShardSet.open(Location.parse(settings.data, settings.storage))
-    for split in dict.fromkeys(stage.validation.split for stage in settings.in_stages()):
+    for split in dict.fromkeys(stage.validation.split for stage in settings.stage_settings()):
         _check_splits(shards, split)
     place = Location.parse(output, settings.storage)
-    check(place, settings, shards)
+    check_output(place, settings, shards)
     if is_finished(place):
         print(f"This run is finished: its captioner is {place / 'best'}. Nothing to do.")
         return
-    with alone(place):
+    with lock_output(place):
         _run(settings, place, shards)
 
 
 def _check_splits(shards: Any, validation: str) -> None:
-    """See that there is something to learn from and something to judge by; says so where it is little."""
+    """Raise `InputError` if there is too little to train or validate on; print a note if there is little."""
     from captioning.errors import InputError
     from jobs.preparing.run import enough_to_validate
 
     shards.split("train")
     images = sum(shards.counts.values())
-    # Words that all images' references share count nothing in CIDEr-D: of one image, all of them.
+    # CIDEr-D gives no weight to words in the references of all images: with a single image, to none at all.
     if shards.counts.get(validation, 0) < 2:
         having = ", ".join(f"{split} {count:,}" for split, count in shards.counts.items())
         raise InputError(
@@ -71,7 +71,7 @@ def _check_splits(shards: Any, validation: str) -> None:
             "--set validation.split=NAME."
         )
     count = shards.counts[validation]
-    if count < _FEW:
+    if count < _FEW_IMAGES:
         print(
             f"Note: {validation!r} has only {count} images. They decide which weights are kept, and their scores jump "
             f"with every word. More of them: prepare with --set val_fraction={enough_to_validate(images)}."
@@ -82,12 +82,12 @@ def _run(settings: Any, output: Any, shards: Any) -> None:
     from jobs.ray_session import ray_session
     from jobs.training.fit import fit
     from jobs.training.page import TrainPage
-    from jobs.training.progress import Teller
+    from jobs.training.progress import TrainProgress
 
     counts = ", ".join(f"{count:,} {split}" for split, count in shards.counts.items())
     print(f"Training on {shards.dataset} ({counts} images), {settings.workers} worker(s); the run is {output}")
     page = TrainPage(output, shards, settings.validation.split)
-    with ray_session(), Teller(output, page):
+    with ray_session(), TrainProgress(output, page):
         fit(settings, output)
     print(f"Done. The captioner: {output / 'best'}   figures: {output / 'metrics.jsonl'}   page: {page.file}")
     print(f"Try it: python -m jobs caption FOLDER -o OUTPUT --model {output / 'best'}")

@@ -1,1 +1,1 @@
-"""Images, captions and training shards: from bytes to arrays and token ids, and back."""
+"""Images, captions, tokenizers and training shards."""

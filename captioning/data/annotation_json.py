@@ -1,6 +1,6 @@
-"""Captions in JSON: Karpathy's layout (splits with sentences) and COCO's own annotations.
+"""Reads captions from JSON: Karpathy's layout (splits with sentences) and COCO's own annotations.
 
-A record that is not as it should be is counted and passed over. Knows nothing of tables or images.
+Malformed records are counted and skipped.
 """
 
 import json
@@ -84,7 +84,7 @@ def _split_name(split: str | None) -> str | None:
 
 
 def _sentence(sentence: Any) -> str:
-    """A sentence's text: `raw`, or its tokens joined where that is missing."""
+    """A sentence's `raw` text, or its tokens joined if that is missing."""
     if isinstance(sentence, dict):
         raw, tokens = sentence.get("raw"), sentence.get("tokens")
         if isinstance(raw, str):

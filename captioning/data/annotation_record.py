@@ -1,7 +1,4 @@
-"""One image's captions as its dataset gives them, and what all readers of them do alike.
-
-Knows no layout of files.
-"""
+"""An image's captions as read from a dataset, and the collector that all readers share."""
 
 from dataclasses import dataclass
 
@@ -10,10 +7,10 @@ from captioning.data.problems import Problems
 
 @dataclass(frozen=True)
 class Annotation:
-    """An image's captions, tidied.
+    """An image's cleaned captions.
 
-    `image` is its path below the images' folder as the dataset spells it, `image_id` the dataset's
-    own id (the same text where it has none), `split` None where the file names no split.
+    `image` is its path below the images' folder as the dataset spells it, `image_id` the dataset's own id (else the
+    path), `split` None if the file names no split.
     """
 
     image: str
@@ -23,20 +20,20 @@ class Annotation:
 
 
 class Collector:
-    """Gathers captions by image, in the order in which the images are met, and notes what is wrong."""
+    """Groups captions by image, in the order in which images first occur, and counts problems."""
 
     def __init__(self, problems: Problems) -> None:
         self._problems = problems
         self._images: dict[str, tuple[str, str | None, list[str]]] = {}
 
     def add_image(self, image: str, *, image_id: str | None = None, split: str | None = None) -> None:
-        """Make an image known; nothing changes for one that is."""
+        """Add an image; no-op if it has been added."""
         self._images.setdefault(image, (image_id or image, split, []))
 
     def add_caption(self, image: str, text: str, where: str) -> None:
-        """Add a caption to `image`, found at `where`; spaces are tidied, an empty one is left out."""
+        """Add a caption of `image`, found at `where`. White space is normalised; an empty caption is skipped."""
         self.add_image(image)
-        # Half a character, as texts end in that were cut inside of an emoji.
+        # Lone surrogates occur where a text was cut inside an emoji.
         valid = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if valid != text:
             self._problems.add("captions with half a character, replaced", where)
@@ -50,11 +47,11 @@ class Collector:
         self._images[image][2].append(tidy)
 
     def has(self, image: str) -> bool:
-        """Whether `image` is known."""
+        """Whether `image` has been added."""
         return image in self._images
 
     def annotations(self) -> list[Annotation]:
-        """All images; one without any usable caption has none."""
+        """All images, also those without a usable caption."""
         return [
             Annotation(image, image_id, tuple(captions), split)
             for image, (image_id, split, captions) in self._images.items()

@@ -1,8 +1,7 @@
-"""Captions in a table of text: an image and a caption a line, divided by `|`, commas or tabs.
+"""Reads captions from a text table: an image and a caption per line, delimited by `|`, commas or tabs.
 
-Made for files as they are found: a caption may hold the divider without quotes, a line of the
-public Flickr30k download lacks one of its two bars, the header may be missing. Columns are found
-by name. Knows nothing of JSON layouts or of the images themselves.
+Tolerates what real files contain: unquoted delimiters in captions, a line with one of its two bars missing (in the
+public Flickr30k download), a missing header. Columns are found by name.
 """
 
 import re
@@ -17,8 +16,8 @@ IMAGE_COLUMNS = ("image", "image_name", "filename", "file_name", "image_path", "
 CAPTION_COLUMNS = ("caption", "comment", "text", "caption_text", "sentence")
 SPLIT_COLUMNS = ("split",)
 
-#: A quoted caption may run over line ends; an opening quote that is not closed this soon is a plain character.
-_MOST_LINES = 20
+#: A quoted caption may span up to this many lines; an opening quote that is not closed by then is a plain character.
+_MAX_QUOTED_LINES = 20
 
 _QUOTED = re.compile(r'\s*"((?:[^"]|"")*)"\s*')
 _OPENED = re.compile(r'\s*"(?:[^"]|"")*$')
@@ -36,12 +35,12 @@ class _Columns:
 
     @property
     def quoting(self) -> bool:
-        """Quotes mean something in comma- and tab-separated files, and are plain text between bars."""
+        """Whether quotes are syntax: in comma- and tab-separated files, but not between bars."""
         return self.delimiter != "|"
 
 
 def read_table(data: bytes, problems: Problems, *, where: str) -> list[Annotation]:
-    """The captions of a table, one record an image. Raises `InputError` where no column can be told."""
+    """The captions of a table, one record per image. Raises `InputError` if the columns cannot be recognised."""
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     texts = []
     for number, line in enumerate(lines, start=1):
@@ -71,7 +70,7 @@ def read_table(data: bytes, problems: Problems, *, where: str) -> list[Annotatio
             continue
         split = None if columns.split is None else (fields[columns.split + 1] or "").strip() or None
         collector.add_image(image, split=split)
-        # One space after a bar or a comma is how these files are written.
+        # These files have one space after a bar or a comma.
         collector.add_caption(image, (fields[columns.caption + 1] or "").removeprefix(" "), place)
     return collector.annotations()
 
@@ -98,13 +97,13 @@ def _position(names: Sequence[str], wanted: Sequence[str]) -> int | None:
 
 
 def _records(texts: Sequence[str], columns: _Columns) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers; those that one quoted field runs over are joined."""
+    """Records with their line numbers; lines that a quoted field spans are joined."""
     at = 0
     while at < len(texts):
         text, used = texts[at], 1
         opened = _open_quote(text, columns.delimiter) if columns.quoting else None
         if opened is not None:
-            for more in range(2, min(_MOST_LINES, len(texts) - at) + 1):
+            for more in range(2, min(_MAX_QUOTED_LINES, len(texts) - at) + 1):
                 joined = "\n".join(texts[at : at + more])
                 if _ends_quoted(joined, opened, columns.delimiter):
                     text, used = joined, more
@@ -115,7 +114,7 @@ def _records(texts: Sequence[str], columns: _Columns) -> Iterator[tuple[int, str
 
 
 def _open_quote(text: str, delimiter: str) -> int | None:
-    """Where a field of `text` begins with a quote that is not closed in it, if one does."""
+    """The start of the field in `text` whose opening quote is not closed, or None."""
     at = 0
     while True:
         end = _ends_quoted(text, at, delimiter)
@@ -129,7 +128,7 @@ def _open_quote(text: str, delimiter: str) -> int | None:
 
 
 def _ends_quoted(text: str, at: int, delimiter: str) -> int | None:
-    """Where the wholly quoted field that begins at `at` ends; None if it is not such a field."""
+    """The end of the quoted field that starts at `at`, or None if no complete one does."""
     quoted = _QUOTED.match(text, at)
     if quoted and (quoted.end() == len(text) or text[quoted.end()] == delimiter):
         return quoted.end()
@@ -137,9 +136,9 @@ def _ends_quoted(text: str, at: int, delimiter: str) -> int | None:
 
 
 def _split(text: str, columns: _Columns) -> list[str | None] | None:
-    """The fields, after a mark that is None where a bar was missing; None if they are too few.
+    """A marker, None if a bar was missing and "" otherwise, and then the fields; None if there are too few.
 
-    The last column takes the rest of the line, so that a caption may hold the divider.
+    The last column gets the rest of the line, so that a caption may contain the delimiter.
     """
     fields: list[str | None] = [""]
     rest = text
@@ -151,8 +150,8 @@ def _split(text: str, columns: _Columns) -> list[str | None] | None:
             continue
         head, found, tail = rest.partition(columns.delimiter)
         if not found:
-            mended = _BAR_MISSING.fullmatch(text) if columns.delimiter == "|" and columns.count == 3 else None
-            return [None, mended[1], mended[2], mended[3]] if mended else None
+            repaired = _BAR_MISSING.fullmatch(text) if columns.delimiter == "|" and columns.count == 3 else None
+            return [None, repaired[1], repaired[2], repaired[3]] if repaired else None
         fields.append(head)
         rest = tail
     fields.append(_unquote(rest) if columns.quoting else rest)

@@ -1,8 +1,7 @@
-"""Captions of a dataset, read from the file that came with it: one record an image.
+"""Reads a dataset's captions from its annotation file, one record per image.
 
-The layout is recognised from the contents: Karpathy's JSON, COCO's annotations, or a table
-divided by `|` or commas. What is wrong in the file is counted, not fatal, unless nothing can be
-used. This module looks at no image and writes nothing.
+The layout is recognised from the contents: Karpathy's JSON, COCO's annotations, or a table delimited by `|`, commas
+or tabs. Problems in the file are counted and not fatal, unless nothing can be used.
 """
 
 import re
@@ -15,7 +14,7 @@ from captioning.errors import InputError
 
 __all__ = ["DATASETS", "Annotation", "read_annotations", "read_splits"]
 
-#: The layouts in which each dataset's captions come.
+#: The layouts that each dataset's captions may have.
 DATASETS: dict[str, tuple[str, ...]] = {
     "flickr30k": ("table", "karpathy"),
     "coco": ("coco", "karpathy"),
@@ -50,8 +49,8 @@ def read_annotations(dataset: str, data: bytes, problems: Problems, *, where: st
     usable = [annotation for annotation in annotations if annotation.captions]
     problems.add_all("images without a usable caption, left out", (a.image for a in annotations if not a.captions))
     if not usable:
-        said = "".join(f"\n  {line}" for line in problems.lines())
-        raise InputError(f"{where} holds no caption that can be used. It was read as {_LAYOUTS[layout]}.{said}")
+        details = "".join(f"\n  {line}" for line in problems.lines())
+        raise InputError(f"{where} holds no caption that can be used. It was read as {_LAYOUTS[layout]}.{details}")
     return usable
 
 
@@ -62,7 +61,7 @@ def read_splits(data: bytes, *, where: str) -> dict[str, str]:
             f"--splits takes Karpathy's JSON ({{'images': [{{'filename', 'split', 'sentences'}}]}}), "
             f"such as dataset_flickr30k.json; {where} is something else."
         )
-    # Its captions are not used here, so what is wrong with them is no matter.
+    # Only the splits are used, so problems with the captions do not matter.
     annotations = read_karpathy(data, Problems(), where=where)
     splits = {annotation.image: annotation.split for annotation in annotations if annotation.split}
     if not splits:
@@ -79,7 +78,7 @@ def find_layout(data: bytes, where: str) -> str:
         raise InputError(f"{where} is not UTF-8 text. Give the captions as UTF-8 text or JSON.")
     if start[:1] not in (b"{", b"["):
         return "table"
-    # Whole files are parsed by their readers; the key alone tells the two JSON layouts apart.
+    # The readers parse the file; its keys suffice to tell the two JSON layouts apart.
     if re.search(rb'"annotations"\s*:', data):
         return "coco"
     if re.search(rb'"(?:sentences|split)"\s*:', data):

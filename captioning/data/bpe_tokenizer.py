@@ -1,8 +1,7 @@
-"""Byte-level BPE in the manner of GPT-2: from a checkpoint's files, or learned from captions.
+"""Byte-level BPE as in GPT-2, loaded from a checkpoint's files or trained on captions.
 
-One token, `<|endoftext|>`, both begins and ends a caption. A caption is encoded with a space in
-front, so that its first word is the same token as inside a sentence; decoding takes it off.
-Nothing is downloaded here.
+One token, `<|endoftext|>`, is both BOS and EOS. Captions are encoded with a leading space, so that the first word
+is the same token as inside a sentence; decoding removes it. Nothing is downloaded here.
 """
 
 from collections.abc import Iterable
@@ -20,19 +19,19 @@ _LAST_STOP = Regex(r"[\s.]+$")
 
 
 class BpeTokenizer:
-    """GPT-2's kind of tokenizer: any text can be written, so nothing is ever unknown.
+    """A byte-level BPE tokenizer, which can encode any text, so no word is unknown.
 
-    `banned_ids` are the special tokens other than the end, if the files have any (a pad token).
+    `banned_ids` are special tokens other than EOS, if there are any (a pad token).
     """
 
     kind = "bpe"
 
     def __init__(self, backend: Backend) -> None:
-        """`backend` is a byte-level BPE that has the token `<|endoftext|>`. Raises `ValueError` otherwise."""
+        """`backend` is a byte-level BPE. Raises `ValueError` if it lacks the token `<|endoftext|>`."""
         end = backend.token_to_id(_END)
         if end is None:
             raise ValueError(f"it has no token {_END}, which begins and ends a caption")
-        # Known already, it keeps its id; declared special, it is left out of decoded text.
+        # Keeps the token's id, and makes decoding skip it.
         backend.add_special_tokens([_END])
         backend.no_truncation()
         backend.no_padding()
@@ -43,9 +42,9 @@ class BpeTokenizer:
 
     @classmethod
     def from_pretrained_folder(cls, folder: Path) -> "BpeTokenizer":
-        """From `tokenizer.json`, or `vocab.json` with `merges.txt`, as GPT-2's repository has them.
+        """Load `tokenizer.json`, or `vocab.json` with `merges.txt` as in GPT-2's repository.
 
-        Raises `CheckpointError` when they are missing or damaged.
+        Raises `CheckpointError` if they are missing or damaged.
         """
         whole, vocab, merges = folder / TOKENIZER_FILE, folder / VOCAB_FILE, folder / MERGES_FILE
         if not whole.is_file() and not (vocab.is_file() and merges.is_file()):
@@ -57,7 +56,7 @@ class BpeTokenizer:
             if whole.is_file():
                 return cls(Backend.from_file(str(whole)))
             return cls(_byte_level(models.BPE.from_file(str(vocab), str(merges))))
-        # The backend raises plain Exception for files that it cannot read.
+        # The backend raises plain Exception for unreadable files.
         except Exception as error:
             raise CheckpointError(
                 f"The tokenizer in {folder} cannot be used: {error}. Copy its files from the model's repository again."
@@ -65,10 +64,10 @@ class BpeTokenizer:
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int, *, lowercase: bool = False) -> "BpeTokenizer":
-        """Learn at most `vocab_size` tokens (at least 257: all bytes and the end) from `captions`.
+        """Train on `captions`, with at most `vocab_size` tokens (at least 257: all bytes and EOS).
 
-        With `lowercase` text is read in lower case, without a full stop at its end: the same words
-        in fewer tokens. The files keep it.
+        With `lowercase` the tokenizer lower-cases text and removes a full stop at its end, which saves tokens. This
+        is saved in its files.
         """
         if vocab_size < 257:
             raise ValueError(f"vocab_size must be at least 257 (all bytes and the end), not {vocab_size}.")
@@ -82,7 +81,7 @@ class BpeTokenizer:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        backend.train_from_iterator((_prepared(caption) for caption in captions), trainer)
+        backend.train_from_iterator((_normalise(caption) for caption in captions), trainer)
         return cls(backend)
 
     @property
@@ -91,17 +90,17 @@ class BpeTokenizer:
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text` with a space in front; no special token is added, none can be smuggled in."""
-        prepared = _prepared(text)
-        return list(self._backend.encode(prepared, add_special_tokens=False).ids) if prepared else []
+        """Ids of `text` with a leading space. No special token is added, and none in `text` is recognised."""
+        normalised = _normalise(text)
+        return list(self._backend.encode(normalised, add_special_tokens=False).ids) if normalised else []
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The caption that `ids` spell; special tokens and characters cut in two are left out."""
+        """The caption of `ids`, without special tokens and incomplete characters."""
         text = self._backend.decode(list(ids), skip_special_tokens=True)
         return tidy(text.replace("\N{REPLACEMENT CHARACTER}", ""))
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json` into `folder`, which is made when missing."""
+        """Write `tokenizer.json` into `folder`, which is created if missing."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / TOKENIZER_FILE).write_text(self._backend.to_str(pretty=False) + "\n", encoding="utf-8")
 
@@ -113,7 +112,7 @@ def _byte_level(model: models.BPE) -> Backend:
     return backend
 
 
-def _prepared(text: str) -> str:
-    """A caption as it is encoded: no odd spaces, one in front; empty when nothing is left."""
+def _normalise(text: str) -> str:
+    """A caption with tidy spaces and a leading one; empty if nothing is left."""
     clean = tidy(text.replace(_END, " "))
     return f" {clean}" if clean else ""

@@ -1,8 +1,8 @@
-"""HEIC and HEIF, for which Pillow needs the extra `heic`. Knows whether it is there; nothing of pixels."""
+"""HEIC and HEIF support, which needs the extra `heic`."""
 
 import functools
 
-#: Pillow's name for the format, once there is a reader for it.
+#: Pillow's name for the format, once a reader is registered.
 FORMAT = "HEIF"
 
 INSTALL = 'pip install "captioning[heic]"'
@@ -10,7 +10,7 @@ INSTALL = 'pip install "captioning[heic]"'
 
 @functools.cache
 def has_heic() -> bool:
-    """Whether HEIC images can be read; makes Pillow know of them if they can."""
+    """Whether HEIC images can be read; registers the reader with Pillow if so."""
     try:
         import pillow_heif
     except ImportError:

@@ -1,10 +1,10 @@
-"""What the first and last bytes of a file say: which format, how many pixels, whether it is whole.
+"""Detects an image file's format, size and truncation from its first and last bytes, without decoding.
 
-Nothing is decoded here and no pixel memory is allocated. The checks know only the few formats
-where the decoder itself would be too late or too vague; they answer None where they cannot tell.
+Covers only formats where the decoder's own check comes too late or says too little; for others the functions
+return None or False.
 """
 
-#: Formats by their first bytes; where the name is needed, to say what a file is.
+#: Format names by file signature, for error messages.
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -28,7 +28,7 @@ _VIDEO_BRANDS = frozenset({b"isom", b"iso2", b"mp41", b"mp42", b"avc1", b"qt  ",
 
 
 def signature(data: bytes) -> str | None:
-    """The name of the format that the file's first bytes announce, or None."""
+    """The name of the format by the file's first bytes, or None."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
     if data[4:8] == b"ftyp":
@@ -50,8 +50,7 @@ def signature(data: bytes) -> str | None:
 def header_size(data: bytes) -> tuple[int, int] | None:
     """Width and height in pixels from the header of a PNG, GIF or WebP, or None.
 
-    For PNG also where nothing follows the header; for WebP because its decoder allocates the
-    whole canvas as soon as it is opened.
+    PNG: works even if nothing follows the header. WebP: its decoder allocates the whole canvas on opening.
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR" and len(data) >= 24:
         return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
@@ -63,7 +62,7 @@ def header_size(data: bytes) -> tuple[int, int] | None:
 
 
 def is_cut_short(data: bytes) -> bool:
-    """Whether the end that the file's format prescribes is missing. False where unknown."""
+    """Whether the end marker of the file's format is missing. False for unknown formats."""
     if data.startswith(b"\xff\xd8"):
         # Compressed JPEG data cannot hold a marker, so the last image's end follows its last scan.
         return data.rfind(b"\xff\xd9") < max(data.rfind(b"\xff\xda"), 2)
@@ -86,18 +85,15 @@ def _lacks_boxes(data: bytes) -> bool:
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")
         if size == 0:
-            return False  # to the end, wherever that is
+            return False  # extends to the end of the file
         if size < 8:
-            return False  # not a box: the file is damaged in another way
+            return False  # not a box: damaged in another way
         at += size
     return at != len(data)
 
 
 def has_zero_tail(data: bytes) -> bool:
-    """Whether a JPEG's end was never written: zeros stand where the rest of its scan should be.
-
-    A decoder reads the zeros as picture and reports nothing.
-    """
+    """Whether a JPEG ends in zeros instead of the rest of its scan, which decoders read as pixels without an error."""
     return data.endswith(bytes(16)) and data.startswith(b"\xff\xd8") and is_cut_short(data)
 
 

@@ -1,16 +1,14 @@
-"""From an image's bytes to RGB pixels, or to a reason why not.
+"""Decodes an image file's bytes to RGB pixels, or raises `ImageError` with the reason.
 
-Knows formats and colour modes; knows nothing of where the bytes came from or which model looks
-at the pixels. A damaged image is refused, never filled in: a caption of half a photo is worse
-than none. The error classes are
+A damaged image is refused, never filled in: a caption of half a photo is worse than none. The error classes are
 
-    empty         no bytes at all
-    not_an_image  text, an HTML page, anything that no image format begins like
-    unsupported   a format or colour mode that is recognised and cannot be read
-    truncated     an image whose end is missing
-    too_large     more pixels than the bound; told by the header, before any is decoded
-    memory        an image whose decoding needs more memory than there is
-    decode        an image that is damaged in another way
+    empty         no bytes
+    not_an_image  text, an HTML page, or any other data without the signature of an image format
+    unsupported   a known format or colour mode that cannot be read
+    truncated     the end of the image is missing
+    too_large     more pixels than allowed, according to the header; nothing is decoded
+    memory        decoding needs more memory than is available
+    decode        damaged in another way
 """
 
 import io
@@ -26,12 +24,12 @@ from captioning.data.heic import FORMAT, INSTALL, has_heic
 from captioning.data.image_headers import has_zero_tail, header_size, is_cut_short, signature
 from captioning.errors import ImageError
 
-#: Default bound on an image's pixels: 268 MB of RGB, where Pillow begins to warn.
+#: Default limit on an image's pixels, where Pillow begins to warn: 268 MB of RGB.
 MAX_PIXELS = 89_478_485
-#: The highest bound that can be asked for: above it Pillow refuses by itself.
+#: The highest limit that can be set; above it Pillow refuses images itself.
 MOST_PIXELS = 2 * MAX_PIXELS
 
-#: File names that are taken for images when a folder is searched (lower case).
+#: File name extensions, in lower case, of images in folders.
 IMAGE_EXTENSIONS: frozenset[str] = frozenset(
     {
         ".jpg",
@@ -53,12 +51,13 @@ IMAGE_EXTENSIONS: frozenset[str] = frozenset(
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
 
-#: The formats that are opened. Others that Pillow knows run programs (EPS) or have no signature.
+#: The formats to open. Others that Pillow knows run external programs (EPS) or have no signature.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
 _READABLE = frozenset({"JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "JPEG 2000", "AVIF", "HEIC"})
 
 _ORIENTATION_TAG = 0x0112
-_TURNS = {
+#: By EXIF orientation: the operation that makes the image upright.
+_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -67,8 +66,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-#: What these do: exchange width and height, and after that left and right, top and bottom.
-_MOVES = {
+#: Whether each of these swaps width and height, and then whether it mirrors left and right, top and bottom.
+_AXIS_CHANGES = {
     2: (False, True, False),
     3: (False, True, True),
     4: (False, False, True),
@@ -78,48 +77,48 @@ _MOVES = {
     8: (True, False, True),
 }
 
-#: left, top, right, bottom of a part of a picture, in pixels.
+#: Left, top, right and bottom in pixels.
 Box = tuple[float, float, float, float]
 
 
-class Opened(NamedTuple):
-    """An image as it was decoded, perhaps at a scale."""
+class DecodedImage(NamedTuple):
+    """An image that may have been decoded at a reduced scale."""
 
     image: Image.Image
-    #: The part of it that shows the photo: at a scale that its sides are no multiples of, the last pixels do in part.
-    shown: Box
-    #: (width, height) of the whole.
+    #: The part of `image` that the photo covers. At a reduced scale it may cover the last row and column only partly.
+    box: Box
+    #: (width, height) at full scale.
     size: tuple[int, int]
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode an image file's bytes to RGB pixels (H, W, 3) uint8.
 
-    EXIF orientation is applied, transparency laid on white, CMYK converted, 16-bit scaled to
-    8, and the first frame of an animation taken. `max_pixels` bounds width × height, checked
-    from the header. Raises `ImageError` with one of this module's error classes.
+    Applies the EXIF orientation, puts transparency on white, converts CMYK, scales 16 bits to 8, and takes the
+    first frame of an animation. `max_pixels` limits width × height, which is read from the header. Raises
+    `ImageError` with one of this module's error classes.
     """
     return np.array(open_rgb(data, max_pixels=max_pixels))
 
 
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Pixels (H, W, 3) uint8 of a PIL image, with the same conversions as `decode_image`.
+    """Pixels (H, W, 3) uint8 of a PIL image, with the conversions of `decode_image`.
 
-    Raises `ImageError` when its data is damaged or its mode cannot be converted.
+    Raises `ImageError` if its data is damaged or its mode cannot be converted.
     """
     return np.array(as_rgb_image(image))
 
 
 def open_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """As `decode_image`, but the result is a loaded PIL image of mode RGB, which saves a copy."""
+    """As `decode_image`, but returns a loaded PIL image of mode RGB, which saves a copy."""
     return open_scaled(data, max_pixels=max_pixels).image
 
 
-def open_scaled(data: bytes, *, max_pixels: int = MAX_PIXELS, least: int | None = None) -> Opened:
-    """As `open_rgb`, but perhaps at a half, a quarter or an eighth.
+def open_scaled(data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int | None = None) -> DecodedImage:
+    """As `open_rgb`, but may decode at a reduced scale.
 
-    With `least` a JPEG is decoded at the smallest scale that leaves it at least so many pixels a side,
-    in a fraction of the time. Other formats know no such scales.
+    With `min_side` a JPEG is decoded at the smallest scale (1/2, 1/4 or 1/8) that leaves both sides at least that
+    many pixels, in a fraction of the time. Other formats have no such scales.
     """
     if not data:
         raise ImageError("empty", "The file is empty (0 bytes). Its download or copy probably failed: fetch it again.")
@@ -129,22 +128,22 @@ def open_scaled(data: bytes, *, max_pixels: int = MAX_PIXELS, least: int | None 
     image = _open(data)
     with image:
         _check_size(image.size, max_pixels)
-        whole = image.size
-        drawn = image.draft(None, (least, least)) if least is not None else None
-        right, bottom = drawn[1][2:] if drawn else whole
+        size = image.size
+        draft = image.draft(None, (min_side, min_side)) if min_side is not None else None
+        width, height = draft[1][2:] if draft else size
         rgb = _as_rgb(image, data)
-        turned = _MOVES.get(_orientation(image))
-        if turned is None:
-            return Opened(rgb, (0, 0, right, bottom), whole)
-        exchanged, mirrored, upside_down = turned
-        if exchanged:
-            right, bottom, whole = bottom, right, (whole[1], whole[0])
-        left, top = rgb.width - right if mirrored else 0, rgb.height - bottom if upside_down else 0
-        return Opened(rgb, (left, top, left + right, top + bottom), whole)
+        changes = _AXIS_CHANGES.get(_orientation(image))
+        if changes is None:
+            return DecodedImage(rgb, (0, 0, width, height), size)
+        swapped, mirrored, upside_down = changes
+        if swapped:
+            width, height, size = height, width, (size[1], size[0])
+        left, top = rgb.width - width if mirrored else 0, rgb.height - height if upside_down else 0
+        return DecodedImage(rgb, (left, top, left + width, top + height), size)
 
 
 def as_rgb_image(image: Image.Image) -> Image.Image:
-    """As `to_rgb`, but the result is a PIL image of mode RGB."""
+    """As `to_rgb`, but returns a PIL image of mode RGB."""
     return _as_rgb(image, b"")
 
 
@@ -172,8 +171,8 @@ def _as_rgb(image: Image.Image, data: bytes) -> Image.Image:
         if data and has_zero_tail(data):
             raise ImageError("truncated", f"{_cut_text(data)} The rest of the file is zeros.")
         rgb = _convert(image)
-        turn = _TURNS.get(_orientation(image))
-        return rgb if turn is None else rgb.transpose(turn)
+        transpose = _TRANSPOSES.get(_orientation(image))
+        return rgb if transpose is None else rgb.transpose(transpose)
     except ImageError:
         raise
     except Exception as error:
@@ -186,8 +185,8 @@ def _convert(image: Image.Image) -> Image.Image:
     if mode.startswith("I;16"):
         return _grey(np.asarray(image).astype(np.float32) / 257.0)
     if mode in ("I", "F"):
-        tops = (65535.0,) if mode == "I" else (1.0, 255.0, 65535.0)
-        return _grey(_scaled(np.asarray(image).astype(np.float64), tops))
+        maxima = (65535.0,) if mode == "I" else (1.0, 255.0, 65535.0)
+        return _grey(_scaled(np.asarray(image).astype(np.float64), maxima))
     if image.has_transparency_data:
         if mode == "La":
             image = image.convert("LA")
@@ -202,13 +201,13 @@ def _convert(image: Image.Image) -> Image.Image:
         raise ImageError("unsupported", text) from error
 
 
-def _scaled(values: NDArray[np.float64], tops: Sequence[float]) -> NDArray[np.float64]:
-    """Grey values of any range as 0..255: by the first of `tops` that holds them, else from lowest to highest."""
+def _scaled(values: NDArray[np.float64], maxima: Sequence[float]) -> NDArray[np.float64]:
+    """Grey values scaled to 0..255, from 0..m for the first m of `maxima` that suffices, else from their own range."""
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
-    for top in tops:
-        if low >= 0 and high <= top:
-            return values * (255.0 / top)
+    for maximum in maxima:
+        if low >= 0 and high <= maximum:
+            return values * (255.0 / maximum)
     return (values - low) * (255.0 / ((high - low) or 1.0))
 
 
@@ -218,7 +217,7 @@ def _grey(values: NDArray[np.floating]) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation of a loaded image; 1 (upright) when its EXIF data is damaged."""
+    """EXIF orientation of a loaded image; 1 (upright) if its EXIF data is damaged."""
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:
@@ -279,7 +278,7 @@ def _is_text(head: bytes) -> bool:
     try:
         text = head[:-3].decode() if len(head) > 3 else head.decode()
     except UnicodeDecodeError as error:
-        # A character cut in two at the end is no sign against text.
+        # The last character may be cut off; an error before that means binary data.
         if error.start < len(head) - 8:
             return False
         text = head[: error.start].decode()

@@ -1,7 +1,4 @@
-"""What is wrong in a dataset, counted by kind, with the first few places where it was found.
-
-Knows nothing of annotations or images: a kind is a plain sentence part such as "empty captions".
-"""
+"""Counts problems in a dataset by kind, such as "empty captions", with the first few places of each."""
 
 from collections.abc import Iterable
 
@@ -9,7 +6,7 @@ _EXAMPLES = 3
 
 
 class Problems:
-    """Counts and examples of what a dataset's reader passed over or put right."""
+    """Counts and examples of what a dataset's reader skipped or repaired."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
@@ -28,14 +25,14 @@ class Problems:
             self.add(kind, where)
 
     def merge(self, other: "Problems") -> None:
-        """Add what `other` counted."""
+        """Add the counts and examples of `other`."""
         for kind, count in other.counts.items():
             self.counts[kind] = self.counts.get(kind, 0) + count
             shown = self.examples.setdefault(kind, [])
             shown += other.examples[kind][: _EXAMPLES - len(shown)]
 
     def lines(self) -> list[str]:
-        """One readable line a kind, in the order in which the kinds were met."""
+        """One readable line per kind, in the order of first occurrence."""
         lines = []
         for kind, count in self.counts.items():
             shown = self.examples[kind]

@@ -1,7 +1,6 @@
-"""Which sample goes into which shard: captions matched with the images there are, split, and cut.
+"""Plans training shards: matches captions with image files, assigns splits, and cuts the samples into shards.
 
-Everything is decided here from names and sizes, before an image is opened, and the same input
-always gives the same plan. Reads no image and writes nothing.
+The plan depends on names and sizes alone, is made before any image is opened, and is deterministic.
 """
 
 import hashlib
@@ -17,7 +16,7 @@ from captioning.data.problems import Problems
 from captioning.errors import InputError
 from captioning.storage import FileInfo
 
-#: A shard's images are held in memory while it is written.
+#: A shard is held in memory while it is written.
 MAX_SHARD_BYTES = 128 * 2**20
 
 _SPLIT_ORDER = ("train", "val", "test")
@@ -52,11 +51,11 @@ def plan_samples(
     val_fraction: float,
     extensions: frozenset[str],
 ) -> list[PlannedSample]:
-    """The samples of a dataset: each image that has captions and is there, in an order mixed by name.
+    """The samples of a dataset: every image with captions and a file, ordered by a hash of the key.
 
-    `splits` gives each image's split by name. Without it the annotations' own splits count, and
-    where they have none either, an image is in `val` with a chance of `val_fraction`, decided by a
-    hash of its name, else in `train`. Raises `InputError` if nothing is left.
+    `splits` maps image names to splits. Without it the annotations' own splits are used. If there are none either,
+    a hash of the name puts an image into `val` with probability `val_fraction`, else into `train`. Raises
+    `InputError` if nothing is left.
     """
     images = _Images(files, extensions)
     by_name = None if splits is None else _by_name(splits)
@@ -83,7 +82,7 @@ def plan_samples(
             problems.add("images that are listed under two names, the second left out", annotation.image)
             continue
         used.add(file.path)
-        key = make_key(annotation.image, whole=short_keys[make_key(annotation.image)] > 1)
+        key = make_key(annotation.image, full_path=short_keys[make_key(annotation.image)] > 1)
         if key in keys:
             key = f"{key}-{_digest(annotation.image)[:8]}"
             problems.add("images whose names differ in their dots or extension only, key made longer", annotation.image)
@@ -91,9 +90,11 @@ def plan_samples(
         samples.append(PlannedSample(key, annotation.image_id, file.path, file.size, annotation.captions, split))
     problems.add_all("images without captions, left out", images.without(captioned))
     if not samples:
-        said = "".join(f"\n  {line}" for line in problems.lines())
-        raise InputError(f"No image has both a file and a caption. Do --images and --captions belong together?{said}")
-    # Mixed, so that every shard is a fair sample of its split: a few shards then suffice to shuffle well.
+        details = "".join(f"\n  {line}" for line in problems.lines())
+        raise InputError(
+            f"No image has both a file and a caption. Do --images and --captions belong together?{details}"
+        )
+    # Shuffled, so that every shard is a random sample of its split, and training shuffles well within a few shards.
     return sorted(samples, key=lambda sample: (_digest(sample.key), sample.key))
 
 
@@ -115,27 +116,27 @@ def cut_shards(samples: Sequence[PlannedSample], *, shard_samples: int) -> list[
 
 
 def plan_identity(shards: Sequence[PlannedShard], **settings: object) -> str:
-    """A hash of all that decides what the shards will hold, wherever the images lie."""
+    """A hash of everything that determines the shards' contents, except the location of the images."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for shard in shards:
         digest.update(json.dumps(asdict(shard)).encode())
     return digest.hexdigest()[:16]
 
 
-def make_key(image: str, *, whole: bool = False) -> str:
-    """The WebDataset key of an image: its file name without the extension, or its `whole` path.
+def make_key(image: str, *, full_path: bool = False) -> str:
+    """The WebDataset key of an image: its file name, or its `full_path`, without the extension.
 
-    Dots, which end a key, become underscores; so do characters that tars and URIs take badly.
+    Dots, which would end the key, become underscores, and so do characters that are unsafe in tars and URIs.
     """
     path = posixpath.normpath(image).lstrip("/")
-    stem = posixpath.splitext(path if whole else posixpath.basename(path))[0]
+    stem = posixpath.splitext(path if full_path else posixpath.basename(path))[0]
     key = re.sub(r"[^\w/-]", "_", stem)
-    # A folder named __this__ is passed over by webdataset.
+    # webdataset skips folders with names like __this__.
     return re.sub(r"^__(?=[^/]*__/)", "_", key)
 
 
 class _Images:
-    """The image files below a folder, found by the path that a dataset gives or by their name alone."""
+    """The image files below a folder, which can be found by path or by name alone."""
 
     def __init__(self, files: Iterable[FileInfo], extensions: frozenset[str]) -> None:
         self._files: dict[str, FileInfo] = {}
@@ -144,21 +145,21 @@ class _Images:
         for file in files:
             self._files[file.path] = file
             name = posixpath.basename(file.path)
-            # None marks a name that is there more than once: which one is meant cannot be told.
+            # None marks an ambiguous name.
             self._named[name] = None if name in self._named else file
 
     def find(self, image: str) -> FileInfo | None:
-        """The file at `image`, or the only one of its name where one path is the end of the other."""
+        """The file at `image`, or else the only one of its name if one path is a suffix of the other."""
         exact = self._files.get(image)
         named = self._named.get(posixpath.basename(image))
         if exact is None and named is not None:
-            # val2014/x.jpg in the captions and x.jpg in the folder, or the other way round; never a/x.jpg for b/x.jpg.
+            # val2014/x.jpg in the captions and x.jpg in the folder, or vice versa; never a/x.jpg for b/x.jpg.
             longer, shorter = sorted((image, named.path), key=len, reverse=True)
             return named if longer.endswith("/" + shorter) else None
         return exact
 
     def without(self, captioned: set[str]) -> list[str]:
-        """Files that look like images and are not among `captioned`."""
+        """The paths of image files that are not among `captioned`."""
         return [
             path
             for path in self._files
@@ -167,7 +168,7 @@ class _Images:
 
 
 def _by_name(splits: Mapping[str, str]) -> dict[str, str]:
-    """Splits by path and by file name, as one source writes `val2014/x.jpg` and another `x.jpg`."""
+    """Splits by path and by file name, since one source writes `val2014/x.jpg` and another `x.jpg`."""
     return {posixpath.basename(path): split for path, split in splits.items()} | dict(splits)
 
 

@@ -1,8 +1,7 @@
-"""Writes one training shard: a tar of JPEGs and their captions, in one atomic step.
+"""Writes one training shard, a tar of JPEGs and their captions, atomically.
 
-The tar's bytes depend on the images and the plan alone, so that writing a shard again gives the
-same file. JPEGs are kept byte for byte; other formats become JPEGs. Knows nothing of annotations,
-of who calls it, or of how many shards there are.
+The tar's bytes depend on the images and the plan alone, so writing a shard again gives the same file. JPEGs are
+copied byte for byte; other formats are encoded as JPEG.
 """
 
 import io
@@ -22,7 +21,7 @@ from captioning.storage import Location
 
 @dataclass
 class ShardReport:
-    """What became of a shard: its counts, and the images that were re-encoded or left out."""
+    """The counts of a shard that was written, and the images that were re-encoded or left out."""
 
     info: ShardInfo
     problems: Problems = field(default_factory=Problems)
@@ -31,8 +30,8 @@ class ShardReport:
 def write_shard(target: Location, images: Location, shard: PlannedShard, *, jpeg_quality: int) -> ShardReport:
     """Write `shard` below `target` from the files below `images`, one image at a time.
 
-    An image that is missing or does not decode is left out and reported. Raises `StorageError`
-    when the storage fails, so that no image is lost to a network's bad hour.
+    An image that is missing or cannot be decoded is left out and reported. Raises `StorageError` if the storage
+    fails, so that no image is lost to a network failure.
     """
     problems = Problems()
     buffer = io.BytesIO()
@@ -43,7 +42,7 @@ def write_shard(target: Location, images: Location, shard: PlannedShard, *, jpeg
             if jpeg is None:
                 continue
             _add(tar, f"{sample.key}.jpg", jpeg)
-            _add(tar, f"{sample.key}.json", _about(sample))
+            _add(tar, f"{sample.key}.json", _metadata(sample))
             written += 1
             captions += len(sample.captions)
     data = buffer.getvalue()
@@ -71,13 +70,13 @@ def _read_jpeg(images: Location, sample: PlannedSample, problems: Problems, qual
     return encoded.getvalue()
 
 
-def _about(sample: PlannedSample) -> bytes:
-    about = {"image_id": sample.image_id, "captions": list(sample.captions), "split": sample.split}
-    return json.dumps(about).encode()
+def _metadata(sample: PlannedSample) -> bytes:
+    metadata = {"image_id": sample.image_id, "captions": list(sample.captions), "split": sample.split}
+    return json.dumps(metadata).encode()
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    # TarInfo's defaults hold no time, owner or machine: that keeps the bytes the same everywhere.
+    # TarInfo's defaults have no time or owner, so the bytes are reproducible.
     info = tarfile.TarInfo(name)
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))

@@ -1,8 +1,7 @@
-"""Training shards: what is in a set of them, and the samples of one tar in order.
+"""Training shards: the index of a set of shards, and reading the samples of one.
 
-A set is a folder of `{split}-{number}.tar` beside `shards.json`, which is written last and counts
-them. A sample is `KEY.jpg` + `KEY.json`. Tars are read with `webdataset`. This module decodes no
-image and knows nothing of epochs, ranks or who wrote the shards.
+A set is a folder of `{split}-{number}.tar` with `shards.json`, which is written last and has their counts. A sample
+is `KEY.jpg` + `KEY.json`. Tars are read with `webdataset`; images are not decoded here.
 """
 
 import json
@@ -107,32 +106,32 @@ class ShardSet:
         return self.splits[name]
 
 
-def iterate_shard(location: Location, name: str, keep: Collection[int] | None = None) -> Iterator[Sample]:
-    """The samples of shard `name` below `location`, in the order they were written.
+def iterate_shard(location: Location, name: str, positions: Collection[int] | None = None) -> Iterator[Sample]:
+    """The samples of shard `name` below `location`, in the order in which they were written.
 
-    `keep` chooses samples by their position in the shard; the others are passed over unread.
+    With `positions`, only the samples at these positions in the shard; the others are skipped without reading.
     Raises `InputError` for a damaged shard, `StorageError` for one that cannot be read.
     """
     where = location / name
-    chosen = None if keep is None else _Chosen(keep)
+    select = None if positions is None else _PositionFilter(positions)
     try:
         with storage_errors(where.uri), where.open_read() as stream:
-            files = tar_file_expander([{"url": where.uri, "stream": stream}], select_files=chosen)
+            files = tar_file_expander([{"url": where.uri, "stream": stream}], select_files=select)
             for fields in group_by_keys(files):
                 yield _sample(fields)
     except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AssertionError) as error:
-        # webdataset adds the open file's name to a message, after " @ ".
+        # webdataset appends the file's name to messages, after " @ ".
         reason = str(error.args[0] if error.args else type(error).__name__).partition(" @ ")[0]
         raise InputError(
             f"The shard {where} is damaged ({reason}). Delete the folder and prepare the dataset again."
         ) from error
 
 
-class _Chosen:
-    """Says of each file of a tar, asked in order, whether its sample is among the chosen positions."""
+class _PositionFilter:
+    """Selects the files of a tar, given their names in order, whose samples are at `positions`."""
 
-    def __init__(self, keep: Collection[int]) -> None:
-        self.keep = frozenset(keep)
+    def __init__(self, positions: Collection[int]) -> None:
+        self.positions = frozenset(positions)
         self.key: str | None = None
         self.position = -1
 
@@ -141,9 +140,10 @@ class _Chosen:
         if key != self.key:
             self.key = key
             self.position += 1
-        return self.position in self.keep
+        return self.position in self.positions
 
 
 def _sample(fields: dict[str, Any]) -> Sample:
-    about = json.loads(fields["json"])
-    return Sample(fields["__key__"], fields["jpg"], tuple(about["captions"]), about["split"], str(about["image_id"]))
+    metadata = json.loads(fields["json"])
+    captions, split, image_id = tuple(metadata["captions"]), metadata["split"], str(metadata["image_id"])
+    return Sample(fields["__key__"], fields["jpg"], captions, split, image_id)

@@ -1,4 +1,4 @@
-"""Captions without their images, for vocabularies and language models: a line a caption, or a table."""
+"""Reads captions without images, for vocabularies and language models."""
 
 import re
 
@@ -11,12 +11,12 @@ from captioning.storage import Location
 
 
 def read_captions(place: Location) -> list[str]:
-    """The captions of a file, in its order: every line of a `.txt`, else what `prepare` would read in it.
+    """The captions of a file, in its order: the lines of a `.txt`, else those of an annotation file.
 
-    A `.txt` whose first line names columns of images and of captions, or begins with an image's name, is a table. Where
-    the file says which split an image is in, those of `train` are taken: on others a captioner is judged.
+    A `.txt` file is a table if its first line names an image and a caption column or starts with an image's name. If
+    the file assigns splits, only the captions of `train` are returned, since the others are for evaluation.
 
-    Raises `InputError` for a file that cannot be read, or that holds no captions to learn from.
+    Raises `InputError` for a file that cannot be read or that has no captions of `train`.
     """
     try:
         data = place.read_bytes()
@@ -26,10 +26,10 @@ def read_captions(place: Location) -> list[str]:
         return [line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
     dataset = {"table": "csv", "coco": "coco", "karpathy": "flickr30k"}[find_layout(data, place.name)]
     annotations = read_annotations(dataset, data, Problems(), where=place.name)
-    ours = [annotation for annotation in annotations if annotation.split in (None, "train")]
-    if annotations and not ours:
+    train = [annotation for annotation in annotations if annotation.split in (None, "train")]
+    if annotations and not train:
         raise InputError(f"The captions in {place} are all of other splits than train: there are none to learn from.")
-    return [caption for annotation in ours for caption in annotation.captions]
+    return [caption for annotation in train for caption in annotation.captions]
 
 
 def _is_table(data: bytes) -> bool:

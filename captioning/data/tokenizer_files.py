@@ -1,8 +1,8 @@
-"""Names of the files in a checkpoint that hold its tokenizer, by which its kind is recognised."""
+"""Names of a checkpoint's tokenizer files, which tell its kind."""
 
-#: A vocabulary of whole words.
+#: A vocabulary of words.
 VOCABULARY_FILE = "vocabulary.json"
-#: A byte-level BPE: all in one, or GPT-2's original pair.
+#: A byte-level BPE: a single file, or GPT-2's original two.
 TOKENIZER_FILE = "tokenizer.json"
 VOCAB_FILE, MERGES_FILE = "vocab.json", "merges.txt"
 

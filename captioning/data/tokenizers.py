@@ -1,7 +1,6 @@
-"""What a tokenizer offers: captions to token ids and back. Two kinds, told apart by their files.
+"""The tokenizer interface, and loading a tokenizer of either kind from a checkpoint's files.
 
-A tokenizer knows nothing of models or images. `WordTokenizer` holds whole words learned from
-captions; `BpeTokenizer` is GPT-2's byte-level BPE.
+`WordTokenizer` has a vocabulary of words from captions; `BpeTokenizer` is GPT-2's byte-level BPE.
 """
 
 from collections.abc import Iterable
@@ -31,7 +30,7 @@ class Tokenizer(Protocol):
 
     @property
     def bos_id(self) -> int:
-        """The decoder's first input. May equal `eos_id`."""
+        """The token that starts a caption, the decoder's first input. May equal `eos_id`."""
         ...
 
     @property
@@ -41,15 +40,15 @@ class Tokenizer(Protocol):
 
     @property
     def banned_ids(self) -> tuple[int, ...]:
-        """Ids that decoding must never emit (unknown word, begin, pad). Never holds `eos_id`."""
+        """Ids that decoding must never emit (unknown word, BOS, pad). Never contains `eos_id`."""
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, no special token added."""
+        """Ids of `text`, without special tokens."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Readable text of `ids`, special tokens left out."""
+        """The text of `ids`, without special tokens."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -58,7 +57,7 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer whose files are in `folder`. Raises `CheckpointError` when missing or damaged."""
+    """The tokenizer whose files are in `folder`. Raises `CheckpointError` if they are missing or damaged."""
     if (folder / VOCABULARY_FILE).is_file():
         return WordTokenizer.load(folder)
     if (folder / TOKENIZER_FILE).is_file() or (folder / VOCAB_FILE).is_file():
@@ -70,7 +69,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str | None) -> list[int]:
-    """Ids of a prompt; none for None. Raises `SettingsError` for words that no caption could say."""
+    """Ids of a prompt; empty for None. Raises `SettingsError` for words that the tokenizer cannot encode."""
     ids = tokenizer.encode(prompt) if prompt else []
     if prompt and not set(tokenizer.banned_ids).isdisjoint(ids):
         unknown = tokenizer.unknown_words([prompt]) if isinstance(tokenizer, WordTokenizer) else ()

@@ -1,4 +1,4 @@
-"""A vocabulary of whole words, learned from captions. Saved as one small JSON file."""
+"""A tokenizer with a vocabulary of words, built from captions and saved as one small JSON file."""
 
 import json
 from collections import Counter
@@ -9,15 +9,14 @@ from captioning.data.tokenizer_files import VOCABULARY_FILE
 from captioning.data.words import join_words, split_words
 from captioning.errors import CheckpointError
 
-#: Tokens that stand for no word, in the order of their ids.
+#: Special tokens in the order of their ids.
 _SPECIALS = ("<bos>", "<eos>", "<unk>")
 
 
 class WordTokenizer:
-    """Lower-case words and clitics to ids: 0 begins a caption, 1 ends it, 2 is any unknown word.
+    """Lower-case words and clitics to ids: 0 is BOS, 1 EOS, 2 any unknown word.
 
-    `banned_ids` are the first and the last of these: a model may be shown them, and never says
-    them.
+    `banned_ids` are BOS and the unknown word, which may occur in a model's input but never in its output.
     """
 
     kind = "word"
@@ -27,7 +26,7 @@ class WordTokenizer:
     banned_ids: tuple[int, ...] = (bos_id, unk_id)
 
     def __init__(self, words: Sequence[str]) -> None:
-        """`words` are the vocabulary without the special tokens, in the order of their ids."""
+        """`words` is the vocabulary without the special tokens, in the order of ids."""
         self.words = tuple(words)
         self._ids = {word: number for number, word in enumerate(self.words, start=len(_SPECIALS))}
         if len(self._ids) != len(self.words):
@@ -35,9 +34,9 @@ class WordTokenizer:
 
     @classmethod
     def train(cls, captions: Iterable[str], min_count: int = 5) -> "WordTokenizer":
-        """The vocabulary of all words seen at least `min_count` times, frequent ones first.
+        """Build the vocabulary of all words that occur at least `min_count` times, most frequent first.
 
-        Raises `ValueError` when no word is left.
+        Raises `ValueError` if no word is left.
         """
         counts = Counter(word for caption in captions for word in split_words(caption))
         words = [word for word, count in counts.items() if count >= min_count]
@@ -48,11 +47,11 @@ class WordTokenizer:
         return cls(sorted(words, key=lambda word: (-counts[word], word)))
 
     def unknown_words(self, captions: Iterable[str]) -> Counter[str]:
-        """The words of `captions` that the vocabulary lacks, each with how often it is there."""
+        """The words of `captions` that the vocabulary lacks, with their counts."""
         return Counter(word for caption in captions for word in split_words(caption) if word not in self._ids)
 
     def with_words(self, words: Iterable[str]) -> "WordTokenizer":
-        """The same vocabulary with `words` behind its own: no id of it changes."""
+        """A tokenizer with `words` appended to the vocabulary. Existing ids do not change."""
         return WordTokenizer([*self.words, *words])
 
     @property
@@ -61,16 +60,16 @@ class WordTokenizer:
         return len(_SPECIALS) + len(self.words)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the words of `text`, without the tokens that begin and end a caption."""
+        """Ids of the words of `text`, without BOS and EOS."""
         return [self._ids.get(word, self.unk_id) for word in split_words(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The caption that `ids` spell; special tokens are left out."""
+        """The caption of `ids`, without special tokens."""
         first = len(_SPECIALS)
         return join_words(self.words[number - first] for number in ids if number >= first)
 
     def save(self, folder: Path) -> None:
-        """Write the vocabulary into `folder`, which is made when missing."""
+        """Write the vocabulary into `folder`, which is created if missing."""
         folder.mkdir(parents=True, exist_ok=True)
         content = {"format_version": 1, "kind": self.kind, "specials": list(_SPECIALS), "words": list(self.words)}
         text = json.dumps(content, ensure_ascii=False, indent=0)
@@ -78,7 +77,7 @@ class WordTokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "WordTokenizer":
-        """Read what `save` wrote. Raises `CheckpointError`."""
+        """Load a vocabulary that `save` wrote. Raises `CheckpointError`."""
         path = folder / VOCABULARY_FILE
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,9 +1,8 @@
-"""Captions to lower-case words in the manner of the Penn Treebank, and words back to a caption.
+"""Splits captions into lower-case words in the style of the Penn Treebank, and joins words into a caption.
 
-For languages that put spaces between words. Clitics are words of their own (`man 's`, `is n't`),
-hyphenated words, numbers and initials stay whole. Of punctuation a comma and the full stop
-between two sentences are kept; quotes, brackets and the end of a caption carry nothing that a
-caption needs. Knows no vocabulary.
+For languages with spaces between words. Clitics become words of their own (`man 's`, `is n't`); hyphenated words,
+numbers and initials stay whole. Of punctuation, only commas and full stops between sentences are kept, since quotes,
+brackets and final punctuation add nothing to a caption.
 """
 
 import re

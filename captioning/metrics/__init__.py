@@ -1,1 +1,1 @@
-"""Caption metrics in plain Python, equal to the reference scorers."""
+"""Caption metrics in plain Python that give the same numbers as the reference scorers."""

@@ -1,7 +1,7 @@
 """BLEU-1 to BLEU-4 of a corpus (Papineni et al. 2002), equal to pycocoevalcap's scorer.
 
-Counts are summed over the corpus; the brevity penalty takes, for each caption, the reference
-closest in length, the shorter of two. Knows tokens only.
+Counts are summed over the corpus. The brevity penalty uses each caption's reference of the closest length, the
+shorter one in a tie.
 """
 
 import math
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 Tokens = Sequence[str]
 
 _ORDER = 4
-# Keep a product of zero matches at zero and a division by nothing defined, as the reference scorer does.
+# As in the reference scorer: zero matches give a product of about zero, and divisions by zero are avoided.
 _TINY = 1e-15
 _SMALL = 1e-9
 
 
 def corpus_bleu(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> tuple[float, ...]:
     """BLEU-1, -2, -3, -4 in 0..1 of `candidates` against their `references`, at least one each."""
-    matches, offers = [0] * _ORDER, [0] * _ORDER
+    matches, totals = [0] * _ORDER, [0] * _ORDER
     length = reference_length = 0
     for candidate, originals in zip(candidates, references, strict=True):
         length += len(candidate)
@@ -28,12 +28,12 @@ def corpus_bleu(candidates: Sequence[Tokens], references: Sequence[Sequence[Toke
             for original in originals:
                 allowed |= _ngrams(original, order)
             matches[order - 1] += (_ngrams(candidate, order) & allowed).total()
-            offers[order - 1] += max(0, len(candidate) - order + 1)
+            totals[order - 1] += max(0, len(candidate) - order + 1)
     ratio = (length + _TINY) / (reference_length + _SMALL)
     brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
     product, scores = 1.0, []
     for order in range(1, _ORDER + 1):
-        product *= (matches[order - 1] + _TINY) / (offers[order - 1] + _SMALL)
+        product *= (matches[order - 1] + _TINY) / (totals[order - 1] + _SMALL)
         scores.append(product ** (1 / order) * brevity)
     return tuple(scores)
 

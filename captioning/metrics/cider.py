@@ -1,9 +1,8 @@
 """CIDEr-D (Vedantam et al. 2015), equal to pycocoevalcap's scorer, which calls it CIDEr.
 
-Document frequencies come from references given once, so that the same scorer can be kept as a
-reward (self-critical training) whatever captions it meets, and can be written to a file. Scores
-with other document frequencies, those of a subset for instance, are not comparable. Knows tokens
-only. An n-gram is its tokens joined by spaces: a token has none.
+The document frequencies are fixed when a scorer is created, so that it can serve as a reward (self-critical training)
+for any captions, and can be written to a file. Scores with different document frequencies, such as those of a subset,
+are not comparable. N-grams are represented as their tokens joined by spaces.
 """
 
 import gzip
@@ -23,22 +22,22 @@ _FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class CiderVector:
-    """A caption as TF-IDF weights of its n-grams, one mapping an order, with their norms."""
+    """The TF-IDF weights of a caption's n-grams and their norms, by order."""
 
     weights: tuple[dict[str, float], ...]
     norms: tuple[float, ...]
     length: int
-    """Number of bigrams, which is what the reference scorer takes for the caption's length."""
+    """The number of bigrams, which the reference scorer uses as the caption's length."""
 
 
 class CiderD:
-    """Scores captions with the document frequencies of `references`: for each image, its captions."""
+    """Scores captions with the document frequencies of `references`, which holds each image's captions."""
 
     document_frequency: dict[str, int]
-    """In the references of how many images an n-gram is; left out where in one, which weighs as in none."""
+    """The number of images whose references contain an n-gram, if more than one; others weigh like unseen n-grams."""
     num_images: int
     source: str
-    """What was counted, as told; kept in the file, so that one of other references is known."""
+    """A name for the references, given by the caller and kept in the file to recognise it by."""
 
     def __init__(self, references: Iterable[Sequence[Tokens]], *, source: str = "") -> None:
         counts: Counter[str] = Counter()
@@ -50,14 +49,14 @@ class CiderD:
 
     @classmethod
     def from_frequencies(cls, counts: Mapping[str, int], num_images: int, *, source: str = "") -> "CiderD":
-        """The scorer of references that were counted before: n-grams to the number of images that have them."""
+        """A scorer with given document frequencies."""
         scorer = cls.__new__(cls)
         scorer._set(counts, num_images, source)
         return scorer
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "CiderD":
-        """The scorer that `to_bytes` wrote. Raises `ValueError` for anything else."""
+        """The inverse of `to_bytes`. Raises `ValueError` for other data."""
         try:
             content = json.loads(gzip.decompress(data))
             if content["format_version"] != _FORMAT_VERSION:
@@ -67,7 +66,7 @@ class CiderD:
             raise ValueError(f"these are no document frequencies ({error!r})") from error
 
     def to_bytes(self) -> bytes:
-        """The document frequencies as a compact file; the same ones always give the same bytes."""
+        """The document frequencies as a compact file, deterministically."""
         content = {
             "format_version": _FORMAT_VERSION,
             "source": self.source,
@@ -80,7 +79,7 @@ class CiderD:
     def _set(self, counts: Mapping[str, int], num_images: int, source: str) -> None:
         if num_images < 1:
             raise ValueError("CIDEr-D needs the references of at least one image for its document frequencies.")
-        # An unseen n-gram weighs as one seen once, and three in four are seen once: they need no memory.
+        # Unseen n-grams weigh like those of one image, which are three in four: do not store them.
         self.document_frequency = {ngram: count for ngram, count in counts.items() if count > 1}
         self.num_images = num_images
         self.source = source
@@ -91,7 +90,7 @@ class CiderD:
         return self.score_vector(self.vector(candidate), [self.vector(reference) for reference in references])
 
     def vector(self, tokens: Tokens) -> CiderVector:
-        """The caption's TF-IDF vector, for `score_vector`; make it once where captions come again."""
+        """The caption's TF-IDF vector for `score_vector`, which can be cached."""
         frequency, log_images, log = self.document_frequency.get, self._log_images, math.log
         weights: list[dict[str, float]] = []
         norms: list[float] = []
@@ -105,12 +104,12 @@ class CiderD:
         return CiderVector(tuple(weights), tuple(norms), max(0, len(tokens) - 1))
 
     def score_vector(self, candidate: CiderVector, references: Sequence[CiderVector]) -> float:
-        """As `score`, of vectors that `vector` made."""
+        """As `score`, given the vectors."""
         return 10.0 * sum([_similarity(candidate, reference) for reference in references]) / len(references) / _ORDER
 
 
 def _ngrams(tokens: Tokens) -> list[list[str]]:
-    """The n-grams of each order, in the order of the text."""
+    """The n-grams by order, as they occur in the text."""
     orders = [list(tokens)]
     for order in range(1, _ORDER):
         orders.append([f"{begin} {end}" for begin, end in zip(orders[-1], tokens[order:], strict=False)])
@@ -118,14 +117,14 @@ def _ngrams(tokens: Tokens) -> list[list[str]]:
 
 
 def _similarity(candidate: CiderVector, reference: CiderVector) -> float:
-    """Sum over the orders of the clipped cosine, under a Gaussian of the difference in length."""
+    """Sum over the orders of the clipped cosine, times a Gaussian of the difference in length."""
     total = 0.0
     for order in range(_ORDER):
         ours, theirs = candidate.weights[order], reference.weights[order]
-        # In the order of the caption, so that the sum is the same in every process.
+        # Iterate in the caption's order, so that rounding is the same in every process.
         shared = [ngram for ngram in ours if ngram in theirs]
         if not shared:
-            # Then no longer n-gram is shared either.
+            # No longer n-gram can be shared either.
             break
         product = 0.0
         for ngram in shared:

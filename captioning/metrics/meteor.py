@@ -1,7 +1,7 @@
-"""METEOR 1.5 by its own Java program, which the optional extra `captioning[meteor]` brings.
+"""METEOR 1.5, computed by its own Java program from the optional extra `captioning[meteor]`.
 
-There is no Python METEOR that gives the same numbers (nltk's is another one), so without the
-extra or without Java there is a clear error and no substitute. Knows tokens only.
+No Python implementation gives the same numbers (nltk's METEOR differs), so without the extra or Java there is an
+error and no substitute.
 """
 
 import importlib.util
@@ -19,14 +19,14 @@ _JAR = "meteor/meteor-1.5.jar"
 
 
 def meteor(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> float:
-    """METEOR in 0..1 of the corpus. Raises `InputError` where the extra or Java is missing."""
+    """METEOR in 0..1 of the corpus. Raises `InputError` if the extra or Java is missing."""
     with tempfile.TemporaryFile("w+") as errors:
         program = subprocess.Popen(
             _command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8"
         )
         with program:
             try:
-                # Each caption's match counts, then the score that all of them make.
+                # Each caption's statistics, then the score of all of them.
                 counts = [
                     _ask(program, "SCORE", *(" ".join(each) for each in originals), " ".join(candidate))
                     for candidate, originals in zip(candidates, references, strict=True)
@@ -43,13 +43,13 @@ def meteor(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]])
 
 
 def is_available() -> bool:
-    """Whether the extra and Java are there."""
+    """Whether the extra and Java are installed."""
     package = importlib.util.find_spec("pycocoevalcap")
     return package is not None and shutil.which("java") is not None
 
 
 def require() -> None:
-    """Raise `InputError` where the extra or Java is missing."""
+    """Raise `InputError` if the extra or Java is missing."""
     _command()
 
 
@@ -60,7 +60,7 @@ def _command() -> list[str]:
     java = shutil.which("java")
     if java is None:
         raise InputError("METEOR needs Java, and no `java` is on the PATH: install a Java runtime or leave METEOR out.")
-    # Another locale would print decimals with a comma.
+    # Other locales print a decimal comma.
     locale = ["-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8"]
     jar = Path(package.submodule_search_locations[0]) / _JAR
     return [java, "-Xmx2G", *locale, "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]

@@ -1,4 +1,4 @@
-"""ROUGE-L of captions (Lin 2004), equal to pycocoevalcap's scorer. Knows tokens only."""
+"""ROUGE-L of captions (Lin 2004), equal to pycocoevalcap's scorer."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ _BETA = 1.2
 
 
 def rouge_l(candidate: Tokens, references: Sequence[Tokens]) -> float:
-    """F-measure in 0..1 of the longest common subsequence, recall weighing 1.2 times.
+    """F-measure in 0..1 of the longest common subsequence, with beta 1.2.
 
-    As in the reference scorer, the best precision and the best recall may come from two
-    different references, and an empty caption counts as one empty token.
+    As in the reference scorer, the best precision and the best recall may come from different references, and an
+    empty caption counts as one empty token.
     """
     tokens = list(candidate) or [""]
     originals = [list(reference) or [""] for reference in references]

@@ -1,4 +1,4 @@
-"""Scores of a set of captions: tokenise both sides, then every metric. Knows no models and no files."""
+"""Scores a set of captions with all metrics."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,38 +15,38 @@ from captioning.metrics.tokenize import ptb_tokenize
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics of a set of captions, in the percent that papers print, and counts where a name says so."""
+    """Metrics of a set of captions, in percent as in papers, and counts."""
 
     bleu: tuple[float, ...]
     """BLEU-1, -2, -3, -4."""
     rouge_l: float
     cider_d: float
     meteor: float | None
-    """None where it was not asked for."""
+    """None if not computed."""
     num_images: int
     distinct: float
-    """Share of the captions that are different from each other, in percent."""
+    """Number of distinct captions, in percent of all."""
     words: int
-    """Number of different words in all captions together."""
+    """Number of distinct words in all captions together."""
     mean_length: float
-    """Words a caption, punctuation not counted."""
+    """Mean number of words per caption, without punctuation."""
     repetitions: int
-    """Number of captions that say something twice (`flaws.repeats_itself`)."""
+    """Number of captions that repeat themselves (`flaws.repeats_itself`)."""
     truncated: int
-    """Number of captions without an end: cut at the greatest length, or with a last word that asks for more."""
+    """Number of captions that were cut at the maximum length or break off (`flaws.breaks_off`)."""
     unknown: int
-    """Number of captions that hold an unknown word (UNK)."""
+    """Number of captions that contain an unknown word (UNK)."""
     cider_d_of: Mapping[str, float]
     """CIDEr-D of each image's caption."""
     rank_of: Mapping[str, int]
-    """Self-retrieval: the rank of each image among all, by the CIDEr-D of its caption to their references."""
+    """Self-retrieval: each image's rank among all images by the CIDEr-D of its caption with their references."""
 
     def recall_at(self, k: int) -> float:
-        """R@k of self-retrieval, in percent; comparable for one number of images only."""
+        """R@k of self-retrieval, in percent; comparable only between sets of the same size."""
         return recall_at(list(self.rank_of.values()), k)
 
     def summary(self) -> dict[str, float]:
-        """The corpus' numbers by name; METEOR where it was computed."""
+        """The corpus-level numbers by name; METEOR if it was computed."""
         numbers = {f"bleu_{order}": score for order, score in enumerate(self.bleu, start=1)}
         numbers |= {"rouge_l": self.rouge_l, "cider_d": self.cider_d}
         if self.meteor is not None:
@@ -72,12 +72,11 @@ def score_captions(
     unended: Collection[str] = (),
     unknown: Collection[str] = (),
 ) -> Scores:
-    """Scores of one caption an image against the image's references.
+    """Score one caption per image against the image's references.
 
-    CIDEr-D takes its document frequencies from these references. Both mappings must name the same
-    images, at least one, each with a reference; raises `InputError` otherwise. `unended` names the
-    images whose captions were cut before their end token, `unknown` those whose captions hold an
-    unknown word: of both the text alone does not tell.
+    CIDEr-D takes its document frequencies from these references. Both mappings must have the same images, at least
+    one, each with a reference; raises `InputError` otherwise. `unended` are the images whose captions were cut before
+    EOS, `unknown` those whose captions contain an unknown word, as neither can be seen from the text.
     """
     _check(candidates, references)
     images = list(candidates)

@@ -1,4 +1,4 @@
-"""BLEU-4 of single captions, smoothed, as a reward. Not what `corpus_bleu` reports. Knows tokens only."""
+"""Smoothed BLEU-4 of single captions, for rewards. Not comparable with `corpus_bleu`."""
 
 import math
 from collections import Counter
@@ -12,8 +12,8 @@ _ORDER = 4
 class SentenceBleu:
     """BLEU+1 (Lin & Och 2004, "ORANGE") against the captions of one image, at least one.
 
-    The precisions of two words and more have one added above and below, so that a caption without
-    a common run of four words is still worth something.
+    Adds 1 to numerator and denominator of the precisions of bigrams and longer n-grams, so that a caption without a
+    matching 4-gram does not score 0.
     """
 
     def __init__(self, references: Sequence[Tokens]) -> None:

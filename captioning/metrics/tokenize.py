@@ -1,9 +1,8 @@
-"""Captions into the tokens that the metrics count: Penn Treebank style, lower case, no punctuation.
+"""Tokenises captions for the metrics: Penn Treebank style, lower case, without punctuation.
 
-A plain Python stand-in for the Java tokeniser of the COCO evaluation (Stanford PTBTokenizer
-3.4.1, `-lowerCase`, then its list of punctuation dropped), quirks included: brackets survive as
-`-lrb-` and `-rrb-`, because the list has them in capitals.
-Of 178,675 Flickr30k captions 18 come out otherwise (`ft.`, `4:06pm`, `dunkin'`). Knows text only.
+Reproduces the Java tokeniser of the COCO evaluation (Stanford PTBTokenizer 3.4.1 with `-lowerCase`, then removal of
+its list of punctuation), quirks included: brackets survive as `-lrb-` and `-rrb-`, because the list has them in upper
+case. 18 of 178,675 Flickr30k captions are tokenised differently (`ft.`, `4:06pm`, `dunkin'`).
 """
 
 import re
@@ -14,7 +13,7 @@ _PUNCTUATION = frozenset(['"', "''", "'", "``", "`", ".", "?", "!", ",", ":", "-
 
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 
-# Words that keep their full stop; those of the second list only before a number.
+# Abbreviations that keep their full stop; those of the second list only before a number.
 _ABBREVIATIONS = (
     "mr|mrs|ms|messrs|dr|drs|prof|rev|hon|gov|sen|rep|gen|col|lt|sgt|capt|cpl|maj|cmdr|adm|st|ste|mt|ave|blvd|rd|"
     "jr|sr|bros|inc|ltd|corp|co|assn|univ|dept|vs|etc|al|ph\\.d|esq|"

@@ -1,1 +1,1 @@
-"""Training a captioner, one process or many. Knows torch.distributed, never Ray."""
+"""Training a captioner in one or several processes, with torch.distributed and without Ray."""

@@ -1,6 +1,6 @@
-"""Samples to batches: pixels decoded, mirrored and cropped, captions as padded token ids, read ahead in a thread.
+"""From samples to batches: pixels decoded, mirrored and cropped, captions as padded token ids; prefetched in a thread.
 
-What a batch holds depends on (seed, epoch, place) alone, so that a resumed run sees what it would have seen.
+A batch depends on its samples and (seed, epoch) alone, so a resumed run sees the same batches.
 """
 
 import queue
@@ -29,28 +29,27 @@ T = TypeVar("T")
 class Batch:
     """Images with their captions, or captions alone.
 
-    `pixels` (B, S, S, 3) uint8, or `stem` (B, …) float16: what the frozen part of the encoder made of
-    them (a feature cache's); neither for captions alone. `captions` (N, T) long, with EOS, padded with
-    `PAD_TARGET`; `images` (N,) long, the row of the image that each caption describes; `references`
-    the B images' captions as people wrote them; `place` which share of the step's work it is of, and
-    which of its passes.
+    `pixels` (B, S, S, 3) uint8, or `stem` (B, …) float16, the output of the encoder's frozen part from a
+    feature cache; neither for captions alone. `captions` (N, T) long, with EOS, padded with `PAD_TARGET`;
+    `image_index` (N,) long, the row of the image that each caption describes; `references` the B images'
+    captions as text; `position` the slice of the step and the pass (micro-batch) within it.
     """
 
     keys: tuple[str, ...]
     pixels: Tensor | None
     captions: Tensor
-    images: Tensor
+    image_index: Tensor
     references: tuple[tuple[str, ...], ...] = ()
     stem: Tensor | None = None
-    place: tuple[int, int] = (0, 0)
+    position: tuple[int, int] = (0, 0)
 
     @property
     def num_targets(self) -> int:
-        """Tokens to learn from."""
+        """Number of target tokens."""
         return int((self.captions != PAD_TARGET).sum())
 
     def stem_of(self, model: CaptionModel) -> Tensor:
-        """What the frozen part of the model's encoder makes of the images."""
+        """The output of the model's stem, the frozen part of its encoder."""
         if self.stem is not None:
             return self.stem
         assert self.pixels is not None, "captions alone have no images"
@@ -61,21 +60,21 @@ class Batch:
         return model.encode_stem(self.stem_of(model))
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`. One that is pinned is copied while the caller goes on."""
-        return self._each(lambda part: part.to(device, non_blocking=True))
+        """The batch on `device`; a pinned one is copied asynchronously."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pinned(self) -> "Batch":
-        """The same batch in memory that a GPU reads by itself."""
-        return self._each(Tensor.pin_memory)
+    def pin_memory(self) -> "Batch":
+        """The batch in pinned memory."""
+        return self._map(Tensor.pin_memory)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        pixels, stem = (None if part is None else change(part) for part in (self.pixels, self.stem))
-        captions, images = change(self.captions), change(self.images)
-        return Batch(self.keys, pixels, captions, images, self.references, stem, self.place)
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        pixels, stem = (None if tensor is None else function(tensor) for tensor in (self.pixels, self.stem))
+        captions, image_index = function(self.captions), function(self.image_index)
+        return Batch(self.keys, pixels, captions, image_index, self.references, stem, self.position)
 
 
-class BatchMaker:
-    """Makes batches as the settings ask: the same preprocessing as in captioning, of a view of the image."""
+class Collator:
+    """Makes batches of samples. Images are preprocessed as in captioning, after augmentation."""
 
     def __init__(self, preprocess: Preprocess, tokenizer: Tokenizer, augment: Augment, *, max_tokens: int) -> None:
         self._preprocess = preprocess
@@ -83,19 +82,19 @@ class BatchMaker:
         self._augment = augment
         self._max_tokens = max_tokens
 
-    def make(self, samples: Sequence[Sample | CachedSample], epoch: int) -> Batch:
-        """A batch of `samples` as `epoch` sees them. Raises `InputError` for an image that cannot be decoded."""
+    def collate(self, samples: Sequence[Sample | CachedSample], epoch: int) -> Batch:
+        """A batch of `samples`, augmented for `epoch`. Raises `InputError` for an image that cannot be decoded."""
         references = tuple(sample.captions for sample in samples)
         captions = self._padded([caption for each in references for caption in each])
-        images = torch.tensor([at for at, each in enumerate(references) for _ in each])
+        image_index = torch.tensor([row for row, each in enumerate(references) for _ in each])
         keys = tuple(sample.key for sample in samples)
         stems = [sample.stem for sample in samples if isinstance(sample, CachedSample)]
         if stems:
-            return Batch(keys, None, captions, images, references, torch.from_numpy(np.stack(stems)))
+            return Batch(keys, None, captions, image_index, references, torch.from_numpy(np.stack(stems)))
         pixels = [self._pixels(sample, epoch) for sample in samples if isinstance(sample, Sample)]
-        return Batch(keys, torch.from_numpy(np.stack(pixels)), captions, images, references)
+        return Batch(keys, torch.from_numpy(np.stack(pixels)), captions, image_index, references)
 
-    def make_of_text(self, captions: Sequence[str]) -> Batch:
+    def collate_text(self, captions: Sequence[str]) -> Batch:
         """A batch of captions without images."""
         return Batch((), None, self._padded(captions), torch.arange(len(captions)))
 
@@ -107,7 +106,7 @@ class BatchMaker:
         return torch.from_numpy(padded)
 
     def _tokens(self, caption: str) -> list[int]:
-        # One that is too long does not end where it is cut.
+        # A caption that is truncated has no EOS.
         return [*self._tokenizer.encode(caption), self._tokenizer.eos_id][: self._max_tokens]
 
     def _pixels(self, sample: Sample, epoch: int) -> np.ndarray[Any, Any]:
@@ -116,7 +115,7 @@ class BatchMaker:
 
 
 def decode_sample(sample: Sample, preprocess: Preprocess, view: View | None = None) -> np.ndarray[Any, Any]:
-    """The pixels (S, S, 3) of a sample, or of a view of it. Raises `InputError` that names it."""
+    """The pixels (S, S, 3) of a sample, or of a view of it. Raises `InputError` naming the sample."""
     try:
         if view is not None and view.box != PLAIN.box:
             return quick_crop(sample.image, preprocess.settings, view)
@@ -125,20 +124,20 @@ def decode_sample(sample: Sample, preprocess: Preprocess, view: View | None = No
         raise InputError(f"The training image {sample.key!r} cannot be decoded: {error.message}") from error
 
 
-def grouped(samples: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` items, the last one shorter."""
-    group: list[T] = []
+def batched(samples: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` samples; the last one may be shorter."""
+    batch: list[T] = []
     for sample in samples:
-        group.append(sample)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
+        batch.append(sample)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
-def read_ahead(make: Callable[[], Iterator[T]], depth: int = 3) -> Iterator[T]:
-    """The items of `make()`, made in a thread up to `depth` ahead; its errors are raised here."""
+def prefetch(make: Callable[[], Iterator[T]], depth: int = 3) -> Iterator[T]:
+    """The items of `make()`, produced in a thread up to `depth` ahead; its errors are raised here."""
     ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
     stopped = threading.Event()
 
@@ -160,7 +159,7 @@ def read_ahead(make: Callable[[], Iterator[T]], depth: int = 3) -> Iterator[T]:
         except BaseException as error:
             put(True, error)
 
-    thread = threading.Thread(target=work, name="read-ahead", daemon=True)
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()
     try:
         while True:

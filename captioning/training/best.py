@@ -1,7 +1,7 @@
-"""The best checkpoint of a run: written whenever validation gets better, its decoding chosen at the end.
+"""The best checkpoint of a run: written whenever the validation score improves, its decoding chosen at the end.
 
-Whatever is killed, `OUTPUT/best` is one whole checkpoint, or no checkpoint for people to see (none
-there, or without its `config.json`), and the run that goes on puts that right.
+After a kill at any time, `OUTPUT/best` is a complete checkpoint or recognisably none (missing, or without
+its `config.json`), and the resumed run repairs that.
 """
 
 import json
@@ -32,11 +32,11 @@ from captioning.training.state import Progress
 
 BEST = "best"
 
-#: A decoding and what the validation split's captions scored with it.
-Tried = tuple[DecodingSettings, Mapping[str, float]]
+#: A decoding and its scores on the validation split.
+ScoredDecoding = tuple[DecodingSettings, Mapping[str, float]]
 
 
-class BestWriter:
+class BestCheckpoint:
     """Writes and reads `OUTPUT/best`."""
 
     def __init__(self, settings: TrainSettings, shards: ShardSet, output: Location, parts: Parts) -> None:
@@ -44,12 +44,12 @@ class BestWriter:
         self._parts = parts
         self._data = {"dataset": shards.dataset, "images": shards.counts}
         self._place = output / BEST
-        # Local folders that are there only while one checkpoint takes the place of another.
+        # Local folders that exist only while a checkpoint is being replaced.
         self._new, self._old = output / f".{BEST}-new", output / f".{BEST}-old"
         self._name = Path(output.name).name or "captioner"
 
-    def settle(self) -> bool:
-        """Finish or undo a replacement that a kill has cut short; whether there is a checkpoint then."""
+    def recover(self) -> bool:
+        """Finish or undo an interrupted replacement. Returns whether there is a checkpoint."""
         if self._place.is_local:
             if not self._place.exists() and self._old.exists() and self._new.exists():
                 os.rename(self._new.local_path, self._place.local_path)
@@ -65,7 +65,7 @@ class BestWriter:
         scores: Mapping[str, float],
         samples: Sequence[tuple[str, str]],
     ) -> None:
-        """Write the model of `stage` with these `weights`, and a card. `samples` are image keys with captions."""
+        """Write the model of `stage` with `weights` and a model card. `samples` are (image key, caption) pairs."""
         settings, step = self._settings, progress.step
         with tempfile.TemporaryDirectory() as folder:
             save_checkpoint(
@@ -86,7 +86,7 @@ class BestWriter:
                 card=model_card(self._name, settings, self._parts, self._data, scores, samples, step=step),
                 dtype=settings.save_dtype,
             )
-            self._put(Path(folder))
+            self._replace(Path(folder))
 
     def load(self, device: torch.device, precision: Literal["fp32", "bf16"]) -> Captioner:
         """The best checkpoint as a captioner."""
@@ -98,16 +98,16 @@ class BestWriter:
         return Captioner(model, tokenizer, config.preprocess, config.decoding, precision=precision)
 
     def has_chosen_decoding(self) -> bool:
-        """Whether `choose_decoding` has come to its end for this checkpoint."""
+        """Whether `choose_decoding` has finished for this checkpoint."""
         return "decoding_search" in self._config()["provenance"]
 
-    def choose_decoding(self, tried: Sequence[Tried]) -> None:
-        """Make the first of `tried` the checkpoint's default decoding, and write down what all of them scored."""
+    def choose_decoding(self, tried: Sequence[ScoredDecoding]) -> None:
+        """Make the first of `tried` the checkpoint's default decoding, and record the scores of all."""
         config = self._config()
         config["decoding"] = to_dict(tried[0][0])
         config["provenance"]["decoding_search"] = search_record(tried)
         card = self._place / CARD
-        # What says that all is done comes last; a run that was killed in between has left a card with its table.
+        # The config goes last, as it marks the choice as done. After a kill in between, the card's table is replaced.
         card.write_text(with_decoding_table(card.read_text(), tried))
         (self._place / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
@@ -115,14 +115,14 @@ class BestWriter:
         config: dict[str, Any] = json.loads((self._place / CONFIG).read_text())
         return config
 
-    def _put(self, folder: Path) -> None:
-        """Let the files in `folder` take the place of the checkpoint."""
+    def _replace(self, folder: Path) -> None:
+        """Replace the checkpoint by the files in `folder`."""
         if not self._place.is_local:
-            # Without it the objects are no checkpoint: new weights never count beside an old config.
+            # Objects without a config are no checkpoint, so new weights are never read with an old config.
             (self._place / CONFIG).delete()
             _copy(folder, self._place)
             return
-        self.settle()
+        self.recover()
         _copy(folder, self._new)
         if self._place.exists():
             os.rename(self._place.local_path, self._old.local_path)
@@ -131,6 +131,6 @@ class BestWriter:
 
 
 def _copy(folder: Path, place: Location) -> None:
-    # What makes it a checkpoint comes last.
+    # The config goes last: it makes the folder a checkpoint.
     for path in sorted(folder.iterdir(), key=lambda path: path.name == CONFIG):
         (place / path.name).write_bytes(path.read_bytes())

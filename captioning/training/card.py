@@ -1,4 +1,4 @@
-"""The model card that a training run writes beside its best checkpoint: facts, no praise."""
+"""The model card that a training run writes into its best checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,18 +10,18 @@ from captioning.decoding.settings import DecodingSettings
 from captioning.training.parts import Parts
 from captioning.training.settings import TrainSettings
 
-#: What the table of decodings begins with.
+#: The heading of the table of decodings.
 _DECODING = "**Decoding**, chosen on the validation split (the first is the default):"
 
 
 def recipe(settings: TrainSettings) -> dict[str, Any]:
-    """The settings that were used, as plain values, without where the data were: that is nobody else's business."""
+    """The settings as plain values, without the locations of the data, which may be private."""
     left_out = {"data", "text", "storage"} | ({"model", "preprocess"} if settings.init is not None else {"init"})
     return {key: value for key, value in to_dict(settings).items() if key not in left_out}
 
 
 def with_decoding_table(card: str, tried: Sequence[tuple[DecodingSettings, Mapping[str, float]]]) -> str:
-    """`card`, at its end the decodings tried on the validation split, best first, in place of such a table."""
+    """`card` with a table of the decodings tried on the validation split at its end, replacing an earlier one."""
     lines = [card.partition(_DECODING)[0].rstrip(), "", _DECODING, ""]
     lines += [
         "| beams | length penalty | repetition penalty | no repeated run of | CIDEr-D | BLEU-4 |",
@@ -45,17 +45,17 @@ def model_card(
     *,
     step: int,
 ) -> str:
-    """A card in the Hugging Face manner. `samples` are (image key, caption) of validation images."""
+    """A model card in Hugging Face's format. `samples` are (image key, caption) of validation images."""
     kind = parts.model.settings.kind
     about = {"library_name": "captioning", "pipeline_tag": "image-to-text", "tags": [kind]}
     how = "trained"
     if settings.init is not None:
         about["base_model"] = settings.init
-        how = f"trained on from `{settings.init}` (whose terms go on to hold)"
+        how = f"fine-tuned from `{settings.init}` (whose terms continue to apply)"
     front = yaml.safe_dump(about, sort_keys=False)
     counts = ", ".join(f"{count:,} {split}" for split, count in data["images"].items())
     rows = "\n".join(f"| {metric} | {value:.1f} |" for metric, value in scores.items())
-    said = "\n".join(f"- `{key}`: {caption}" for key, caption in samples)
+    captions = "\n".join(f"- `{key}`: {caption}" for key, caption in samples)
     return f"""---
 {front}---
 
@@ -63,19 +63,19 @@ def model_card(
 
 An image captioner ({kind}), {how} with `python -m jobs train`.
 
-**Data.** {data["dataset"]}: {counts} images, split by image. A captioner that is given to others should say
-here under which terms the photos and captions were had.
+**Data.** {data["dataset"]}: {counts} images, split by image. Before you share this captioner, state here the
+terms under which the photos and captions were obtained.
 
-**Scores** on `{settings.validation.split}` at step {step:,}, on which this checkpoint was chosen
+**Scores** on `{settings.validation.split}`, by which this checkpoint was selected, at step {step:,}
 (beam size {settings.validation.beam_size or parts.decoding.beam_size}):
 
 | metric | value |
 |---|---|
 {rows}
 
-**Captions** of validation images, as they came:
+**Captions** of validation images, not selected:
 
-{said or "(none)"}
+{captions or "(none)"}
 
 **Use.**
 

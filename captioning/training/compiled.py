@@ -1,4 +1,4 @@
-"""A model's networks through torch.compile. What they are the model says; that it goes on without is seen to here."""
+"""Compiles a model's networks with torch.compile, falling back to eager where that fails."""
 
 import torch
 
@@ -6,10 +6,10 @@ from captioning.models.base import CaptionModel
 
 
 def compile_model(model: CaptionModel) -> None:
-    """Compile the model's `networks` in place, at their first use. The names of its weights stay.
+    """Compile the model's `networks` in place, at their first use, without renaming its weights.
 
-    Sizes that change from batch to batch are found to do so, and compiled for any; those of an
-    image are not. What the compiler cannot do runs as it is, with a warning.
+    Dimensions that change between batches become dynamic; image sizes stay static. What cannot be compiled
+    runs eagerly, with a warning.
     """
     torch._dynamo.config.suppress_errors = True
     for name in model.compilable:

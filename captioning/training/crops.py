@@ -1,9 +1,9 @@
-"""A crop of a training image as a model's input, resized in a third of the time that Pillow needs.
+"""Crops and resizes a training image in a third of the time that Pillow needs.
 
-For images that are decoded anew in every epoch, where resizing takes longer than decoding. The crop is
-drawn by lot, so its edges may lie on whole pixels, and the filter need not see what lies beyond them.
-Elsewhere the filter is Pillow's: what comes out differs by one level in a number of a hundred or two.
-Images to caption, views that are kept and whole images are Pillow's alone: this module never sees them.
+For images that are decoded in every epoch, where resizing takes longer than decoding. A crop is random, so
+its edges may be rounded to whole pixels, and the filter need not see pixels beyond them. Away from the edges
+one value in a hundred or two differs from Pillow's, by one level. Images to caption, cached views and uncropped
+images are always resized by Pillow.
 """
 
 import math
@@ -20,7 +20,7 @@ from captioning.data.preprocess import PreprocessSettings
 
 
 def quick_crop(data: bytes, settings: PreprocessSettings, view: View) -> NDArray[np.uint8]:
-    """What `view` shows of an image file's bytes: (S, S, 3) uint8. Raises `ImageError`."""
+    """The part of an image file's bytes that `view` selects, as (S, S, 3) uint8. Raises `ImageError`."""
     image = open_rgb(data, max_pixels=settings.max_pixels)
     left, top, right, bottom = view.box
     box = (

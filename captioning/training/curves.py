@@ -1,4 +1,4 @@
-"""A picture of how a training run went, from its history. Needs matplotlib (extra `train`)."""
+"""A plot of a training run's history. Needs matplotlib (extra `train`)."""
 
 import io
 import itertools
@@ -14,17 +14,16 @@ def draw_curves(history: Sequence[Mapping[str, Any]]) -> bytes | None:
         return None
     steps = [record for record in history if record["kind"] == "step"]
     validations = [record for record in history if record["kind"] == "validation" and "cider_d" in record]
-    # Where a stage ends, losses and rates jump.
     ends = [one["step"] for one, other in itertools.pairwise(steps) if one["stage"] != other["stage"]]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     loss, scores, rate = figure.subplots(1, 3)
     loss.plot([r["step"] for r in steps], [r["loss"] for r in steps], color="tab:blue", linewidth=1)
-    loss.set(title="training loss", xlabel="step", ylabel="a unit: token, image or caption")
+    loss.set(title="training loss", xlabel="step", ylabel="per unit: token, image or caption")
     for name, label in (("cider_d", "CIDEr-D"), ("bleu_4", "BLEU-4")):
         scores.plot([r["step"] for r in validations], [r[name] for r in validations], marker="o", label=label)
     scores.set(title="validation", xlabel="step")
     if validations:
-        # Scores rise; and the best place takes long to find among many.
+        # Scores rise, so this corner is free; "best" is slow with many points.
         scores.legend(loc="lower right")
     rate.plot([r["step"] for r in steps], [r["lr"] for r in steps], color="tab:green", linewidth=1)
     rate.set(title="learning rate", xlabel="step")

@@ -1,8 +1,8 @@
-"""Which decoding suits a captioner: a few settings tried on a validation split, the best kept as its default.
+"""Searches for the decoding settings that suit a captioner, by its scores on a validation split.
 
-Knows captioners and scores, not how the captioner was trained. One round tries beam sizes with
-length penalties, the next, with the best of these, the settings against stutter: not the whole
-grid, most of which is as good as the rest. The split must not be the one that results are told of.
+A first round tries beam sizes with length penalties, a second the settings against repetition with the best
+of these. The full grid is not worth its time: most of it scores alike. Do not search on the split that results
+are reported on.
 """
 
 import dataclasses
@@ -19,19 +19,19 @@ from captioning.decoding.settings import DecodingSettings
 from captioning.errors import CheckpointError
 from captioning.models.checkpoint_config import CONFIG, read_config
 from captioning.training.search_settings import SearchSettings
-from captioning.training.validation import describe_each, score
+from captioning.training.validation import caption_split_each, score_samples
 from captioning.training.workers import Workers
 
-__all__ = ["FLAWS", "SearchSettings", "Tried", "choose", "keep_decoding", "search_decoding", "search_record"]
+__all__ = ["FLAWS", "ScoredDecoding", "SearchSettings", "choose", "save_decoding", "search_decoding", "search_record"]
 
-#: What a decoding may not have more of than the present one, however well it scores.
+#: A decoding is rejected if any of these is higher than with the current one.
 FLAWS = ("repetitions", "truncated", "unknown")
 
-#: Hears, now and then, how many captions this worker has made and how many will have been made by all rounds.
-Tell = Callable[[int, int], None]
+#: Called with the number of captions generated so far by all workers, and the number that all rounds will generate.
+OnProgress = Callable[[int, int], None]
 
 
-class Tried(NamedTuple):
+class ScoredDecoding(NamedTuple):
     """A decoding and the summary of its scores."""
 
     decoding: DecodingSettings
@@ -46,29 +46,30 @@ def search_decoding(
     workers: Workers | None = None,
     *,
     batch_size: int = 32,
-    tell: Tell | None = None,
-) -> list[Tried]:
+    on_progress: OnProgress | None = None,
+) -> list[ScoredDecoding]:
     """Every decoding tried on `split` with its scores: the chosen one first, then by score.
 
-    Chosen is the highest CIDEr-D, or, within `margin` of it, the fewest beams, then the fewest flaws, then
-    the present decoding: on a few hundred images a point is chance. Never a decoding whose captions
-    repeat themselves, break off or hold unknown words more often than those of the captioner's present
-    one. All workers caption and score a share, and all get the same list.
+    The choice is the decoding with the highest CIDEr-D, or, among those within `margin` of it, the one with the
+    fewest beams, then the fewest flaws, then the current one: on a few hundred images a point is chance. A
+    decoding is never chosen if its captions repeat themselves, break off or contain unknown words more often than
+    those of the current one. Each worker captions and scores a part, and all get the same list.
     """
     workers = workers or Workers()
-    present = dataclasses.replace(captioner.decoding, num_captions=1)
+    current = dataclasses.replace(captioner.decoding, num_captions=1)
     images = min(settings.images or shards.counts[split], shards.counts[split])
-    first = _by_length(present, settings)
-    tried: list[Tried] = []
+    first = _length_candidates(current, settings)
+    tried: list[ScoredDecoding] = []
 
-    def attempt(decodings: Sequence[DecodingSettings], still_to_come: int) -> None:
+    def evaluate(decodings: Sequence[DecodingSettings], remaining: int) -> None:
         before = len(tried)
 
-        def heard(done: int) -> None:
-            if tell is not None:
-                tell(before * images + done * workers.world, (before + len(decodings) + still_to_come) * images)
+        def report(done: int) -> None:
+            if on_progress is not None:
+                total = (before + len(decodings) + remaining) * images
+                on_progress(before * images + done * workers.world_size, total)
 
-        described = describe_each(
+        captioned = caption_split_each(
             captioner,
             shards,
             split,
@@ -76,49 +77,53 @@ def search_decoding(
             workers=workers,
             images=settings.images,
             batch_size=batch_size,
-            tell=heard,
+            on_progress=report,
         )
-        mine = {at: score(described[at]).summary() for at in range(workers.rank, len(decodings), workers.world)}
-        scores = {at: summary for share in workers.gather(mine) for at, summary in share.items()}
-        tried.extend(Tried(decoding, scores[at]) for at, decoding in enumerate(decodings))
+        own = range(workers.rank, len(decodings), workers.world_size)
+        gathered = workers.gather({at: score_samples(captioned[at]).summary() for at in own})
+        scores = {at: summary for theirs in gathered for at, summary in theirs.items()}
+        tried.extend(ScoredDecoding(decoding, scores[at]) for at, decoding in enumerate(decodings))
 
-    # Of the second round's grid at least the present pair of settings is behind us.
-    attempt(first, len(_by_repetition(present, settings)) - 1)
-    second = _by_repetition(choose(tried, present, settings).decoding, settings)
-    if unknown := [decoding for decoding in second if decoding not in first]:
-        attempt(unknown, 0)
-    chosen = choose(tried, present, settings)
+    # The first round has tried at least one candidate of the second.
+    evaluate(first, len(_repetition_candidates(current, settings)) - 1)
+    second = _repetition_candidates(choose(tried, current, settings).decoding, settings)
+    if untried := [decoding for decoding in second if decoding not in first]:
+        evaluate(untried, 0)
+    chosen = choose(tried, current, settings)
     rest = sorted((each for each in tried if each is not chosen), key=lambda each: -each.scores[settings.by])
     captions = captioner.decoding.num_captions
-    return [
-        Tried(dataclasses.replace(each.decoding, num_captions=min(captions, each.decoding.beam_size)), each.scores)
-        for each in (chosen, *rest)
-    ]
+
+    def with_captions(decoding: DecodingSettings) -> DecodingSettings:
+        return dataclasses.replace(decoding, num_captions=min(captions, decoding.beam_size))
+
+    return [each._replace(decoding=with_captions(each.decoding)) for each in (chosen, *rest)]
 
 
-def choose(tried: Sequence[Tried], present: DecodingSettings, settings: SearchSettings = SearchSettings()) -> Tried:
-    """The best of `tried`, among which is the `present` decoding, by the rules of `search_decoding`."""
-    bounds = next(each.scores for each in tried if each.decoding == present)
-    sound = [each for each in tried if all(each.scores[flaw] <= bounds[flaw] for flaw in FLAWS)]
-    best = max(each.scores[settings.by] for each in sound)
-    near = [each for each in sound if each.scores[settings.by] >= best - settings.margin]
+def choose(
+    tried: Sequence[ScoredDecoding], current: DecodingSettings, settings: SearchSettings = SearchSettings()
+) -> ScoredDecoding:
+    """The best of `tried`, which must contain the `current` decoding, by the rules of `search_decoding`."""
+    limits = next(each.scores for each in tried if each.decoding == current)
+    accepted = [each for each in tried if all(each.scores[flaw] <= limits[flaw] for flaw in FLAWS)]
+    best = max(each.scores[settings.by] for each in accepted)
+    near = [each for each in accepted if each.scores[settings.by] >= best - settings.margin]
 
-    def rank(each: Tried) -> tuple[float, ...]:
+    def rank(each: ScoredDecoding) -> tuple[float, ...]:
         flaws = sum(each.scores[flaw] for flaw in FLAWS)
-        return each.decoding.beam_size, flaws, each.decoding != present, -each.scores[settings.by]
+        return each.decoding.beam_size, flaws, each.decoding != current, -each.scores[settings.by]
 
     return min(near, key=rank)
 
 
 def search_record(tried: Sequence[tuple[DecodingSettings, Mapping[str, float]]]) -> list[dict[str, Any]]:
-    """What a checkpoint's provenance says of a search: each decoding with its scores, the chosen first."""
+    """The record of a search in a checkpoint's provenance: each decoding with its scores, the chosen one first."""
     return [{"decoding": to_dict(decoding), "validation": dict(scores)} for decoding, scores in tried]
 
 
-def keep_decoding(folder: Path, tried: Sequence[Tried]) -> None:
-    """Make the chosen decoding the default of the checkpoint in `folder`, and note the search in its provenance.
+def save_decoding(folder: Path, tried: Sequence[ScoredDecoding]) -> None:
+    """Make the chosen decoding the default of the checkpoint in `folder`, and record the search in its provenance.
 
-    Weights, words and card stay as they are; `config.json` is replaced in one step. Raises `CheckpointError`.
+    Replaces `config.json` atomically and changes no other file. Raises `CheckpointError`.
     """
     read_config(folder)
     path = folder / CONFIG
@@ -133,17 +138,17 @@ def keep_decoding(folder: Path, tried: Sequence[Tried]) -> None:
         raise CheckpointError(f"{path} cannot be written: {error}. Copy the checkpoint to where it can.") from error
 
 
-def _by_length(present: DecodingSettings, settings: SearchSettings) -> list[DecodingSettings]:
-    """The present decoding, then every beam size with every length penalty."""
-    candidates = [present]
+def _length_candidates(current: DecodingSettings, settings: SearchSettings) -> list[DecodingSettings]:
+    """The current decoding, then every beam size with every length penalty."""
+    candidates = [current]
     for beams in settings.beam_sizes:
-        penalties = settings.length_penalties if beams > 1 else (present.length_penalty,)
-        candidates += [dataclasses.replace(present, beam_size=beams, length_penalty=penalty) for penalty in penalties]
+        penalties = settings.length_penalties if beams > 1 else (current.length_penalty,)
+        candidates += [dataclasses.replace(current, beam_size=beams, length_penalty=penalty) for penalty in penalties]
     return list(dict.fromkeys(candidates))
 
 
-def _by_repetition(best: DecodingSettings, settings: SearchSettings) -> list[DecodingSettings]:
-    """The best decoding so far with every repetition penalty and every size of n-gram not to repeat."""
+def _repetition_candidates(best: DecodingSettings, settings: SearchSettings) -> list[DecodingSettings]:
+    """The best decoding so far with every repetition penalty and every `no_repeat_ngram_size`."""
     candidates = [
         dataclasses.replace(best, repetition_penalty=penalty, no_repeat_ngram_size=size)
         for penalty in settings.repetition_penalties

@@ -1,10 +1,10 @@
-"""What a frozen (part of an) encoder makes of the training images, computed once and read in every epoch.
+"""A cache of the features that the frozen part of an encoder (its stem) computes from the training images.
 
-    ROOT/{key}/cache.json          what the key stands for, for people
+    ROOT/{key}/cache.json          the values that are hashed into the key, for people
     ROOT/{key}/NAME.stems, .json   the features of training shard NAME (see `feature_files`)
 
-The key is a hash of all that the features rest on, so that one ROOT serves many trainings and none
-reads another's. An epoch has the order of `stream`. Knows nothing of what learns from the features.
+The key is a hash of everything that the features depend on, so one ROOT serves many runs safely. The features
+are computed once and read in every epoch, in the order of `stream`.
 """
 
 import hashlib
@@ -21,27 +21,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captioning.config import to_dict
-from captioning.data.augment import Augment, choose
+from captioning.data.augment import Augment, choose_view
 from captioning.data.preprocess import Preprocess
 from captioning.data.shards import Sample, ShardInfo, ShardSet, iterate_shard
 from captioning.errors import CaptioningError, ImageError, InputError, SettingsError
 from captioning.models.base import CaptionModel
 from captioning.storage import Location
 from captioning.training.feature_files import FORMAT_VERSION, CachedSample, FeatureFile
-from captioning.training.stream import Place, epoch_places
+from captioning.training.stream import SampleRef, epoch_order
 from captioning.training.workers import Workers
 
 __all__ = ["CachedSample", "FeatureCache"]
 
-ABOUT = "cache.json"
-#: Images through the encoder at once. On a CPU few: what lies between two layers then stays in its caches.
+_KEY_FILE = "cache.json"
+#: Images per batch. Few on a CPU, so that activations stay in its caches.
 _CPU_BATCH, _GPU_BATCH = 8, 64
-#: Of features that are not on this machine, so many bytes are read ahead.
+#: Bytes to prefetch of features in remote storage.
 _READ_BYTES = 128 * 2**20
 
 
 class FeatureCache:
-    """The features of a set of training shards. Made with `build`."""
+    """The cached features of a set of training shards. Made with `build`."""
 
     def __init__(self, folder: Location, shards: ShardSet) -> None:
         self.folder = folder
@@ -60,14 +60,14 @@ class FeatureCache:
         views: int = 1,
         precision: Literal["fp32", "bf16"] = "fp32",
         workers: Workers | None = None,
-        tell: Callable[[str], None] | None = None,
+        log: Callable[[str], None] | None = None,
     ) -> "FeatureCache":
-        """The cache below `root` of what `model.stem` makes of the images, complete when this returns.
+        """The cache below `root` of the outputs of `model.stem`, complete when this returns.
 
-        Called by all workers at once; they share the training shards that are not done. Images of
-        `train` are kept in `views` views (as many of them as can differ), others plain. Raises
-        `SettingsError` for a model with nothing frozen or numbers too large to keep, `InputError`
-        for an image that cannot be decoded.
+        Called by all workers together, who divide the missing shards among themselves. Images of `train` are
+        cached in `views` views (or as many as can differ), others without augmentation. Raises `SettingsError`
+        if nothing of the model is frozen or features exceed float16, `InputError` for an image that cannot be
+        decoded.
         """
         workers = workers or Workers()
         identity = model.stem_identity()
@@ -77,54 +77,55 @@ class FeatureCache:
                 "can be run by itself). Set feature_cache to null, or freeze the encoder."
             )
         views = augment.distinct(views)
-        about = _describe(identity, preprocess, augment, shards, views=views, precision=precision)
-        cache = FeatureCache(root / _key(about), shards)
+        key_values = _key_values(identity, preprocess, augment, shards, views=views, precision=precision)
+        cache = FeatureCache(root / _key(key_values), shards)
         pending = workers.broadcast(cache._pending(splits) if workers.rank == 0 else None)
         if pending and workers.rank == 0:
-            (cache.folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
-        maker = _Maker(model, preprocess, augment, precision, workers.device)
+            (cache.folder / _KEY_FILE).write_text(json.dumps(key_values, indent=2) + "\n")
+        extractor = _FeatureExtractor(model, preprocess, augment, precision, workers.device)
         total, done = sum(shard.samples for _, shard in pending), 0
-        for first in range(0, len(pending), workers.world):
-            together = pending[first : first + workers.world]
+        for first in range(0, len(pending), workers.world_size):
+            group = pending[first : first + workers.world_size]
             failure: CaptioningError | None = None
-            if workers.rank < len(together):
-                split, shard = together[workers.rank]
+            if workers.rank < len(group):
+                split, shard = group[workers.rank]
                 try:
-                    maker.make(FeatureFile(cache.folder, shard), shards, shard, views if split == "train" else 1)
+                    extractor.extract(FeatureFile(cache.folder, shard), shards, shard, views if split == "train" else 1)
                 except CaptioningError as error:
                     failure = error
-            # All hear of a failure: nobody waits for one that has stopped.
-            for found in workers.gather(failure):
-                if found is not None:
-                    raise found
-            done += sum(shard.samples for _, shard in together)
-            if tell is not None and workers.rank == 0:
-                tell(f"features of {done:,} of {total:,} images kept in {cache.folder}")
+            # Raise a failure in all workers, so that none waits for the one that failed.
+            for each in workers.gather(failure):
+                if each is not None:
+                    raise each
+            done += sum(shard.samples for _, shard in group)
+            if log is not None and workers.rank == 0:
+                log(f"features of {done:,} of {total:,} images kept in {cache.folder}")
         return cache
 
     def epoch_samples(
-        self, split: str, *, epoch: int, seed: int, rank: int, world: int, shuffle: bool = True, start: int = 0
+        self, split: str, *, epoch: int, seed: int, rank: int, world_size: int, shuffle: bool = True, start: int = 0
     ) -> Iterator[CachedSample]:
-        """As `stream.epoch_samples`, the same samples in the same order, each with the features of one view.
+        """The samples of `stream.epoch_samples` in the same order, each with the features of one view.
 
-        (seed, epoch, key) decide which view. Raises `InputError` for a file that is missing or damaged.
+        The view depends on (seed, epoch, key). Raises `InputError` for a file that is missing or damaged.
         """
         infos = self._shards.split(split)
-        for places in epoch_places(infos, epoch=epoch, seed=seed, rank=rank, world=world, shuffle=shuffle, start=start):
-            # Local files are mapped: nothing is gained by looking ahead.
-            many = 1 if self.folder.is_local else max(1, _READ_BYTES // self._file(places[0].shard).stem_bytes)
-            for at in range(0, len(places), many):
-                yield from self._read(places[at : at + many], seed, epoch)
+        place = {"rank": rank, "world_size": world_size, "start": start}
+        for refs in epoch_order(infos, epoch=epoch, seed=seed, shuffle=shuffle, **place):
+            # Local files are memory-mapped and need no prefetching.
+            size = 1 if self.folder.is_local else max(1, _READ_BYTES // self._file(refs[0].shard).stem_bytes)
+            for at in range(0, len(refs), size):
+                yield from self._read(refs[at : at + size], seed, epoch)
 
-    def _read(self, places: Sequence[Place], seed: int, epoch: int) -> Iterator[CachedSample]:
-        wanted: dict[str, list[tuple[int, int]]] = {}
-        for shard, position in places:
+    def _read(self, refs: Sequence[SampleRef], seed: int, epoch: int) -> Iterator[CachedSample]:
+        by_shard: dict[str, list[tuple[int, int]]] = {}
+        for shard, position in refs:
             file = self._file(shard)
-            view = choose(seed, epoch, file.key(position), file.views)
-            wanted.setdefault(shard.name, []).append((position, view))
-        found = {name: iter(self._files[name].read(asked)) for name, asked in wanted.items()}
-        for shard, _ in places:
-            yield next(found[shard.name])
+            view = choose_view(seed, epoch, file.key(position), file.views)
+            by_shard.setdefault(shard.name, []).append((position, view))
+        samples = {name: iter(self._files[name].read(wanted)) for name, wanted in by_shard.items()}
+        for shard, _ in refs:
+            yield next(samples[shard.name])
 
     def _file(self, shard: ShardInfo) -> FeatureFile:
         if shard.name not in self._files:
@@ -132,17 +133,17 @@ class FeatureCache:
         return self._files[shard.name]
 
     def _pending(self, splits: Sequence[str]) -> list[tuple[str, ShardInfo]]:
-        """Shards that are not done, with their splits."""
-        there = set(self.folder.names())
-        asked = [(split, shard) for split in splits for shard in self._shards.split(split) if shard.samples]
-        return [(split, shard) for split, shard in asked if not self._is_done(shard, there)]
+        """Shards that are not cached, with their splits."""
+        existing = set(self.folder.names())
+        wanted = [(split, shard) for split in splits for shard in self._shards.split(split) if shard.samples]
+        return [(split, shard) for split, shard in wanted if not self._is_done(shard, existing)]
 
-    def _is_done(self, shard: ShardInfo, there: set[str]) -> bool:
+    def _is_done(self, shard: ShardInfo, existing: set[str]) -> bool:
         file = FeatureFile(self.folder, shard)
-        return {file.index.name, file.stems.name} <= there and file.is_complete()
+        return {file.index.name, file.stems.name} <= existing and file.is_complete()
 
 
-class _Maker:
+class _FeatureExtractor:
     """Runs images through a model's stem."""
 
     def __init__(
@@ -154,7 +155,7 @@ class _Maker:
         self._autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
         self._device = device
 
-    def make(self, file: FeatureFile, shards: ShardSet, shard: ShardInfo, views: int) -> None:
+    def extract(self, file: FeatureFile, shards: ShardSet, shard: ShardInfo, views: int) -> None:
         """Compute and write the features of one shard."""
         samples = list(iterate_shard(shards.location, shard.name))
         if len(samples) != shard.samples:
@@ -164,25 +165,25 @@ class _Maker:
             )
         buffer = io.BytesIO()
         shape: tuple[int, ...] = ()
-        for group, pixels in self._decoded(samples, views):
+        for group, pixels in self._decode(samples, views):
             stems = self._stems([sample.key for sample in group for _ in range(views)], pixels)
             shape = stems.shape[1:]
             buffer.write(stems.tobytes())
         file.write(samples, buffer.getvalue(), shape, views)
 
-    def _decoded(self, samples: Sequence[Sample], views: int) -> Iterator[tuple[Sequence[Sample], Tensor]]:
-        """Batches of samples and the pixels of all their views, decoded while the batch before is computed."""
+    def _decode(self, samples: Sequence[Sample], views: int) -> Iterator[tuple[Sequence[Sample], Tensor]]:
+        """Batches of samples with the pixels of all their views. The next batch is decoded in threads meanwhile."""
         size = max(1, (_CPU_BATCH if self._device.type == "cpu" else _GPU_BATCH) // views)
         groups = [samples[at : at + size] for at in range(0, len(samples), size)]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            waiting: list[list[Future[NDArray[np.uint8]]]] = []
+            futures: list[list[Future[NDArray[np.uint8]]]] = []
             for at, group in enumerate(groups):
-                waiting.extend(
-                    [pool.submit(self._pixels, sample, view) for sample in coming for view in range(views)]
-                    for coming in groups[len(waiting) : at + 2]
+                futures.extend(
+                    [pool.submit(self._pixels, sample, view) for sample in ahead for view in range(views)]
+                    for ahead in groups[len(futures) : at + 2]
                 )
-                yield group, torch.from_numpy(np.stack([future.result() for future in waiting[at]]))
-                waiting[at] = []
+                yield group, torch.from_numpy(np.stack([future.result() for future in futures[at]]))
+                futures[at] = []
 
     def _pixels(self, sample: Sample, number: int) -> NDArray[np.uint8]:
         view = self._augment.view(sample.key, sample.captions, number)
@@ -197,20 +198,20 @@ class _Maker:
             stems = self._model.stem(pixels.to(self._device))
         half = stems.to(torch.float16)
         if not bool(half.isfinite().all()):
-            broken = keys[int((~half.isfinite()).flatten(1).any(1).nonzero()[0])]
+            key = keys[int((~half.isfinite()).flatten(1).any(1).nonzero()[0])]
             raise SettingsError(
-                f"The features of the image {broken!r} reach {float(stems.abs().max()):.3g}, more than half precision "
+                f"The features of the image {key!r} reach {float(stems.abs().max()):.3g}, more than half precision "
                 "holds (65,504): they cannot be kept. Set feature_cache to null for this encoder."
             )
         return half.cpu().numpy().astype("<f2", copy=False)
 
 
-def _describe(
+def _key_values(
     identity: str, preprocess: Preprocess, augment: Augment, shards: ShardSet, *, views: int, precision: str
 ) -> dict[str, Any]:
-    """All that the features rest on."""
-    # Nothing that does not change the features may change the key: trials of many seeds share the plain views.
-    drawn = views > 1 and augment.crop < 1
+    """All values that the features depend on."""
+    # And nothing else: runs with different seeds share views that are not random.
+    random = views > 1 and augment.crop < 1
     return {
         "format_version": FORMAT_VERSION,
         "encoder": identity,
@@ -219,10 +220,10 @@ def _describe(
         "dataset": shards.identity,
         "views": views,
         "flip": augment.flip if views > 1 else None,
-        "crop": augment.crop if drawn else None,
-        "seed": augment.seed if drawn else None,
+        "crop": augment.crop if random else None,
+        "seed": augment.seed if random else None,
     }
 
 
-def _key(about: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+def _key(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,9 +1,9 @@
-"""The kept features of one training shard: a file of numbers and, written after it, its index.
+"""The cached features of one training shard: a binary file and an index, which is written after it.
 
-    NAME.stems    float16, little-endian, (samples, views, …) in row-major order: any stem by its place
-    NAME.json     shape, views, and each sample's key, captions and checksums; without it NAME.stems does not count
+    NAME.stems    float16, little-endian, (samples, views, …) in row-major order
+    NAME.json     shape, views, and each sample's key, captions and checksums; without it NAME.stems is ignored
 
-Local files are mapped into memory, others read by ranges. Knows nothing of models or epochs.
+Local files are memory-mapped, remote ones are read by byte ranges.
 """
 
 import json
@@ -22,16 +22,16 @@ from captioning.errors import InputError, StorageError
 from captioning.storage import Location
 
 FORMAT_VERSION = 1
-_TYPE = np.dtype("<f2")
-#: Gaps of so many bytes between two stems are read with them: cheaper than another request.
-_GAP = 128 * 2**10
-#: The longest range that is read at once.
-_LONGEST = 32 * 2**20
+_DTYPE = np.dtype("<f2")
+#: Gaps of at most this size between two stems are read along, which is cheaper than another request.
+_MAX_GAP_BYTES = 128 * 2**10
+#: The largest range to read in one request.
+_MAX_RANGE_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
 class CachedSample:
-    """One image's captions, and `stem`, read-only float16: what the frozen part of an encoder makes of a view of it."""
+    """An image's captions and `stem`, the read-only float16 output of an encoder's frozen part for one view of it."""
 
     key: str
     captions: tuple[str, ...]
@@ -48,15 +48,15 @@ class _Index:
 
     @property
     def stem_bytes(self) -> int:
-        return math.prod(self.shape) * _TYPE.itemsize
+        return math.prod(self.shape) * _DTYPE.itemsize
 
     @property
-    def all_bytes(self) -> int:
+    def total_bytes(self) -> int:
         return len(self.keys) * self.views * self.stem_bytes
 
 
 class FeatureFile:
-    """The kept features of shard `shard`, in `folder`. Errors are `InputError`s that say which file to delete."""
+    """The cached features of `shard` in `folder`. Errors are `InputError`s that say which file to delete."""
 
     def __init__(self, folder: Location, shard: ShardInfo) -> None:
         name = shard.name.removesuffix(".tar")
@@ -65,8 +65,8 @@ class FeatureFile:
         self._samples = shard.samples
 
     def write(self, samples: Sequence[Sample], stems: bytes, shape: Sequence[int], views: int) -> None:
-        """Keep `stems`, float16 (samples, views, *shape); each file is written in one step, the index last."""
-        size = math.prod(shape) * _TYPE.itemsize
+        """Write `stems`, float16 (samples, views, *shape). Each file is written atomically, the index last."""
+        size = math.prod(shape) * _DTYPE.itemsize
         assert len(stems) == len(samples) * views * size
         sums = [zlib.crc32(stems[at : at + size]) for at in range(0, len(stems), size)]
         index = {
@@ -77,15 +77,15 @@ class FeatureFile:
             "captions": [sample.captions for sample in samples],
             "checksums": [sums[at : at + views] for at in range(0, len(sums), views)],
         }
-        # An index of other stems must not stand beside these for a moment.
+        # An old index must never be seen beside new stems.
         self.index.delete()
         self.stems.write_bytes(stems)
         self.index.write_text(json.dumps(index, ensure_ascii=False))
 
     def is_complete(self) -> bool:
-        """Whether both files are there, belong together and hold the whole shard."""
+        """Whether both files exist, match each other and hold all samples of the shard."""
         try:
-            size = self._index.all_bytes
+            size = self._index.total_bytes
         except InputError:
             return False
         info = self.stems.info()
@@ -93,25 +93,25 @@ class FeatureFile:
 
     @property
     def views(self) -> int:
-        """Views of each image."""
+        """The number of views of each image."""
         return self._index.views
 
     @property
     def stem_bytes(self) -> int:
-        """Bytes of one stem."""
+        """The size of one stem in bytes."""
         return self._index.stem_bytes
 
     def key(self, position: int) -> str:
         """The key of the sample at `position`."""
         return self._index.keys[position]
 
-    def read(self, places: Sequence[tuple[int, int]]) -> list[CachedSample]:
-        """The samples at the (position, view) `places`, in that order."""
+    def read(self, entries: Sequence[tuple[int, int]]) -> list[CachedSample]:
+        """The samples of the (position, view) `entries`, in that order."""
         if self.stems.is_local:
-            found = {place: self._map[place] for place in places}
+            stems = {entry: self._memmap[entry] for entry in entries}
         else:
-            found = dict(self._read_ranges(sorted(set(places))))
-        return [self._sample(position, view, found[position, view]) for position, view in places]
+            stems = dict(self._read_ranges(sorted(set(entries))))
+        return [self._sample(position, view, stems[position, view]) for position, view in entries]
 
     def _sample(self, position: int, view: int, stem: NDArray[np.float16]) -> CachedSample:
         index = self._index
@@ -140,33 +140,33 @@ class FeatureFile:
         return index
 
     @cached_property
-    def _map(self) -> NDArray[np.float16]:
+    def _memmap(self) -> NDArray[np.float16]:
         index = self._index
         info = self.stems.info()
         if info is None:
             raise self._missing(self.stems, None)
-        if info.size != index.all_bytes:
-            raise self._damaged(self.stems, f"{info.size:,} bytes, not {index.all_bytes:,}")
+        if info.size != index.total_bytes:
+            raise self._damaged(self.stems, f"{info.size:,} bytes, not {index.total_bytes:,}")
         shape = (len(index.keys), index.views, *index.shape)
-        # As a plain array: each slice of a memmap would pay for its class.
-        return np.asarray(np.memmap(self.stems.local_path, dtype=_TYPE, mode="r", shape=shape))
+        # As a plain array: slicing a memmap is slower.
+        return np.asarray(np.memmap(self.stems.local_path, dtype=_DTYPE, mode="r", shape=shape))
 
-    def _read_ranges(self, places: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], NDArray[np.float16]]]:
-        """The stems at rising places, neighbours together."""
+    def _read_ranges(self, entries: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], NDArray[np.float16]]]:
+        """The stems of ascending entries; those close together are read in one request."""
         size = self._index.stem_bytes
-        starts = [(position * self._index.views + view) * size for position, view in places]
+        starts = [(position * self._index.views + view) * size for position, view in entries]
         first = 0
         for at in range(1, len(starts) + 1):
-            more = at < len(starts) and starts[at] - starts[at - 1] - size <= _GAP
-            if more and starts[at] + size - starts[first] <= _LONGEST:
+            is_close = at < len(starts) and starts[at] - starts[at - 1] - size <= _MAX_GAP_BYTES
+            if is_close and starts[at] + size - starts[first] <= _MAX_RANGE_BYTES:
                 continue
-            data = self._range(starts[first], starts[at - 1] + size - starts[first])
-            for place, start in zip(places[first:at], starts[first:at], strict=True):
-                stem = np.frombuffer(data, _TYPE, size // _TYPE.itemsize, start - starts[first])
-                yield place, stem.reshape(self._index.shape)
+            data = self._read_range(starts[first], starts[at - 1] + size - starts[first])
+            for entry, start in zip(entries[first:at], starts[first:at], strict=True):
+                stem = np.frombuffer(data, _DTYPE, size // _DTYPE.itemsize, start - starts[first])
+                yield entry, stem.reshape(self._index.shape)
             first = at
 
-    def _range(self, offset: int, length: int) -> bytes:
+    def _read_range(self, offset: int, length: int) -> bytes:
         try:
             data = self.stems.read_range(offset, length)
         except StorageError as error:

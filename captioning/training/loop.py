@@ -1,7 +1,7 @@
-"""A training run: its stages one after the other, validated, saved, and gone on with.
+"""A training run: executes the stages in order, validates, saves states and resumes from them.
 
-Runs in each worker. Knows torch.distributed through `Workers`, and never Ray. What a step does is
-`stage.py`'s; where a run stands on disk is `state.py`'s.
+Runs in every worker, with torch.distributed behind `Workers` and without Ray. `stage.py` has the
+training steps, `state.py` the files of a saved state.
 """
 
 import dataclasses
@@ -14,15 +14,15 @@ from torch import Tensor
 from captioning.captioner import Captioner
 from captioning.data.shards import ShardSet
 from captioning.storage import Location
-from captioning.training.best import BestWriter
+from captioning.training.best import BestCheckpoint
 from captioning.training.decoding_search import search_decoding
-from captioning.training.figures import History, Report, StepFacts, Window, check_board
-from captioning.training.fsdp import whole
-from captioning.training.make_stage import StageMaker
-from captioning.training.optim import swapped
+from captioning.training.fsdp import unsharded
+from captioning.training.history import History, Report, check_tensorboard
+from captioning.training.optim import swapped_weights
 from captioning.training.parts import Parts
 from captioning.training.settings import TrainSettings
 from captioning.training.stage import Stage
+from captioning.training.stage_builder import StageBuilder
 from captioning.training.state import (
     Progress,
     State,
@@ -32,14 +32,15 @@ from captioning.training.state import (
     remove_leftovers,
     save_weights,
 )
-from captioning.training.validation import describe, score
+from captioning.training.throughput import StepMetrics, ThroughputMeter
+from captioning.training.validation import caption_split, score_samples
 from captioning.training.workers import Workers
 
 SUMMARY = "summary.json"
 
 
 class TrainingRun:
-    """A captioner in training, in one of the workers."""
+    """A training run as one of the workers executes it."""
 
     def __init__(
         self,
@@ -50,14 +51,15 @@ class TrainingRun:
         workers: Workers | None = None,
         report: Report | None = None,
         notes: Sequence[str] = (),
-        leaving: Callable[[], bool] | None = None,
+        preemption_pending: Callable[[], bool] | None = None,
     ) -> None:
-        """`notes` are lines for people that the history of a new run begins with.
+        """`notes` are messages at the start of a new run's history.
 
-        `leaving` tells, asked by all workers at once, whether some will soon be no more: then all is saved.
+        `preemption_pending` is called by all workers together. If it returns True, some of them are about to be
+        lost, and a state is saved at once.
         """
         self.settings = settings
-        self.stages = settings.in_stages()
+        self.stages = settings.stage_settings()
         self.workers = workers or Workers()
         self.shards = shards
         self.output = output
@@ -68,38 +70,38 @@ class TrainingRun:
         self._report = report
         self._history = self._new_history()
         self._notes = notes
-        self._leaving = leaving
-        self._window = Window()
-        self._make = StageMaker(settings, parts, shards, output, self.workers)
+        self._preemption_pending = preemption_pending
+        self._meter = ThroughputMeter()
+        self._builder = StageBuilder(settings, parts, shards, output, self.workers)
         self._states = StateWriter(output, keep=settings.keep_states)
-        self._best = BestWriter(settings, shards, output, parts)
+        self._best = BestCheckpoint(settings, shards, output, parts)
         self.model = parts.model
-        self.total_steps = sum(map(self._make.steps, self.stages))
+        self.total_steps = sum(map(self._builder.steps, self.stages))
         if settings.tensorboard:
-            check_board(output)
-        # Decoding that the model has no room for, or a stage that it cannot go through, is refused now.
+            check_tensorboard(output)
+        # Fail before training on decoding settings or stages that the model cannot handle.
         self.captioner()
         for number in range(len(self.stages)):
-            self._make.check(number)
+            self._builder.check(number)
 
     def run(self, stop_at: int | None = None) -> Progress:
-        """Train to the end, from the newest saved state if there is one; `stop_at` a step, for tests.
+        """Train to the end, from the newest saved state if there is one. Tests stop at the step `stop_at`.
 
         Raises `DivergedError`, and `InputError` for data that cannot be read.
         """
-        state = self.workers.once(self._saved)
+        state = self.workers.on_rank_zero(self._recover_state)
         self.progress = Progress() if state is None else state.progress
         self._history = self._new_history()
         if state is not None and self.workers.rank == 0:
-            # What was recorded behind the state will be done again.
+            # Drop the records after the state: those steps are repeated.
             self._history.write()
         notes = [*self._notes]
-        if self.settings.fsdp and self.workers.world == 1:
+        if self.settings.fsdp and self.workers.world_size == 1:
             notes.append("fsdp: there is one worker, which has all of the model")
         for note in notes if not self.progress.history else ():
-            self._tell(note)
-        self._window = Window()
-        stage = self.enter(None if state is None else state.tensors("model"))
+            self._note(note)
+        self._meter = ThroughputMeter()
+        stage = self.start_stage(None if state is None else state.tensors("model"))
         if state is not None:
             stage.restore(state)
         while True:
@@ -110,55 +112,55 @@ class TrainingRun:
             if stage.number + 1 == len(self.stages):
                 break
             self.progress.next_stage()
-            stage = self.enter(self._best_weights(stage.number))
+            stage = self.start_stage(self._best_weights(stage.number))
         self._finish()
         return self.progress
 
     def captioner(self) -> Captioner:
-        """The model as it stands, as a captioner that decodes as in validation."""
+        """The current model as a captioner, with the decoding of validation."""
         settings = self.stages[self.progress.stage]
         decoding, beams = self.decoding, settings.validation.beam_size
         if beams is not None:
             decoding = dataclasses.replace(decoding, beam_size=beams, num_captions=1)
         return Captioner(self.model, self.tokenizer, self.preprocess, decoding, precision=settings.precision)
 
-    def enter(self, weights: Mapping[str, Tensor] | None) -> Stage:
-        """The present stage, at its beginning, with the `weights` of the one before (None: those of the parts)."""
-        stage = self._make.stage(self.progress.stage, weights, tell=self._tell)
+    def start_stage(self, weights: Mapping[str, Tensor] | None) -> Stage:
+        """Start the current stage from the `weights` of the previous one (None: the initial weights)."""
+        stage = self._builder.build_stage(self.progress.stage, weights, log=self._note)
         self.model = stage.model
-        self._window.rest()
+        self._meter.exclude_pause()
         return stage
 
     def _new_history(self) -> History:
-        """Where what happens from here on is recorded, behind what `progress` has of it."""
+        """A history that continues the records in `progress`."""
         records, tensorboard = self.progress.history, self.settings.tensorboard
         return History(self.output, records, report=self._report, tensorboard=tensorboard)
 
-    def _saved(self) -> State | None:
-        """The state to go on from, what a kill has left half done put right."""
+    def _recover_state(self) -> State | None:
+        """Clean up after a killed run and return the state to resume from."""
         remove_leftovers(self.output)
-        complete = self._best.settle()
+        complete = self._best.recover()
         state = newest_state(self.output)
         if state is not None and not complete:
-            # It was being replaced by a better one, which will be written again: then nothing may stand in its way.
+            # Killed while a better checkpoint replaced the old one: forget the score, so that the next one is written.
             state.progress.best_score = state.progress.best_step = None
         return state
 
     def _best_weights(self, stage: int) -> dict[str, Tensor]:
-        # Until here only rank 0 is sure that they are written.
+        # Wait for rank 0, which writes them.
         self.workers.gather(True)
         return load_weights(self.output, _best_name(stage))
 
     def _train(self, stage: Stage, stop_at: int | None) -> None:
-        """Go through the rest of a stage."""
+        """Run the rest of a stage."""
         progress = self.progress
         while progress.epoch < stage.settings.epochs and not progress.stage_ended:
             for passes in stage.epoch(progress.epoch, start=progress.epoch_step):
                 if stop_at is not None and progress.step >= stop_at:
                     return
-                self._window.waited()
-                facts = stage.step(passes, progress.stage_step)
-                if self._after_step(stage, facts):
+                self._meter.batch_ready()
+                metrics = stage.step(passes, progress.stage_step)
+                if self._after_step(stage, metrics):
                     break
             else:
                 progress.epoch += 1
@@ -166,22 +168,22 @@ class TrainingRun:
                 self._validate_if_due(stage, end_of_epoch=True)
         progress.stage_ended = True
 
-    def _after_step(self, stage: Stage, facts: StepFacts) -> bool:
-        """Count, record, validate and save as is due; whether to stop early."""
+    def _after_step(self, stage: Stage, metrics: StepMetrics) -> bool:
+        """Count the step, then log, validate and save if due. Returns whether to stop the stage early."""
         progress, settings = self.progress, stage.settings
         progress.step += 1
         progress.stage_step += 1
         progress.epoch_step += 1
-        progress.images_seen += facts.images
-        self._window.stepped(facts)
-        leaving = False
+        progress.images_seen += metrics.images
+        self._meter.step_done(metrics)
+        preempted = False
         if progress.step % settings.log_every_steps == 0 or progress.stage_step == stage.total_steps:
-            leaving = self._leaving is not None and self._leaving()
-            self._record(stage, "step", lr=stage.optimizer.param_groups[-1]["lr"], **self._window.close(self.workers))
+            preempted = self._preemption_pending is not None and self._preemption_pending()
+            self._record(stage, "step", lr=stage.optimizer.param_groups[-1]["lr"], **self._meter.flush(self.workers))
         every = settings.validation.every_steps
         if every and progress.stage_step % every == 0:
             self._validate_if_due(stage)
-        elif leaving or progress.step % settings.save_every_steps == 0:
+        elif preempted or progress.step % settings.save_every_steps == 0:
             self._save_state(stage)
         return progress.stage_ended
 
@@ -193,26 +195,26 @@ class TrainingRun:
             self._save_state(stage)
 
     def validate(self, stage: Stage) -> float:
-        """Judge the model, keep the best weights, and say whether the stage is to end; the score."""
+        """Score the model, keep the best weights, and end the stage if patience has run out. Returns the score."""
         settings, progress = stage.settings.validation, self.progress
-        with swapped(stage.model, stage.judged_weights()):
-            figures, samples = self._judge(stage)
-            mark = figures["cider_d"] if stage.objective.judged_by_captions else figures["score"]
-            better = _is_better(mark, progress.stage_best_score)
-            best = self._counts(stage) and _is_better(mark, progress.best_score)
-            if better:
-                progress.stage_best_score, progress.stage_best_step = mark, progress.step
+        with swapped_weights(stage.model, stage.validation_weights()):
+            metrics, samples = self._evaluate(stage)
+            score = metrics["cider_d"] if stage.objective.scored_by_captions else metrics["score"]
+            best_of_stage = _is_better(score, progress.stage_best_score)
+            best = self._makes_best_checkpoint(stage) and _is_better(score, progress.best_score)
+            if best_of_stage:
+                progress.stage_best_score, progress.stage_best_step = score, progress.step
                 progress.validations_since_best = 0
             else:
                 progress.validations_since_best += 1
             if best:
-                progress.best_score, progress.best_step = mark, progress.step
-            weights = stage.weights() if better or best else {}
+                progress.best_score, progress.best_step = score, progress.step
+            weights = stage.weights() if best_of_stage or best else {}
             if self.workers.rank == 0:
-                if better:
+                if best_of_stage:
                     save_weights(self.output, _best_name(stage.number), weights)
                 if best:
-                    self._best.write(stage, weights, progress, figures, samples)
+                    self._best.write(stage, weights, progress, metrics, samples)
         stage.model.train()
         progress.validated_step = progress.step
         patience = settings.patience
@@ -222,44 +224,44 @@ class TrainingRun:
         self._record(
             stage,
             "validation",
-            **figures,
+            **metrics,
             best=best,
-            best_of_stage=better,
+            best_of_stage=best_of_stage,
             samples=[list(sample) for sample in samples],
         )
         if ended and progress.stage_step < stage.total_steps:
-            self._tell(
+            self._note(
                 f"{stage.settings.name}: stopped early, {stage.total_steps - progress.stage_step:,} steps before its "
                 f"end. Validation got no better {patience} times in a row (validation.patience); its best was at step "
                 f"{progress.stage_best_step:,}."
             )
-        self._window.rest()
-        return mark
+        self._meter.exclude_pause()
+        return score
 
-    def _judge(self, stage: Stage) -> tuple[dict[str, float], list[tuple[str, str]]]:
-        """The figures of the validation split, and samples of captions where there are any."""
+    def _evaluate(self, stage: Stage) -> tuple[dict[str, float], list[tuple[str, str]]]:
+        """Metrics of the validation split, and sample captions if the objective generates any."""
         settings = stage.settings.validation
-        with whole(stage.model):
-            if not stage.objective.judged_by_captions:
+        with unsharded(stage.model):
+            if not stage.objective.scored_by_captions:
                 with stage.autocast():
                     return stage.objective.validate(stage.model, self.shards, self.workers), []
-            described = describe(
+            captioned = caption_split(
                 self.captioner(), self.shards, settings.split, workers=self.workers, images=settings.images
             )
-        figures = self.workers.broadcast(score(described).summary() if self.workers.rank == 0 else None)
-        return figures, [(d.key, d.caption.text) for d in described[: settings.samples]]
+        metrics = self.workers.broadcast(score_samples(captioned).summary() if self.workers.rank == 0 else None)
+        return metrics, [(sample.key, sample.caption.text) for sample in captioned[: settings.samples]]
 
-    def _counts(self, stage: Stage) -> bool:
-        """Whether the stage makes captioners, or the run makes none and this is its last stage."""
-        makes = [self._make.makes_captions(number) for number in range(len(self.stages))]
-        return makes[stage.number] or (not any(makes) and stage.number + 1 == len(self.stages))
+    def _makes_best_checkpoint(self, stage: Stage) -> bool:
+        """Whether the stage trains a captioner, or no stage does and it is the last one."""
+        captioners = [self._builder.trains_captioner(number) for number in range(len(self.stages))]
+        return captioners[stage.number] or (not any(captioners) and stage.number + 1 == len(self.stages))
 
     def _save_state(self, stage: Stage) -> None:
-        self.progress.seconds += self._window.lap()
+        self.progress.seconds += self._meter.lap()
         tensors = stage.tensors()
         if self.workers.rank == 0:
             self._states.save(self.progress, tensors)
-        self._window.rest()
+        self._meter.exclude_pause()
 
     def _finish(self) -> None:
         self._states.wait()
@@ -275,15 +277,15 @@ class TrainingRun:
     def _search(self, settings: TrainSettings) -> None:
         """Choose the best checkpoint's decoding on the validation split."""
         assert settings.search is not None
-        if self.workers.once(self._best.has_chosen_decoding):
+        if self.workers.on_rank_zero(self._best.has_chosen_decoding):
             return
         captioner = self._best.load(self.workers.device, settings.precision)
-        found = search_decoding(captioner, self.shards, settings.validation.split, settings.search, self.workers)
+        tried = search_decoding(captioner, self.shards, settings.validation.split, settings.search, self.workers)
         if self.workers.rank == 0:
-            self._best.choose_decoding(found)
-        self._tell(f"decoding chosen among {len(found)}: CIDEr-D {found[0][1]['cider_d']:.1f}")
+            self._best.choose_decoding(tried)
+        self._note(f"decoding chosen among {len(tried)}: CIDEr-D {tried[0][1]['cider_d']:.1f}")
 
-    def _record(self, stage: Stage, kind: str, **facts: Any) -> None:
+    def _record(self, stage: Stage, kind: str, **values: Any) -> None:
         progress = self.progress
         record = {
             "kind": kind,
@@ -292,27 +294,26 @@ class TrainingRun:
             "stage": stage.settings.name,
             "epoch": round(progress.stage_step / stage.steps_per_epoch, 3),
             "images_seen": progress.images_seen,
-            "seconds": round(progress.seconds + self._window.elapsed(), 1),
-            **facts,
+            "seconds": round(progress.seconds + self._meter.elapsed(), 1),
+            **values,
         }
         if self.workers.rank == 0:
             self._history.add(record)
         else:
             progress.history.append(record)
-        # Writing it down is no training.
-        self._window.rest()
+        self._meter.exclude_pause()
 
-    def _tell(self, message: str) -> None:
-        """A line for people that belongs to no step."""
+    def _note(self, message: str) -> None:
+        """Add a message to the history."""
         progress = self.progress
         record = {"kind": "note", "step": progress.step, "total_steps": self.total_steps, "message": message}
         if self.workers.rank == 0:
             self._history.add(record)
 
 
-def _is_better(mark: float, best: float | None) -> bool:
-    """Whether a score is a new best. While nothing right is said at all, what has learned longer is."""
-    return best is None or mark > best or mark == best == 0.0
+def _is_better(score: float, best: float | None) -> bool:
+    """Whether a score is a new best. While all scores are 0, a later one counts as better: it has trained longer."""
+    return best is None or score > best or score == best == 0.0
 
 
 def _best_name(stage: int) -> str:

@@ -13,9 +13,9 @@ from captioning.training.settings import OptimSettings
 def make_optimizer(
     model: CaptionModel, settings: OptimSettings, extra: torch.nn.Module | None = None
 ) -> torch.optim.AdamW:
-    """AdamW over what the model trains: each part at its learning rate, and decay for matrices only.
+    """AdamW over the model's trainable parameters, with a learning rate per part and decay for matrices only.
 
-    What learns beside the model, `extra`, has the rate of what starts random.
+    The modules in `extra` get the learning rate of randomly initialised weights.
     """
     fused = model.device.type == "cuda"
     groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
@@ -37,7 +37,6 @@ def make_optimizer(
             for (rate, decayed), parameters in sorted(groups.items(), key=lambda group: group[0])
         ],
         betas=(0.9, 0.98),
-        # One kernel a step on a GPU, one call for many tensors elsewhere.
         fused=fused,
         foreach=not fused,
     )
@@ -50,7 +49,7 @@ def _peak_rate(model: CaptionModel, name: str, settings: OptimSettings) -> float
 
 
 def schedule_factor(settings: OptimSettings, step: int, total_steps: int) -> float:
-    """The share of the peak learning rate at `step` (from 0) of `total_steps`."""
+    """The factor of the peak learning rate at `step` (from 0) of `total_steps`."""
     warmup = min(settings.warmup_steps, max(total_steps // 2, 1))
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -63,18 +62,18 @@ def schedule_factor(settings: OptimSettings, step: int, total_steps: int) -> flo
 
 
 def trained_weights(model: CaptionModel) -> dict[str, Tensor]:
-    """Copies of the weights that learn, by name."""
+    """Copies of the trainable weights by name."""
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 @torch.no_grad()
-def mixed(weights: Mapping[str, Tensor], others: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """The `weights` with a share of those `others` mixed in, by name."""
+def interpolate_weights(weights: Mapping[str, Tensor], others: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """(1 - share) · weights + share · others, by name."""
     return {name: weight + share * (others[name] - weight) for name, weight in weights.items()}
 
 
 class WeightAverage:
-    """Exponential moving average of the trained weights (Polyak & Juditsky 1992), short-sighted at first."""
+    """Exponential moving average of the trained weights (Polyak & Juditsky 1992), with a lower decay at first."""
 
     def __init__(self, model: CaptionModel, decay: float) -> None:
         self._decay = decay
@@ -82,37 +81,38 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: CaptionModel, step: int) -> None:
-        """Take in the weights after `step` (from 0)."""
+        """Update the average with the weights after `step` (from 0)."""
         decay = min(self._decay, (1 + step) / (10 + step))
         new = dict(model.named_parameters())
         average = list(self.weights.values())
         torch._foreach_lerp_(average, [new[name].detach() for name in self.weights], 1 - decay)
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Go on from saved averages."""
+        """Load a saved average."""
         for name, value in self.weights.items():
             value.copy_(weights[name])
 
 
-class swapped:
-    """Give the model other weights for a while."""
+class swapped_weights:
+    """A context in which the model has other weights."""
 
     def __init__(self, model: CaptionModel, weights: Mapping[str, Tensor]) -> None:
         self._model = model
         self._weights = weights
-        self._own: dict[str, Tensor] = {}
+        self._originals: dict[str, Tensor] = {}
 
     def __enter__(self) -> None:
-        self._own = self._exchange(self._weights)
+        self._originals = self._swap(self._weights)
 
     def __exit__(self, *_: object) -> None:
-        self._exchange(self._own)
+        self._swap(self._originals)
 
     @torch.no_grad()
-    def _exchange(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _swap(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copy `weights` into the model; the weights that they replace."""
         parameters = dict(self._model.named_parameters())
-        before = {}
+        previous = {}
         for name, value in weights.items():
-            before[name] = parameters[name].detach().clone()
+            previous[name] = parameters[name].detach().clone()
             parameters[name].copy_(value)
-        return before
+        return previous

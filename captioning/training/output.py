@@ -1,4 +1,4 @@
-"""A training run's OUTPUT: whose it is, whether it is done, and the tokenizer that all its parts share."""
+"""A training run's OUTPUT: which run it belongs to, whether that is finished, and the tokenizer of all its workers."""
 
 import fcntl
 import hashlib
@@ -22,17 +22,17 @@ from captioning.training.state import is_leftover
 
 RUN = "train.json"
 _TOKENIZER = "tokenizer"
-#: Settings that may change between the starts of one run: they change how it goes, not what it makes.
-_FREE = frozenset(
+#: Settings that may change when a run is resumed: they do not change its result.
+_RESUMABLE = frozenset(
     {"data", "text", "storage", "log_every_steps", "keep_states", "save_every_steps", "tensorboard", "gpu"}
+    | {"threads_per_worker", "min_workers"}
 )
-_FREE |= {"threads_per_worker", "min_workers"}
 
 
-def check(output: Location, settings: TrainSettings, shards: ShardSet) -> None:
-    """See that `output` is this run's, or free to become it; writes nothing.
+def check_output(output: Location, settings: TrainSettings, shards: ShardSet) -> None:
+    """Check that `output` belongs to this run or is empty, without writing to it.
 
-    Raises `RunConflictError` if it is another's, `UsageError` if it cannot be written to.
+    Raises `RunConflictError` if it belongs to another run, `UsageError` if it cannot be written to.
     """
     record = output / RUN
     if record.exists():
@@ -56,24 +56,24 @@ def check(output: Location, settings: TrainSettings, shards: ShardSet) -> None:
         raise UsageError(f"OUTPUT {output} cannot be written to: {error.message} Give another one with -o.") from error
 
 
-def claim(output: Location, settings: TrainSettings, shards: ShardSet, tokenizer: Tokenizer) -> None:
-    """Make `output` this run's and keep its tokenizer there, unless both was done before.
+def claim_output(output: Location, settings: TrainSettings, shards: ShardSet, tokenizer: Tokenizer) -> None:
+    """Record this run in `output` and save its tokenizer there, unless that is done.
 
-    To be called when everything that the settings ask for could be made: from here on there is a
-    run in OUTPUT, which other settings cannot go on with.
+    To be called once everything that the settings ask for has been built: from here on OUTPUT holds a run,
+    which cannot be resumed with other settings.
     """
-    check(output, settings, shards)
+    check_output(output, settings, shards)
     if not (output / RUN).exists():
         (output / RUN).write_text(json.dumps(_identity(settings, shards), indent=2, ensure_ascii=False) + "\n")
-    if kept_tokenizer(output) is None:
-        _keep_tokenizer(output, tokenizer)
+    if load_run_tokenizer(output) is None:
+        _save_run_tokenizer(output, tokenizer)
 
 
 @contextmanager
-def alone(output: Location) -> Iterator[None]:
-    """Keep other trainings of this machine and user out of `output`. Raises `RunConflictError` if there is one.
+def lock_output(output: Location) -> Iterator[None]:
+    """Lock `output` against other training processes of this user and machine. Raises `RunConflictError` if locked.
 
-    Two would write each other's states. The lock goes with the process that holds it, however that ends.
+    Two processes would overwrite each other's states. The operating system releases the lock when its process ends.
     """
     name = hashlib.sha256(str(output).encode()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"captioning-train-{os.getuid()}-{name}.lock"
@@ -88,12 +88,12 @@ def alone(output: Location) -> Iterator[None]:
 
 
 def is_finished(output: Location) -> bool:
-    """Whether the run has come to its end."""
+    """Whether the run is finished."""
     return (output / SUMMARY).exists()
 
 
-def kept_tokenizer(output: Location) -> Tokenizer | None:
-    """The run's tokenizer, if it has been made: once, for every worker and every restart."""
+def load_run_tokenizer(output: Location) -> Tokenizer | None:
+    """The tokenizer that this run was started with, or None before it is saved."""
     if not (output / _TOKENIZER / "complete").exists():
         return None
     with tempfile.TemporaryDirectory() as folder:
@@ -101,7 +101,7 @@ def kept_tokenizer(output: Location) -> Tokenizer | None:
         return load_tokenizer(Path(folder))
 
 
-def _keep_tokenizer(output: Location, tokenizer: Tokenizer) -> None:
+def _save_run_tokenizer(output: Location, tokenizer: Tokenizer) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(Path(folder))
         for path in sorted(Path(folder).iterdir()):
@@ -110,10 +110,13 @@ def _keep_tokenizer(output: Location, tokenizer: Tokenizer) -> None:
 
 
 def _identity(settings: TrainSettings, shards: ShardSet) -> dict[str, Any]:
-    values = {key: value for key, value in to_dict(settings).items() if key not in _FREE}
-    values["stages"] = [{key: value for key, value in stage.items() if key not in _FREE} for stage in values["stages"]]
+    def without_resumable(values: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if key not in _RESUMABLE}
+
+    values = without_resumable(to_dict(settings))
+    values["stages"] = [without_resumable(stage) for stage in values["stages"]]
     for part in (values, *values["stages"]):
-        # Where features are kept changes nothing; that they are kept, as so many views, does.
+        # The cache's location does not change the result; using one does, because it limits the views.
         if "feature_cache" in part:
             part["feature_cache"] = part["feature_cache"] is not None
     data: dict[str, Any] = {"identity": shards.identity, "images": shards.counts}

@@ -1,4 +1,4 @@
-"""What a training run begins with: a model, its words, preprocessing and decoding, new or from a checkpoint."""
+"""The parts of the captioner that a run trains, new or from a checkpoint: model, tokenizer, preprocessing, decoding."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from captioning.models.checkpoint_config import read_config
 from captioning.models.hub import local_folder
 from captioning.models.registry import build_model
 from captioning.refs import resolve
-from captioning.training.init_decoding import cut_lines, fit_decoding
-from captioning.training.new_words import take_in
+from captioning.training.init_decoding import fit_decoding, truncation_notes
 from captioning.training.settings import TrainSettings
 from captioning.training.sources import captions_of, train_captions
+from captioning.training.vocabulary_extension import extend_vocabulary
 
-#: So many captions say whether a decoding suits them.
-_SAMPLE = 2000
+#: The number of captions that decide whether a decoding suits the dataset.
+_SAMPLE_SIZE = 2000
 
 
 @dataclass(frozen=True)
@@ -37,59 +37,59 @@ class Parts:
     decoding: DecodingSettings = DecodingSettings()
 
 
-def make_tokenizer(
-    settings: TrainSettings, shards: ShardSet, tell: Callable[[str], None] = lambda _: None
-) -> Tokenizer:
-    """The tokenizer of `settings.init`, or one made from the captions of `settings.text` or the train split.
+def make_tokenizer(settings: TrainSettings, shards: ShardSet, log: Callable[[str], None] = lambda _: None) -> Tokenizer:
+    """The tokenizer of `settings.init`, or one trained on the captions of `settings.text` or the train split.
 
-    To the words of `init` those of the captions are added, if the settings say so; `tell` hears which.
-    Every worker must have the same one: make it once and hand it round.
+    New words of the captions extend the vocabulary of `init` if the settings say so; `log` gets a message on
+    that. All workers must have the same tokenizer: make it in one and broadcast it.
     """
-    words = settings.tokenizer
+    options = settings.tokenizer
     if settings.init is not None:
         known = load_tokenizer(resolve(settings.init, settings.storage)[1])
         if not isinstance(known, WordTokenizer):
             return known
         captions = train_captions(shards, settings.text)
-        found = take_in(known, captions, min_count=words.min_count, extend=words.extend, name=settings.init)
-        for line in found.lines:
-            tell(line)
-        return found.tokenizer
-    if words.source is not None and words.kind == "bpe":
-        return BpeTokenizer.from_pretrained_folder(local_folder(words.source, key="tokenizer.source"))
+        extended = extend_vocabulary(
+            known, captions, min_count=options.min_count, extend=options.extend, name=settings.init
+        )
+        for note in extended.notes:
+            log(note)
+        return extended.tokenizer
+    if options.source is not None and options.kind == "bpe":
+        return BpeTokenizer.from_pretrained_folder(local_folder(options.source, key="tokenizer.source"))
     captions = train_captions(shards, settings.text)
     try:
-        if words.kind == "word":
-            return WordTokenizer.train(captions, min_count=words.min_count)
-        return BpeTokenizer.train(captions, vocab_size=words.vocab_size, lowercase=words.lowercase)
+        if options.kind == "word":
+            return WordTokenizer.train(captions, min_count=options.min_count)
+        return BpeTokenizer.train(captions, vocab_size=options.vocab_size, lowercase=options.lowercase)
     except ValueError as error:
         raise SettingsError(f"tokenizer: {error}") from error
 
 
 def longest_caption(settings: TrainSettings, model: CaptionModel) -> int:
-    """Tokens of a caption, its end among them, that a stage learns from: longer ones are cut."""
+    """The length in tokens, EOS included, to which a stage truncates captions."""
     return min(settings.max_tokens, model.max_positions() or settings.max_tokens)
 
 
-def _learned_whole(settings: TrainSettings, model: CaptionModel) -> int:
-    """Tokens of a caption, its end among them, up to which every stage learns it whole."""
-    return min(longest_caption(stage, model) for stage in settings.in_stages())
+def _never_truncated(settings: TrainSettings, model: CaptionModel) -> int:
+    """The length in tokens, EOS included, up to which no stage truncates a caption."""
+    return min(longest_caption(stage, model) for stage in settings.stage_settings())
 
 
 def _sample(tokenizer: Tokenizer, shards: ShardSet) -> list[list[int]]:
-    return [tokenizer.encode(caption) for caption in islice(captions_of(shards), _SAMPLE)]
+    return [tokenizer.encode(caption) for caption in islice(captions_of(shards), _SAMPLE_SIZE)]
 
 
 def make_parts(
     settings: TrainSettings,
     tokenizer: Tokenizer,
     shards: ShardSet | None = None,
-    tell: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Parts:
-    """The model that training begins with. Weights drawn at random depend on `settings.seed` alone.
+    """The initial parts. Random weights depend on `settings.seed` alone.
 
-    Given the `shards`, the decoding of `init` gives up the rules that their captions break (unless the
-    settings ask for them); `tell` hears of it.
+    Given `shards`, the decoding of `init` is adapted to their captions, except for what the settings set;
+    `log` gets a message on each change.
     """
     if settings.init is not None:
         folder = resolve(settings.init, settings.storage)[1]
@@ -101,15 +101,15 @@ def make_parts(
         if shards is not None:
             captions = _sample(tokenizer, shards)
             longest = longest_caption(settings, model)
-            decoding, lines = fit_decoding(decoding, captions, longest=longest, keep=settings.decoding)
-            for line in [*lines, *cut_lines(captions, _learned_whole(settings, model))]:
-                tell(line)
+            decoding, notes = fit_decoding(decoding, captions, longest=longest, keep=settings.decoding)
+            for note in [*notes, *truncation_notes(captions, _never_truncated(settings, model))]:
+                log(note)
         return Parts(model, tokenizer, config.preprocess, decoding)
     vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
     torch.manual_seed(settings.seed)
     model = build_model(settings.model, vocabulary, settings.preprocess)
     if shards is not None:
-        for line in cut_lines(_sample(tokenizer, shards), _learned_whole(settings, model)):
-            tell(line)
+        for note in truncation_notes(_sample(tokenizer, shards), _never_truncated(settings, model)):
+            log(note)
     decoding = override_decoding(DecodingSettings(), settings.decoding)
     return Parts(model, tokenizer, settings.preprocess, decoding)

@@ -1,7 +1,6 @@
-"""Where a stage's samples come from: images of training shards, kept features of them, or captions alone.
+"""Where a stage's samples come from: images of training shards, their cached features, or captions alone.
 
-A source knows its size and gives each share of an epoch, from any place in it on. It knows nothing of
-objectives, steps, batches, or of who works on which share.
+A source divides an epoch into equal slices and can start anywhere in a slice.
 """
 
 from abc import ABC, abstractmethod
@@ -14,61 +13,62 @@ from captioning.data.shards import ShardSet, iterate_shard
 from captioning.data.texts import read_captions
 from captioning.errors import InputError
 from captioning.storage import Location
-from captioning.training.batches import Batch, BatchMaker
+from captioning.training.batches import Batch, Collator
 from captioning.training.feature_cache import FeatureCache
-from captioning.training.stream import epoch_samples, share_size
+from captioning.training.stream import epoch_samples, slice_size
 
 
 class Source(ABC):
-    """Samples that are seen once an epoch, in an order that (seed, epoch) decide."""
+    """Samples that are seen once per epoch, in an order that depends on (seed, epoch)."""
 
-    #: Samples of an epoch, over all workers.
+    #: Samples in an epoch, over all workers.
     size: int
 
     @abstractmethod
-    def epoch(self, epoch: int, share: int, *, of: int, start: int) -> Iterator[Any]:
-        """The samples of share number `share` (from 0) of `of` of `epoch`, after the first `start` of them."""
+    def epoch(self, epoch: int, index: int, *, num_slices: int, start: int) -> Iterator[Any]:
+        """The samples of slice `index` of `num_slices` of `epoch`, without the first `start`."""
 
     @abstractmethod
-    def batch(self, batches: BatchMaker, samples: Sequence[Any], epoch: int) -> Batch:
-        """A batch of samples that `epoch` gave."""
+    def batch(self, collator: Collator, samples: Sequence[Any], epoch: int) -> Batch:
+        """A batch of samples that `epoch` returned."""
 
     @staticmethod
-    def steps(size: int, per_share: int, shares: int) -> int:
-        """Steps of an epoch of `size` samples, in which `per_share` at most are taken of every share."""
-        longest = max(share_size(size, rank=share, world=shares) for share in range(shares))
-        return -(-longest // per_share)
+    def steps(size: int, per_slice: int, num_slices: int) -> int:
+        """Steps in an epoch of `size` samples, with at most `per_slice` samples of each slice in a step."""
+        longest = max(slice_size(size, rank=index, world_size=num_slices) for index in range(num_slices))
+        return -(-longest // per_slice)
 
 
 class ImageSource(Source):
-    """The train split's images, decoded in every epoch."""
+    """The images of the train split, decoded in every epoch."""
 
     def __init__(self, shards: ShardSet, *, seed: int) -> None:
         self._shards = shards
         self._seed = seed
         self.size = shards.counts["train"]
 
-    def epoch(self, epoch: int, share: int, *, of: int, start: int) -> Iterator[Any]:
+    def epoch(self, epoch: int, index: int, *, num_slices: int, start: int) -> Iterator[Any]:
         """Samples with the bytes of their images."""
-        return epoch_samples(
-            self._shards, "train", epoch=epoch, seed=self._seed, rank=share, world=of, shuffle=True, start=start
-        )
+        place = {"rank": index, "world_size": num_slices, "start": start}
+        return epoch_samples(self._shards, "train", epoch=epoch, seed=self._seed, shuffle=True, **place)
 
-    def batch(self, batches: BatchMaker, samples: Sequence[Any], epoch: int) -> Batch:
+    def batch(self, collator: Collator, samples: Sequence[Any], epoch: int) -> Batch:
         """Images and captions."""
-        return batches.make(samples, epoch)
+        return collator.collate(samples, epoch)
 
 
 class FeatureSource(ImageSource):
-    """The train split's images as the frozen part of an encoder left them, read from a cache."""
+    """The images of the train split as cached features."""
 
     def __init__(self, shards: ShardSet, cache: FeatureCache, *, seed: int) -> None:
         super().__init__(shards, seed=seed)
         self._cache = cache
 
-    def epoch(self, epoch: int, share: int, *, of: int, start: int) -> Iterator[Any]:
-        """Samples with what the cache holds of one of their views, in the order of the images."""
-        return self._cache.epoch_samples("train", epoch=epoch, seed=self._seed, rank=share, world=of, start=start)
+    def epoch(self, epoch: int, index: int, *, num_slices: int, start: int) -> Iterator[Any]:
+        """Samples with the cached features of one of their views, in the order of `ImageSource`."""
+        return self._cache.epoch_samples(
+            "train", epoch=epoch, seed=self._seed, rank=index, world_size=num_slices, start=start
+        )
 
 
 class TextSource(Source):
@@ -79,19 +79,19 @@ class TextSource(Source):
         self._seed = seed
         self.size = len(captions)
 
-    def epoch(self, epoch: int, share: int, *, of: int, start: int) -> Iterator[Any]:
-        """The share's stretch of the epoch's permutation."""
+    def epoch(self, epoch: int, index: int, *, num_slices: int, start: int) -> Iterator[Any]:
+        """A slice of the epoch's permutation."""
         order = np.random.default_rng([self._seed & 0xFFFF_FFFF, epoch]).permutation(self.size)
-        first, last = (place * self.size // of for place in (share, share + 1))
+        first, last = (bound * self.size // num_slices for bound in (index, index + 1))
         return (self._captions[at] for at in order[first:last][start:])
 
-    def batch(self, batches: BatchMaker, samples: Sequence[Any], epoch: int) -> Batch:  # noqa: ARG002
+    def batch(self, collator: Collator, samples: Sequence[Any], epoch: int) -> Batch:  # noqa: ARG002
         """Captions without images."""
-        return batches.make_of_text(samples)
+        return collator.collate_text(samples)
 
 
 def train_captions(shards: ShardSet, text: str | None) -> list[str]:
-    """The captions of the file `text`, or of the train split. Raises `InputError`."""
+    """The captions of the file `text`, or of the train split if it is None. Raises `InputError`."""
     if text is not None:
         captions = read_captions(Location.parse(text, shards.location.settings))
         if not captions:

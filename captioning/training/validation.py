@@ -1,4 +1,4 @@
-"""Captions for a split, generated over all workers and scored: each image once, whatever their number."""
+"""Captions a split over all workers and scores the captions. Each image is captioned once, whatever the workers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from captioning.captioner import Caption, Captioner
 from captioning.data.shards import Sample, ShardSet
 from captioning.decoding.settings import DecodingSettings
 from captioning.metrics.score import Scores, score_captions
-from captioning.training.batches import decode_sample, grouped, read_ahead
+from captioning.training.batches import batched, decode_sample, prefetch
 from captioning.training.stream import epoch_samples
 from captioning.training.workers import Workers
 
 
 @dataclass(frozen=True)
-class Described:
-    """An image's key and the dataset's own id of it, its references, and what the captioner said."""
+class CaptionedSample:
+    """An image's key, the dataset's id of it, its reference captions, and the generated caption."""
 
     key: str
     image_id: str
@@ -24,7 +24,7 @@ class Described:
     caption: Caption
 
 
-def describe(
+def caption_split(
     captioner: Captioner,
     shards: ShardSet,
     split: str,
@@ -32,19 +32,25 @@ def describe(
     workers: Workers | None = None,
     images: int | None = None,
     batch_size: int = 32,
-    tell: Callable[[int], None] | None = None,
-) -> list[Described]:
-    """Caption `split` (its first `images`, or all): every worker a share, all results in every worker.
+    on_progress: Callable[[int], None] | None = None,
+) -> list[CaptionedSample]:
+    """Caption `split` (its first `images`, or all). Every worker captions a slice and gets all results.
 
-    `tell` hears after each batch how many images this worker has done.
+    `on_progress` is called after each batch with the number of images that this worker has captioned.
     """
-    decodings = [captioner.decoding]
-    return describe_each(
-        captioner, shards, split, decodings, workers=workers, images=images, batch_size=batch_size, tell=tell
+    return caption_split_each(
+        captioner,
+        shards,
+        split,
+        [captioner.decoding],
+        workers=workers,
+        images=images,
+        batch_size=batch_size,
+        on_progress=on_progress,
     )[0]
 
 
-def describe_each(
+def caption_split_each(
     captioner: Captioner,
     shards: ShardSet,
     split: str,
@@ -53,48 +59,50 @@ def describe_each(
     workers: Workers | None = None,
     images: int | None = None,
     batch_size: int = 32,
-    tell: Callable[[int], None] | None = None,
-) -> list[list[Described]]:
-    """As `describe`, with each of `decodings` in their order; an image is encoded once for all of them.
+    on_progress: Callable[[int], None] | None = None,
+) -> list[list[CaptionedSample]]:
+    """As `caption_split` with each of `decodings`, in order; each image is encoded once for all of them.
 
-    `tell` hears after each batch and decoding how many captions this worker has made.
+    `on_progress` is called after each batch and decoding with the number of captions of this worker.
     """
     workers = workers or Workers()
-    own: list[list[Described]] = [[] for _ in decodings]
+    own: list[list[CaptionedSample]] = [[] for _ in decodings]
     done = 0
-    for samples in read_ahead(lambda: grouped(_share(shards, split, workers, images), batch_size)):
+    for samples in prefetch(lambda: batched(_own_slice(shards, split, workers, images), batch_size)):
         pixels = np.stack([decode_sample(sample, captioner.preprocess) for sample in samples])
         features = captioner.encode(pixels)
-        for described, settings in zip(own, decodings, strict=True):
+        for captioned, settings in zip(own, decodings, strict=True):
             captions = captioner.caption_features(features, settings)
-            described += [
-                Described(sample.key, sample.image_id, sample.captions, caption)
+            captioned += [
+                CaptionedSample(sample.key, sample.image_id, sample.captions, caption)
                 for sample, caption in zip(samples, captions, strict=True)
             ]
             done += len(samples)
-            if tell:
-                tell(done)
-    shares = workers.gather(own)
-    return [[described for share in shares for described in share[at]] for at in range(len(decodings))]
+            if on_progress:
+                on_progress(done)
+    gathered = workers.gather(own)
+    return [[sample for theirs in gathered for sample in theirs[at]] for at in range(len(decodings))]
 
 
-def score(described: Sequence[Described], *, meteor: bool = False) -> Scores:
+def score_samples(captioned: Sequence[CaptionedSample], *, meteor: bool = False) -> Scores:
     """The metrics of generated captions against their references."""
     return score_captions(
-        {d.key: d.caption.text for d in described},
-        {d.key: d.references for d in described},
+        {sample.key: sample.caption.text for sample in captioned},
+        {sample.key: sample.references for sample in captioned},
         meteor=meteor,
-        unended={d.key for d in described if not d.caption.ended},
-        unknown={d.key for d in described if d.caption.unknown},
+        unended={sample.key for sample in captioned if not sample.caption.ended},
+        unknown={sample.key for sample in captioned if sample.caption.unknown},
     )
 
 
-def _share(shards: ShardSet, split: str, workers: Workers, images: int | None) -> Iterator[Sample]:
+def _own_slice(shards: ShardSet, split: str, workers: Workers, images: int | None) -> Iterator[Sample]:
     if images is None:
-        yield from epoch_samples(shards, split, epoch=0, seed=0, rank=workers.rank, world=workers.world, shuffle=False)
+        yield from epoch_samples(
+            shards, split, epoch=0, seed=0, rank=workers.rank, world_size=workers.world_size, shuffle=False
+        )
         return
-    # A few images: everybody reads from the start and takes every world-th.
-    every = epoch_samples(shards, split, epoch=0, seed=0, rank=0, world=1, shuffle=False)
-    for at, sample in zip(range(images), every, strict=False):
-        if at % workers.world == workers.rank:
+    # A few images: every worker reads from the start and takes every `world_size`-th.
+    all_samples = epoch_samples(shards, split, epoch=0, seed=0, rank=0, world_size=1, shuffle=False)
+    for at, sample in zip(range(images), all_samples, strict=False):
+        if at % workers.world_size == workers.rank:
             yield sample

@@ -1,1 +1,1 @@
-"""What `evaluate` does: a split captioned and scored, a search for a decoding, and tables."""
+"""The implementation of `evaluate`: captioning and scoring a split, the decoding search, and tables."""

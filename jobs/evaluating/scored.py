@@ -1,6 +1,6 @@
-"""A split captioned by one or several decodings and scored, and how that is written to a file.
+"""Captions a split with one or several decodings, scores the captions, and formats the results for a file.
 
-Captioning a split and scoring are those of training's validation. Knows nothing of command lines.
+Captioning and scoring are those of validation during training.
 """
 
 import json
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from captioning.data.shards import ShardSet
     from captioning.decoding.settings import DecodingSettings
     from captioning.metrics.score import Scores
-    from captioning.training.validation import Described
+    from captioning.training.validation import CaptionedSample
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one beam size brought."""
+    """The captions and scores of one decoding."""
 
     decoding: "DecodingSettings"
-    described: "Sequence[Described]"
+    captioned: "Sequence[CaptionedSample]"
     scores: "Scores"
 
 
@@ -37,35 +37,39 @@ def evaluate_split(
     parsed: EvaluateSettings,
     meteor: bool,
 ) -> list[Evaluation]:
-    """Caption a split by each of `decodings` over the captioner's own, encoded once; score each, METEOR where asked."""
+    """Caption a split with each of `decodings`, laid over the captioner's own, and score the captions.
+
+    Images are encoded once for all decodings.
+    """
     from captioning.captioner_info import override_decoding
-    from captioning.training.validation import describe_each, score
+    from captioning.training.validation import caption_split_each, score_samples
     from jobs.progress import Progress
 
     images = min(parsed.images or shards.counts[split], shards.counts[split])
-    asked = [override_decoding(captioner.decoding, decoding) for decoding in decodings]
-    with Progress(images * len(asked)) as progress:
-        described = describe_each(
+    resolved = [override_decoding(captioner.decoding, decoding) for decoding in decodings]
+    with Progress(images * len(resolved)) as progress:
+        captioned = caption_split_each(
             captioner,
             shards,
             split,
-            asked,
+            resolved,
             images=parsed.images,
             batch_size=parsed.batch_size,
-            tell=lambda done: progress.add(done - progress.done, 0),
+            on_progress=lambda done: progress.add(done - progress.done, 0),
         )
     return [
-        Evaluation(decoding, each, score(each, meteor=meteor)) for decoding, each in zip(asked, described, strict=True)
+        Evaluation(decoding, samples, score_samples(samples, meteor=meteor))
+        for decoding, samples in zip(resolved, captioned, strict=True)
     ]
 
 
 def people_of(evaluation: Evaluation, parsed: EvaluateSettings) -> tuple[dict[str, float] | None, str | None]:
-    """What a person scores, where it is wanted; else None, and why it cannot be told."""
+    """What a person scores, or None if not wanted or impossible; and why it is impossible."""
     from captioning.metrics.people import people_scores
 
     if parsed.people is False:
         return None, None
-    references = {described.key: described.references for described in evaluation.described}
+    references = {sample.key: sample.references for sample in evaluation.captioned}
     try:
         return people_scores(references, meteor=parsed.meteor is True), None
     except InputError as error:
@@ -73,7 +77,7 @@ def people_of(evaluation: Evaluation, parsed: EvaluateSettings) -> tuple[dict[st
 
 
 def as_json(about: Mapping[str, str], evaluations: Sequence[Evaluation], people: Mapping[str, float] | None) -> str:
-    """The metrics of each decoding, what it was `about`, and what people score: one JSON object."""
+    """One JSON object with the fields of `about`, the metrics of each decoding, and what people score."""
     rows = [{"decoding": to_dict(each.decoding), "metrics": each.scores.summary()} for each in evaluations]
     return json.dumps({**about, "evaluations": rows, "people": people}, indent=2, ensure_ascii=False) + "\n"
 
@@ -82,18 +86,18 @@ def as_lines(evaluations: Sequence[Evaluation]) -> str:
     """A JSON line for each image and decoding: the caption, its references and scores."""
     lines = [
         {
-            "key": described.key,
-            "image_id": described.image_id,
+            "key": sample.key,
+            "image_id": sample.image_id,
             "beam_size": evaluation.decoding.beam_size,
-            "caption": described.caption.text,
-            "references": list(described.references),
-            "score": described.caption.score,
-            "num_tokens": described.caption.num_tokens,
-            "ended": described.caption.ended,
-            "cider_d": evaluation.scores.cider_d_of[described.key],
-            "own_rank": evaluation.scores.rank_of[described.key],
+            "caption": sample.caption.text,
+            "references": list(sample.references),
+            "score": sample.caption.score,
+            "num_tokens": sample.caption.num_tokens,
+            "ended": sample.caption.ended,
+            "cider_d": evaluation.scores.cider_d_of[sample.key],
+            "own_rank": evaluation.scores.rank_of[sample.key],
         }
         for evaluation in evaluations
-        for described in evaluation.described
+        for sample in evaluation.captioned
     ]
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -1,6 +1,6 @@
-"""`evaluate --search`: tries decodings on a split, shows them, and may keep the best in the checkpoint.
+"""`evaluate --search`: searches for the best decoding on a split, prints the results, and saves the best if asked.
 
-What is tried and how it is chosen is `captioning.training.decoding_search`'s business.
+The search itself is `captioning.training.decoding_search`.
 """
 
 import os
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def folder_to_save(model: str | None) -> Path:
-    """The checkpoint's folder that `--save` writes to. Raises `UsageError` for one that is not a folder here."""
+    """The checkpoint's folder that `--save` writes to. Raises `UsageError` if it is not a writable local folder."""
     from captioning.models.checkpoint_config import CONFIG
     from captioning.refs import bundled_names
 
@@ -40,23 +40,23 @@ def evaluate_search(
     batch_size: int,
     folder: Path | None,
 ) -> list[dict[str, Any]]:
-    """Search, print the table, save into `folder` if there is one, and return the search's record."""
-    from captioning.training.decoding_search import keep_decoding, search_decoding, search_record
+    """Search, print a table, save the best decoding into `folder` if given, and return the record of the search."""
+    from captioning.training.decoding_search import save_decoding, search_decoding, search_record
     from jobs.progress import Progress
 
-    present = captioner.decoding
+    current = captioner.decoding
     with Progress(0) as progress:
 
-        def tell(done: int, total: int) -> None:
+        def on_progress(done: int, total: int) -> None:
             progress.total = total
             progress.add(done - progress.done, 0)
 
-        tried = search_decoding(captioner, shards, split, settings, batch_size=batch_size, tell=tell)
+        tried = search_decoding(captioner, shards, split, settings, batch_size=batch_size, on_progress=on_progress)
     images = int(tried[0].scores["num_images"])
     print(f"{captioner.name} on the {split} split: {len(tried)} decodings tried on {images:,} images, the chosen first")
-    show_search(tried, present)
+    show_search(tried, current)
     if folder is not None:
-        keep_decoding(folder, tried)
+        save_decoding(folder, tried)
         print(f"Kept as the default decoding of {folder}; its card may still name the old one.")
     else:
         chosen = tried[0].decoding

@@ -1,4 +1,4 @@
-"""Settings of `evaluate`. Knows no model."""
+"""Settings of `evaluate`."""
 
 from dataclasses import field
 from typing import Annotated, Any, Literal
@@ -13,23 +13,23 @@ from captioning.training.search_settings import SearchSettings
 
 @settings
 class EvaluateSettings:
-    """Everything that `--config` and `--set` of `evaluate` can say."""
+    """The settings of `evaluate`."""
 
     decoding: dict[str, Any] = field(default_factory=dict)
-    """Settings of the decoding laid over the captioner's own."""
+    """Decoding settings that override the captioner's own."""
 
     images: Annotated[int, Ge(1)] | None = None
-    """Only the first so many images of the split; scores of different sets are not comparable."""
+    """Use only this many images, the first of the split; scores of different sets are not comparable. Null: all."""
 
     meteor: bool | Literal["auto"] = "auto"
     """METEOR, which needs the extra `captioning[meteor]` and Java; `auto` computes it where both are there."""
 
     people: bool | Literal["auto"] = "auto"
-    """What a person scores: one caption of each photo against its others; `auto` where every photo has two or
-    more. METEOR of it, which takes five times as long as the captioner's, only where `meteor` is true."""
+    """Also score people: one reference caption of each photo against its others; `auto`: if every photo has two or
+    more. Their METEOR, which takes five times as long as the captioner's, is computed only if `meteor` is true."""
 
     search: SearchSettings = field(default_factory=SearchSettings)
-    """What `--search` tries."""
+    """The decodings that `--search` tries."""
 
     batch_size: Annotated[int, Ge(1)] = 32
     """Images that go through the model together."""

@@ -1,7 +1,4 @@
-"""How `evaluate` shows what it found: tables for a terminal, with a row a decoding and one for a person.
-
-Knows the names of the metrics, and nothing of captioners or files.
-"""
+"""The tables that `evaluate` prints: one row per decoding, and one for what a person scores."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,14 +8,14 @@ from rich.table import Table
 
 from captioning.decoding.settings import DecodingSettings
 
-#: A row: its name, and its numbers by the names of `Scores.summary`.
+#: A row: its title, and its numbers under the names of `Scores.summary`.
 Row = tuple[str, Mapping[str, float]]
 
 _QUALITY = {
     **{f"bleu_{order}": f"BLEU-{order}" for order in range(1, 5)},
     **{"meteor": "METEOR", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D"},
 }
-_SPEECH = {
+_DIVERSITY_AND_FLAWS = {
     "recall_at_1": "R@1",
     "recall_at_10": "R@10",
     "distinct": "distinct %",
@@ -29,7 +26,7 @@ _SPEECH = {
     "unknown": "with UNK",
 }
 _COUNTS = ("words", "repetitions", "truncated", "unknown")
-_SEARCH = {
+_SEARCH_COLUMNS = {
     "cider_d": "CIDEr-D",
     "bleu_4": "BLEU-4",
     "recall_at_10": "R@10",
@@ -40,10 +37,10 @@ _SEARCH = {
 
 
 def show_scores(rows: Sequence[Row], people: Mapping[str, float] | None) -> None:
-    """Print the scores of captions, and below them what a person scores, where that is known."""
+    """Print the scores of captions and, where known, what a person scores."""
     shown = [*rows, *([] if people is None else [("a person", people)])]
     _print(_table("decoding", _QUALITY, shown))
-    _print(_table("decoding", _SPEECH, shown))
+    _print(_table("decoding", _DIVERSITY_AND_FLAWS, shown))
     print(
         "R@k: the share of captions that find their own photo among the first k of all, by CIDEr-D to the references."
     )
@@ -51,19 +48,19 @@ def show_scores(rows: Sequence[Row], people: Mapping[str, float] | None) -> None
         print("A person: one caption of each photo against its others, the mean over which one is taken.")
 
 
-def show_search(tried: Sequence[tuple[DecodingSettings, Mapping[str, float]]], present: DecodingSettings) -> None:
+def show_search(tried: Sequence[tuple[DecodingSettings, Mapping[str, float]]], current: DecodingSettings) -> None:
     """Print the decodings that a search tried, the chosen one first."""
-    table = Table("decoding", "length penalty", "repetition penalty", "no repeated", *_SEARCH.values())
+    table = Table("decoding", "length penalty", "repetition penalty", "no repeated", *_SEARCH_COLUMNS.values())
     for column in table.columns[1:]:
         column.justify = "right"
     for decoding, scores in tried:
         ngrams = decoding.no_repeat_ngram_size
         table.add_row(
-            name_of(decoding) + (" (present)" if decoding == present else ""),
+            name_of(decoding) + (" (present)" if decoding == current else ""),
             f"{decoding.length_penalty:g}",
             f"{decoding.repetition_penalty:g}",
             f"{ngrams}-gram" if ngrams else "–",
-            *(_cell(name, scores) for name in _SEARCH),
+            *(_cell(name, scores) for name in _SEARCH_COLUMNS),
         )
     _print(table)
 
@@ -92,6 +89,6 @@ def _cell(name: str, numbers: Mapping[str, float]) -> str:
 def _print(table: Any) -> None:
     console = Console()
     if not console.is_terminal:
-        # In a file or a pipe nothing is narrow: a table is not folded to fit.
+        # Files and pipes have no width, so do not wrap.
         console.width = 140
     console.print(table)

@@ -1,1 +1,1 @@
-"""What `prepare` does: captions read, shards planned, and written in parallel."""
+"""The implementation of `prepare`: reads captions, plans shards, and writes them in parallel."""

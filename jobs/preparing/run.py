@@ -1,7 +1,7 @@
-"""A dataset's images and captions become training shards, written in parallel.
+"""Turns a dataset's images and captions into training shards, in parallel on Ray.
 
-Reading captions, planning and writing one shard are the library's; here they are put together
-and spread over Ray. The counts file is written last: without it a folder is not a set of shards.
+Reading captions, planning, and writing a shard are in `captioning.data`. The counts file is written last: without it
+a folder is not a set of shards.
 """
 
 import json
@@ -17,26 +17,27 @@ from captioning.errors import InputError, RunConflictError, StorageError, UsageE
 from captioning.storage import Location
 from jobs.preparing.settings import PrepareSettings
 
-#: Written first, so that a prepare that was stopped is known again.
+#: Written first, so that an interrupted `prepare` can be resumed.
 PLAN_FILE = "prepare.json"
-#: Fewer images to validate on are told of.
-_FEW = 10
+#: With fewer validation images than this a note is printed.
+_FEW_IMAGES = 10
 
 
 def prepare_dataset(
     dataset: str, images: str, captions: str, splits: str | None, output: str, options: PrepareSettings
 ) -> dict[str, int]:
-    """Write the shards of a dataset and say what was done. Returns the samples by split.
+    """Write the shards of a dataset and print a summary. Returns the number of samples by split.
 
-    Raises `InputError` when nothing can be used, and `RunConflictError` for an output that holds
-    other shards.
+    Raises `InputError` if nothing can be used, and `RunConflictError` if the output holds other shards.
     """
     from captioning.data.shards import COUNTS_FILE, ShardSet
 
     source, target = Location.parse(images, options.storage), Location.parse(output, options.storage)
     problems = Problems()
-    annotations = read_annotations(dataset, _read(captions, "--captions", options), problems, where=_name(captions))
-    by_image = None if splits is None else read_splits(_read(splits, "--splits", options), where=_name(splits))
+    annotations = read_annotations(
+        dataset, _read(captions, "--captions", options), problems, where=_file_name(captions)
+    )
+    by_image = None if splits is None else read_splits(_read(splits, "--splits", options), where=_file_name(splits))
     if not source.is_dir():
         raise InputError(f"--images {images} is not a folder that can be read. Give the folder that holds the photos.")
     samples = plan_samples(
@@ -52,7 +53,7 @@ def prepare_dataset(
     _check_output(target)
     if _is_done(target, identity, shards):
         counts = ShardSet.open(target).counts
-        print(f"Already prepared: {output} holds these shards. {_say(counts)}")
+        print(f"Already prepared: {output} holds these shards. {_summary(counts)}")
         return counts
     by_hash = by_image is None and not any(annotation.split for annotation in annotations)
     if by_hash:
@@ -73,8 +74,8 @@ def prepare_dataset(
             (target / name).delete()
         raise InputError(f"Not one image of {images} could be decoded. Are they images?")
     (target / COUNTS_FILE).write_text(json.dumps(done.to_json(), indent=1) + "\n")
-    print(f"Prepared {output}: {_say(done.counts)}, in {len(shards):,} shards.")
-    if by_hash and done.counts.get("val", 0) < _FEW:
+    print(f"Prepared {output}: {_summary(done.counts)}, in {len(shards):,} shards.")
+    if by_hash and done.counts.get("val", 0) < _FEW_IMAGES:
         print(
             f"Note: {done.counts.get('val', 0)} images are in val, by which `train` judges what it makes. For more, "
             f"prepare into another folder with --set val_fraction={enough_to_validate(sum(done.counts.values()))}."
@@ -83,14 +84,14 @@ def prepare_dataset(
 
 
 def enough_to_validate(images: int) -> float:
-    """A share of so many images that leaves enough of them to judge by, as chance has it; half at most."""
-    return min(0.5, math.ceil(100 * 1.5 * _FEW / max(images, 1)) / 100)
+    """A `val_fraction` that is likely to put enough of `images` images into `val`; half at most."""
+    return min(0.5, math.ceil(100 * 1.5 * _FEW_IMAGES / max(images, 1)) / 100)
 
 
 def _write_shards(
     target: Location, source: Location, shards: Sequence[PlannedShard], options: PrepareSettings
 ) -> Iterator[Any]:
-    """The shards' reports, in the shards' order, as tasks on Ray finish them."""
+    """The reports of the shards in order, as Ray tasks finish them."""
     import ray
 
     from captioning.data.shard_writer import write_shard
@@ -98,7 +99,7 @@ def _write_shards(
     from jobs.ray_session import ray_session
 
     with ray_session(), Progress(len(shards), noun="shard") as progress:
-        # A shard overwrites itself when it is written again, so a task whose worker died may be repeated.
+        # Writing a shard is idempotent, so a task whose worker died may be retried.
         task = ray.remote(num_cpus=1, max_retries=2)(write_shard)
         waiting = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
         pending: list[Any] = []
@@ -122,7 +123,7 @@ def _check_output(target: Location) -> None:
 
 
 def _is_done(target: Location, identity: str, shards: Sequence[PlannedShard]) -> bool:
-    """Whether `target` holds the shards of this plan; False where it is free or they are unfinished."""
+    """Whether `target` holds all shards of this plan; False if it is empty or they are unfinished."""
     from captioning.data.shards import COUNTS_FILE
 
     names = target.names()
@@ -150,10 +151,10 @@ def _read(file: str, option: str, options: PrepareSettings) -> bytes:
         raise InputError(f"{option} {file} cannot be read: {error} Give the dataset's file.") from error
 
 
-def _name(file: str) -> str:
+def _file_name(file: str) -> str:
     return Location.parse(file).name
 
 
-def _say(counts: dict[str, int]) -> str:
+def _summary(counts: dict[str, int]) -> str:
     each = ", ".join(f"{split} {count:,}" for split, count in counts.items())
     return f"{sum(counts.values()):,} samples ({each})"

@@ -1,4 +1,4 @@
-"""Settings of `prepare`. Knows no dataset."""
+"""Settings of `prepare`."""
 
 from dataclasses import field
 from typing import Annotated
@@ -11,13 +11,13 @@ from captioning.storage import StorageSettings
 
 @settings
 class PrepareSettings:
-    """How shards are cut. Images other than JPEGs are encoded as JPEGs of `jpeg_quality`."""
+    """The settings of `prepare`."""
 
     shard_samples: Annotated[int, Ge(1)] = 512
-    """At most so many images in a shard."""
+    """The maximum number of images in a shard."""
     val_fraction: Annotated[float, Ge(0), Le(1)] = 0.05
-    """The share of images that a hash of the name puts in `val`, where nothing else gives a split."""
+    """The share of images that a hash of the name assigns to `val`, if the dataset has no splits."""
     jpeg_quality: Annotated[int, Ge(1), Le(100)] = 95
-    """Quality at which images other than JPEGs are encoded; JPEGs are taken as they are."""
+    """JPEG quality for images in other formats; JPEGs are copied unchanged."""
 
     storage: StorageSettings = field(default_factory=StorageSettings)

@@ -1,1 +1,1 @@
-"""What `train` does around Ray Train: workers placed, started, lost and started again, their progress and page."""
+"""Supports `train` around Ray Train: places, starts and restarts workers, and shows their progress."""

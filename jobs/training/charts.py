@@ -1,6 +1,6 @@
-"""Curves of a training run as inline SVG: several figures over the steps, with the ends of stages marked.
+"""Line charts as inline SVG: values over training steps, with the ends of stages marked.
 
-Colours come from the page's CSS, so charts follow light and dark. Knows numbers and labels only.
+Colours come from the page's CSS, so charts follow its light and dark modes.
 """
 
 from collections.abc import Sequence
@@ -10,21 +10,21 @@ from math import floor, log10
 
 _WIDTH, _HEIGHT = 480, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 12, 36
-#: A curve of more points is drawn through means of neighbours.
-_MOST_POINTS = 400
+#: Curves with more points are downsampled.
+_MAX_POINTS = 400
 
 
 @dataclass(frozen=True)
 class Series:
-    """A curve: its name and its points (step, value), steps growing."""
+    """A curve: its name and its points (step, value) in order of step."""
 
     name: str
     points: Sequence[tuple[float, float]]
     dots: bool = False
 
 
-def curves(series: Sequence[Series], *, label: str, ends: Sequence[int] = ()) -> str:
-    """A chart of all `series`. `label` is what a screen reader says, `ends` are steps at which a stage ended."""
+def line_chart(series: Sequence[Series], *, label: str, ends: Sequence[int] = ()) -> str:
+    """A chart of all `series`. `label` is for screen readers, `ends` are the steps at which stages ended."""
     drawn = [each for each in series if each.points]
     if not drawn:
         return '<p class="quiet">Nothing to draw yet.</p>'
@@ -50,7 +50,7 @@ def curves(series: Sequence[Series], *, label: str, ends: Sequence[int] = ()) ->
         x = across(end)
         parts.append(f'<line class="end" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>')
     for number, each in enumerate(drawn):
-        points = thinned(each.points)
+        points = downsample(each.points)
         path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in points)
         parts.append(f'<polyline class="curve s{number}" points="{path}"/>')
         if each.dots:
@@ -71,15 +71,15 @@ def curves(series: Sequence[Series], *, label: str, ends: Sequence[int] = ()) ->
     return picture + names
 
 
-def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `_MOST_POINTS` points: means of as many neighbours as it takes, each at its last step."""
-    size = -(-len(points) // _MOST_POINTS)
+def downsample(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most `_MAX_POINTS` points: means of groups of neighbours, each at the last step of its group."""
+    size = -(-len(points) // _MAX_POINTS)
     groups = [points[at : at + size] for at in range(0, len(points), size)] if size > 1 else [[p] for p in points]
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
-    """Three to six round numbers, evenly apart, from one at or below `low` to one at or above `high`."""
+    """Three to six evenly spaced round numbers that cover `low` to `high`."""
     if high <= low:
         low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)
     rough = (high - low) / 4

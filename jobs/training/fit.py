@@ -1,6 +1,6 @@
-"""A training's workers, started by Ray Train and started again when nodes are lost. What they do is `worker`'s.
+"""Starts the training workers with Ray Train, and restarts them when nodes are lost. `worker` is what they run.
 
-States are ours, in OUTPUT: Ray Train keeps none, and needs no shared storage of its own.
+States are saved to OUTPUT by the run itself, so Ray Train stores nothing and needs no shared storage.
 """
 
 import secrets
@@ -16,8 +16,8 @@ from captioning.errors import UnfinishedError
 from captioning.training.state import saved_step
 from jobs.runners.observe import node_loads
 from jobs.runners.pipeline import cluster_nodes
+from jobs.training.capacity import CapacityWatch, has_pending_workers
 from jobs.training.placement import place_workers
-from jobs.training.room import RoomWatch, waits_for_places
 from jobs.training.worker import train_worker
 from jobs.user_errors import find_user_error
 
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
 
 
 def fit(settings: "TrainSettings", output: "Location") -> None:
-    """Train on the Ray that this process is connected to, to the end.
+    """Train to the end on the Ray cluster that this process is connected to.
 
-    Raises the `CaptioningError` of a worker, `SettingsError` for what does not fit on the cluster,
-    `UnfinishedError` when workers are lost over and over or no room for them is left, and
-    `KeyboardInterrupt` with a message.
+    Raises the `CaptioningError` of a worker, `SettingsError` if the workers do not fit on the cluster,
+    `UnfinishedError` if workers are lost repeatedly or cannot be placed any more, and `KeyboardInterrupt` with
+    a message.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from jobs.training.lost_workers import LostWorkers, last_line
-    from jobs.training.network import NodesConfig
+    from jobs.training.network import MultiNodeTorchConfig
+    from jobs.training.restart_policy import RestartPolicy, last_line
 
     nodes = cluster_nodes()
     placement = place_workers(settings, nodes)
     several = len(nodes) > 1
-    elastic = placement.least < placement.most
-    with tempfile.TemporaryDirectory(prefix="captioning-train-") as folder, _mark(output, several=several) as mark:
-        told = Path(folder) / "told"
-        told.touch()
+    elastic = placement.min_workers < placement.max_workers
+    with tempfile.TemporaryDirectory(prefix="captioning-train-") as folder, _probe(output, several=several) as probe:
+        messages = Path(folder) / "messages"
+        messages.touch()
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={
@@ -54,11 +54,11 @@ def fit(settings: "TrainSettings", output: "Location") -> None:
                 "folder": str(Path.cwd()),
                 "gpu": placement.gpu,
                 "several_nodes": several,
-                "mark": mark,
+                "probe": probe,
             },
-            torch_config=NodesConfig() if several else None,
+            torch_config=MultiNodeTorchConfig() if several else None,
             scaling_config=ScalingConfig(
-                num_workers=(placement.least, placement.most) if elastic else placement.most,
+                num_workers=(placement.min_workers, placement.max_workers) if elastic else placement.max_workers,
                 use_gpu=placement.gpu,
                 resources_per_worker={"CPU": placement.cpus, **({"GPU": 1} if placement.gpu else {})},
                 placement_strategy=placement.strategy,
@@ -66,79 +66,81 @@ def fit(settings: "TrainSettings", output: "Location") -> None:
             run_config=RunConfig(
                 name="run",
                 storage_path=folder,
-                # On several nodes it is `LostWorkers` that ends it.
+                # On several nodes `RestartPolicy` decides when to give up.
                 failure_config=FailureConfig(max_failures=-1 if several else 0),
-                callbacks=[LostWorkers(output, told)] if several else [],
+                callbacks=[RestartPolicy(output, messages)] if several else [],
             ),
         )
-        room = RoomWatch(placement, node_loads, partial(waits_for_places, placement), partial(print, flush=True))
+        capacity = CapacityWatch(
+            placement, node_loads, partial(has_pending_workers, placement), partial(print, flush=True)
+        )
         try:
-            _apart(trainer.fit, _Told(told).look, room.look)
+            _run_in_thread(trainer.fit, _MessagePrinter(messages).poll, capacity.poll)
         except KeyboardInterrupt:
             saved = saved_step(output)
             kept = "not saved yet" if saved is None else f"saved up to step {saved:,}"
             raise KeyboardInterrupt(f"Training is {kept}. Give the same command again to go on.") from None
         except Exception as error:
-            raise _cause(error) or UnfinishedError(
+            raise _user_error(error) or UnfinishedError(
                 f"Training stopped: {last_line(error)} Give the same command again to go on from the last saved state."
             ) from error
 
 
 @contextmanager
-def _mark(output: "Location", *, several: bool) -> Iterator["Location | None"]:
-    """A file in a local OUTPUT by which workers on other nodes see that it is the same folder there."""
+def _probe(output: "Location", *, several: bool) -> Iterator["Location | None"]:
+    """A file in a local OUTPUT by which workers on other nodes check that they have the same folder."""
     if not (several and output.is_local):
         yield None
         return
-    # A name that `training.output` takes for nobody's.
-    mark = output / f".seen-by-all-{secrets.token_hex(8)}.tmp"
-    mark.write_text("")
+    # Named like a temporary file, so that `training.output` takes the folder for empty.
+    probe = output / f".seen-by-all-{secrets.token_hex(8)}.tmp"
+    probe.write_text("")
     try:
-        yield mark
+        yield probe
     finally:
-        mark.delete()
+        probe.delete()
 
 
-class _Told:
-    """Passes on what the workers write to a file for people."""
+class _MessagePrinter:
+    """Prints the lines that are appended to a file."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._lines = 0
+        self._printed = 0
 
-    def look(self) -> None:
-        """Print what is new."""
+    def poll(self) -> None:
+        """Print new lines."""
         lines = self._file.read_text().splitlines()
-        for line in lines[self._lines :]:
+        for line in lines[self._printed :]:
             print(line, flush=True)
-        self._lines = len(lines)
+        self._printed = len(lines)
 
 
-def _apart(work: Callable[[], object], *looks: Callable[[], None]) -> None:
-    """Run `work` in a thread, and these now and then until it has ended; its error is raised here.
+def _run_in_thread(work: Callable[[], object], *polls: Callable[[], None]) -> None:
+    """Run `work` in a thread and call `polls` every half second until it ends. Raises its error.
 
-    In the main thread Ray Train would take Ctrl-C for itself and end the process with a code of its own.
+    In the main thread Ray Train would handle Ctrl-C itself and exit with its own code.
     """
-    failed: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def run() -> None:
         try:
             work()
         except BaseException as error:
-            failed.append(error)
+            errors.append(error)
 
     thread = threading.Thread(target=run, name="ray-train", daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(0.5)
-        for look in looks:
-            look()
-    if failed:
-        raise failed[0]
+        for poll in polls:
+            poll()
+    if errors:
+        raise errors[0]
 
 
-def _cause(error: BaseException) -> Exception | None:
-    """The user's error behind Ray Train's, if there is one."""
+def _user_error(error: BaseException) -> Exception | None:
+    """The error for the user that Ray Train's error wraps, if any."""
     inner: Any = getattr(error, "controller_failure", None)
     for failure in (error, inner, *getattr(error, "worker_failures", {}).values()):
         known = find_user_error(failure) if isinstance(failure, BaseException) else None

@@ -1,7 +1,7 @@
-"""The network on which training workers find each other: that of the addresses by which Ray's nodes do.
+"""Makes training workers communicate over the network interface that Ray uses.
 
-Gloo goes by the host's name, which many systems (Debian's, containers) give to the loopback: workers on two
-nodes then look for each other on their own. NCCL looks at the interfaces, and needs no help.
+Gloo resolves the host's name, which many systems (Debian, containers) map to the loopback address, so that workers
+on different nodes cannot reach each other. NCCL examines the interfaces and needs no help.
 """
 
 import fcntl
@@ -19,20 +19,20 @@ _TorchBackend: Any = TorchConfig().backend_cls
 
 
 def interface_of(address: str) -> str | None:
-    """The network interface of this machine that has an IPv4 address, if one has. Linux only."""
+    """The name of this machine's network interface with the IPv4 address `address`, or None. Linux only."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             try:
                 answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
             except OSError:
-                continue  # it has no address, or no IPv4 one
+                continue  # no IPv4 address
             if socket.inet_ntoa(answer[20:24]) == address:
                 return name
     return None
 
 
 def choose_interface() -> None:
-    """Have Gloo use the interface that this node's address is of, unless the environment says which."""
+    """Make Gloo use the interface of this node's Ray address, unless the environment names one."""
     import ray
 
     name = interface_of(ray.util.get_node_ip_address())
@@ -40,20 +40,20 @@ def choose_interface() -> None:
         os.environ.setdefault(_VARIABLE, name)
 
 
-class NodesBackend(_TorchBackend):  # type: ignore[misc]
-    """Ray Train's own, with the interface chosen first."""
+class MultiNodeTorchBackend(_TorchBackend):  # type: ignore[misc]
+    """Ray Train's torch backend, with the network interface chosen first."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        """Called when the workers are there, and before they join."""
+        """Called after the workers have started, before they join the process group."""
         worker_group.execute(choose_interface)
         super().on_start(worker_group, backend_config)
 
 
 @dataclass
-class NodesConfig(TorchConfig):  # type: ignore[misc]
-    """How workers on several nodes join."""
+class MultiNodeTorchConfig(TorchConfig):  # type: ignore[misc]
+    """Configures `MultiNodeTorchBackend`."""
 
     @property
     def backend_cls(self) -> Any:
         """See `ray.train.backend.BackendConfig`."""
-        return NodesBackend
+        return MultiNodeTorchBackend

@@ -1,7 +1,7 @@
-"""A training run as one HTML page that needs nothing else: curves, stages, evaluations, captions of a few photos.
+"""A training run as one self-contained HTML page: curves, stages, evaluations, captions of a few photos.
 
-Written by `train` at each validation and at its end, from what the run has written to its OUTPUT; the photos
-are those of the validation split whose captions were recorded. Knows nothing of models or of Ray.
+`train` writes it at each validation and at the end, from the files in OUTPUT. The photos are those of the
+validation split whose captions are in the history.
 """
 
 import base64
@@ -21,11 +21,11 @@ from captioning.errors import CaptioningError
 from captioning.redaction import without_secrets
 from captioning.storage import Location
 from jobs.progress import duration
-from jobs.training.charts import Series, curves
+from jobs.training.charts import Series, line_chart
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 NAME = "report.html"
-#: Seconds after which a page of a run under way asks for itself again.
+#: Seconds after which the page of an unfinished run reloads.
 _REFRESH = 60
 #: Pixels of a photo's longer side.
 _SIDE = 320
@@ -35,7 +35,7 @@ _SCORES = (("cider_d", "CIDEr-D"), ("bleu_4", "BLEU-4"), ("rouge_l", "ROUGE-L"))
 
 @dataclass(frozen=True)
 class Photo:
-    """A validation photo: a small JPEG as a `data:` URI (empty where it cannot be read), and what people said."""
+    """A validation photo: a small JPEG as a `data:` URI (empty if it cannot be read), and its reference captions."""
 
     data_uri: str
     captions: tuple[str, ...]
@@ -52,13 +52,13 @@ class TrainPage:
         self._photos: dict[str, Photo] = {}
 
     def write(self) -> None:
-        """Write the page of what is there by now; nothing before there is a record. Raises `StorageError`."""
+        """Write the page, if the run has records yet. Raises `StorageError`."""
         metrics, summary, run = (self._output / name for name in ("metrics.jsonl", "summary.json", "train.json"))
         if not metrics.exists():
             return
         records = [json.loads(line) for line in metrics.read_text().splitlines()]
         keys = {key for record in records for key, _ in record.get("samples", ())}
-        self._find(keys - self._photos.keys())
+        self._load_photos(keys - self._photos.keys())
         text = page(
             str(self._output),
             records,
@@ -68,8 +68,8 @@ class TrainPage:
         )
         self.file.write_text(text)
 
-    def _find(self, keys: set[str]) -> None:
-        """Read the photos of these keys. The first images of a split are those that captions are recorded of."""
+    def _load_photos(self, keys: set[str]) -> None:
+        """Read the photos of these keys, which are among the first images of the split."""
         missing = set(keys)
         try:
             for shard in self._shards.split(self._split):
@@ -82,7 +82,7 @@ class TrainPage:
                     if not missing:
                         return
         except CaptioningError:
-            pass  # then the page shows captions without their photos
+            pass  # the page then shows captions without photos
         self._photos |= {key: Photo("", ()) for key in missing}
 
 
@@ -94,7 +94,7 @@ def page(
     settings: Mapping[str, Any],
     finished: bool,
 ) -> str:
-    """The page of a run with this history. `settings` are the run's, `photos` are by their keys."""
+    """The page of a run with the history `records`. `photos` are by key, `settings` those of the run."""
     steps = [record for record in records if record["kind"] == "step"]
     validations = [record for record in records if record["kind"] == "validation"]
     name = output.rstrip("/").rpartition("/")[2] or output
@@ -117,7 +117,7 @@ def page(
 
 
 def escape(text: object) -> str:
-    """`text` for the page: no markup, and no credentials."""
+    """`text` escaped for HTML, with credentials redacted."""
     return escape_markup(without_secrets(str(text)))
 
 
@@ -133,7 +133,7 @@ def _thumbnail(data: bytes) -> str:
 
 
 def _best(validations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The validation whose captions scored best."""
+    """The validation with the highest CIDEr-D, if any."""
     scored = [record for record in validations if "cider_d" in record]
     return max(scored, key=lambda record: record["cider_d"], default=None)
 
@@ -163,7 +163,7 @@ def _curves(steps: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[st
         for key, label in _SCORES
     ]
     panels = "".join(
-        f'<div class="panel"><h3>{title}</h3>{curves(series, label=f"{title} over the steps", ends=ends)}</div>'
+        f'<div class="panel"><h3>{title}</h3>{line_chart(series, label=f"{title} over the steps", ends=ends)}</div>'
         for title, series in (("Training loss", loss), ("Validation", scores), ("Learning rate", rate))
     )
     marked = '<p class="quiet">Dashed lines are the ends of stages.</p>' if ends else ""
@@ -227,15 +227,15 @@ def _evaluations(validations: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _samples(validations: Sequence[Mapping[str, Any]], photos: Mapping[str, Photo]) -> str:
-    said: dict[str, list[tuple[int, str]]] = {}
+    by_photo: dict[str, list[tuple[int, str]]] = {}
     for record in validations:
         for key, caption in record.get("samples", ()):
-            earlier = said.setdefault(key, [])
+            earlier = by_photo.setdefault(key, [])
             if not earlier or earlier[-1][1] != caption:
                 earlier.append((record["step"], caption))
-    if not said:
+    if not by_photo:
         return ""
-    figures = "".join(_sample(key, captions, photos.get(key, Photo("", ()))) for key, captions in said.items())
+    figures = "".join(_sample(key, captions, photos.get(key, Photo("", ()))) for key, captions in by_photo.items())
     return (
         '<section id="samples"><h2>Captions as training went on</h2><p class="quiet">The same photos of the validation '
         f"split at each evaluation; a caption stands where it first came.</p>{figures}</section>"

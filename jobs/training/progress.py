@@ -1,4 +1,4 @@
-"""Tells how a training run goes, from the figures that it writes to its OUTPUT, and keeps its page up to date."""
+"""Displays the progress of a training run from the metrics in its OUTPUT, and keeps its page up to date."""
 
 import json
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ from jobs.progress import duration
 from jobs.training.page import TrainPage
 from jobs.watch import Watch
 
-#: What of a validation's record is no score.
+#: The keys of a validation's record that are not scores.
 _NO_SCORES = frozenset({"kind", "step", "total_steps", "stage", "epoch", "images_seen", "seconds", "best", "samples"})
 
 
-class Teller(Watch):
-    """While in its `with` block, tells of each new record of `OUTPUT/metrics.jsonl`.
+class TrainProgress(Watch):
+    """A context manager that displays each new record of `OUTPUT/metrics.jsonl`.
 
-    Steps are progress, shown as the shared options ask; notes and validations are always told. With a
-    `page`, that is written anew after each validation and at the end.
+    Steps are shown as progress, as the shared options say; notes and validations are always printed. `page`
+    is rewritten after each validation and at the end.
     """
 
     def __init__(self, output: Location, page: TrainPage | None = None) -> None:
@@ -29,16 +29,16 @@ class Teller(Watch):
         self._output = output
         self._file = output / "metrics.jsonl"
         self._page = page
-        self._told: set[str] = set()
+        self._seen: set[str] = set()
         self._last: dict[str, Any] = {}
         self._best: dict[str, Any] = {}
         self._display = Display(self)
 
     def __enter__(self) -> Self:
-        # What an earlier start left is known, also what it did behind its last saved state, which will be done again.
-        self._told = set(self._lines())
-        for line in self._told:
-            self._learn(json.loads(line))
+        # Skip the records of earlier starts, also those after the last saved state, whose steps are repeated.
+        self._seen = set(self._lines())
+        for line in self._seen:
+            self._update(json.loads(line))
         self._display.__enter__()
         saved = saved_step(self._output) or 0
         if saved:
@@ -50,15 +50,15 @@ class Teller(Watch):
     ) -> None:
         super().__exit__(kind, error, trace)
         self.look()
-        self._draw()
+        self._write_page()
         self._display.__exit__(kind, error, trace)
 
     def line(self) -> str:
-        """The last step's record, or that there is none yet."""
+        """The last step's record as a line, or a message that there is none yet."""
         return describe_record(self._last) if self._last else "Starting: workers, model and data are being loaded."
 
     def fraction(self) -> float | None:
-        """The share of steps done."""
+        """The fraction of steps that are done."""
         return self._last["step"] / max(self._last["total_steps"], 1) if self._last else None
 
     def details(self) -> list[tuple[str, str]]:
@@ -75,34 +75,34 @@ class Teller(Watch):
         return {"unit": "step", "done": last["step"], "total": last["total_steps"], "seconds_left": left, **rest}
 
     def look(self) -> None:
-        """Tell what is new."""
+        """Display new records."""
         validated = False
         for line in self._lines():
-            if line in self._told:
+            if line in self._seen:
                 continue
-            self._told.add(line)
+            self._seen.add(line)
             record = json.loads(line)
-            self._learn(record)
+            self._update(record)
             if record["kind"] == "step":
                 self._display.refresh()
             else:
                 self._display.emit(record["kind"], record, describe_record(record))
                 validated = validated or record["kind"] == "validation"
         if validated:
-            self._draw()
+            self._write_page()
 
-    def _learn(self, record: dict[str, Any]) -> None:
+    def _update(self, record: dict[str, Any]) -> None:
         if record["kind"] == "step" and record["step"] >= self._last.get("step", 0):
             self._last = record
         elif record["kind"] == "validation" and record["best"] and record["step"] >= self._best.get("step", 0):
             self._best = record
 
-    def _draw(self) -> None:
+    def _write_page(self) -> None:
         if self._page is None:
             return
         try:
             self._page.write()
-        except CaptioningError as error:  # a page that cannot be written stops no training
+        except CaptioningError as error:  # must not stop the training
             self._display.print_line(f"The page {self._page.file} could not be written: {error}")
             self._page = None
 
@@ -110,11 +110,11 @@ class Teller(Watch):
         try:
             return self._file.read_text().splitlines() if self._file.exists() else []
         except StorageError:
-            return []  # being replaced just now; the next look will do
+            return []  # being replaced right now
 
 
 def describe_record(record: Mapping[str, Any]) -> str:
-    """A record of the training history as a line for people."""
+    """A record of the training history as a readable line."""
     if record["kind"] == "note":
         return str(record["message"])
     place = f"step {record['step']:>6,}/{record['total_steps']:,}  {record['stage']} {record['epoch']:.2f}"
@@ -128,11 +128,11 @@ def describe_record(record: Mapping[str, Any]) -> str:
     if "cider_d" in record:
         scores = f"CIDEr-D {record['cider_d']:.1f}  BLEU-4 {record['bleu_4']:.1f}  ROUGE-L {record['rouge_l']:.1f}"
     else:
-        told = {name: value for name, value in record.items() if name not in _NO_SCORES}
-        scores = "  ".join(f"{name} {value:.2f}" for name, value in told.items())
-    said = "".join(f"\n    {key}: {caption}" for key, caption in record["samples"])
-    mark = "  (best so far)" if record["best"] else "  (best of this stage)" if record.get("best_of_stage") else ""
-    return f"{place}  validation: {scores}{mark}{said}"
+        others = {name: value for name, value in record.items() if name not in _NO_SCORES}
+        scores = "  ".join(f"{name} {value:.2f}" for name, value in others.items())
+    samples = "".join(f"\n    {key}: {caption}" for key, caption in record["samples"])
+    best = "  (best so far)" if record["best"] else "  (best of this stage)" if record.get("best_of_stage") else ""
+    return f"{place}  validation: {scores}{best}{samples}"
 
 
 def _seconds_left(record: Mapping[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""What every worker of a training runs, its process group already joined by Ray Train."""
+"""The function that every training worker runs, after Ray Train has set up the process group."""
 
 import os
 from collections.abc import Callable
@@ -9,28 +9,27 @@ from captioning.errors import UsageError
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Train as one of the workers: `config` has the `settings`, the `output`, and whether a `gpu` is to be used.
+    """Train as one of the workers.
 
-    `folder` is the one in which the command was given.
-
-    `mark`, if there is one, is a file of the driver's in `output`: who does not see it would train into a folder of
-    its own. Raises `UsageError` then, and whatever stops a training.
+    `config` has the `settings`, the `output`, whether to use a `gpu`, and the `folder` in which the command was
+    given. `probe`, if there is one, is a file that the driver wrote to `output`: a worker that does not see it
+    has another folder there. Raises `UsageError` then, and the errors of `TrainingRun`.
     """
     import torch
 
     from captioning.data.shards import ShardSet
     from captioning.storage import Location
     from captioning.training.loop import TrainingRun
-    from captioning.training.output import claim, kept_tokenizer
+    from captioning.training.output import claim_output, load_run_tokenizer
     from captioning.training.parts import make_parts, make_tokenizer
     from captioning.training.workers import Workers
 
-    # Ray Train gives each worker a folder of its own. Paths in settings are relative to where the command was given.
-    with suppress(OSError):  # another machine may not have it, and is given URIs or whole paths then
+    # Ray Train starts workers in a folder of its own, but paths in the settings are relative to the command's.
+    with suppress(OSError):  # other machines may not have the folder; settings then have URIs or absolute paths
         os.chdir(config["folder"])
     settings, output = config["settings"], config["output"]
-    mark = config.get("mark")
-    if mark is not None and not mark.exists():
+    probe = config.get("probe")
+    if probe is not None and not probe.exists():
         raise UsageError(
             f"The folder {output} is another one on some nodes of the cluster. A training on several nodes keeps its "
             "states where all reach them: give -o a URI (s3://…) or a folder of a file system that they share."
@@ -41,27 +40,27 @@ def train_worker(config: dict[str, Any]) -> None:
         from ray.train.torch import get_device
 
         device = get_device()
-        torch.cuda.set_device(device)  # what gathers objects over NCCL goes by the current device
-    workers = Workers.of_process_group(device)
+        torch.cuda.set_device(device)  # NCCL collectives of Python objects use the current device
+    workers = Workers.from_process_group(device)
     shards = ShardSet.open(Location.parse(settings.data, settings.storage))
     tokenizer = None
     notes: list[str] = []
     if workers.rank == 0:
-        tokenizer = kept_tokenizer(output) or make_tokenizer(settings, shards, notes.append)
+        tokenizer = load_run_tokenizer(output) or make_tokenizer(settings, shards, notes.append)
     tokenizer = workers.broadcast(tokenizer)
     parts = make_parts(settings, tokenizer, shards, notes.append)
-    leaving = _node_is_leaving() if config.get("several_nodes") else None
-    run = TrainingRun(settings, parts, shards, output, workers, notes=notes, leaving=leaving)
-    # Only when every worker could make its part is anything written: a wrong setting leaves OUTPUT free.
+    preemption_pending = _preemption_check() if config.get("several_nodes") else None
+    run = TrainingRun(settings, parts, shards, output, workers, notes=notes, preemption_pending=preemption_pending)
+    # Write nothing until every worker has got this far: a wrong setting must leave OUTPUT empty.
     workers.gather(True)
     if workers.rank == 0:
-        claim(output, settings, shards, tokenizer)
+        claim_output(output, settings, shards, tokenizer)
     run.run()
 
 
-def _node_is_leaving() -> Callable[[], bool] | None:
-    """Asks, all workers at once, whether a node of one of them is about to be taken away; None for a Ray without."""
+def _preemption_check() -> Callable[[], bool] | None:
+    """A collective call that tells whether a worker's node is about to be preempted; None if Ray is too old."""
     import ray.train
 
-    ask = getattr(ray.train, "get_preemption_info", None)  # since 2.60
-    return None if ask is None else lambda: ask() is not None
+    get_info = getattr(ray.train, "get_preemption_info", None)  # since 2.60
+    return None if get_info is None else lambda: get_info() is not None

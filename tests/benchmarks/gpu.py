@@ -28,7 +28,7 @@ from captioning.models.base import PAD_TARGET, Vocabulary
 from captioning.models.registry import build_model
 from captioning.refs import resolve
 from captioning.storage import Location
-from captioning.training.batches import Batch, BatchMaker
+from captioning.training.batches import Batch, Collator
 from captioning.training.objectives.cross_entropy import CrossEntropy
 from captioning.training.settings import TrainSettings
 from captioning.training.sources import ImageSource
@@ -105,7 +105,7 @@ def make_stage(settings: TrainSettings, case: Case, device: torch.device) -> Sta
     samples = settings.images_per_step * _STEPS_OF_EPOCH
     train = (ShardInfo("train-000000.tar", samples, samples * _CAPTIONS, 0),)
     shards = ShardSet(Location.parse("nowhere"), "benchmark", "benchmark", {"train": train})
-    batches = BatchMaker(
+    batches = Collator(
         Preprocess(settings.preprocess),
         load_tokenizer(resolve("flickr-lstm")[1]),
         Augment(flip=False, crop=1.0, seed=0),
@@ -129,7 +129,7 @@ def make_batch(stage: Stage, case: Case) -> Batch:
         with stage.autocast():
             stem = stage.model.stem(pixels.to(stage.workers.device)).cpu().half()
     batch = Batch(keys, None if case.kept else pixels, captions, of_image, stem=stem)
-    return batch.pinned() if stage.workers.device.type == "cuda" else batch
+    return batch.pin_memory() if stage.workers.device.type == "cuda" else batch
 
 
 def _timed(stage: Stage, batch: Batch, number: int) -> float:

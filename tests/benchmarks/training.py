@@ -32,10 +32,10 @@ from captioning.data.word_tokenizer import WordTokenizer
 from captioning.refs import resolve
 from captioning.storage import Location
 from captioning.training.batches import Batch
-from captioning.training.make_stage import StageMaker
 from captioning.training.parts import make_parts
 from captioning.training.settings import TrainSettings
 from captioning.training.stage import Stage
+from captioning.training.stage_builder import StageBuilder
 from captioning.training.workers import Workers
 from tests.benchmarks.photos import collect_photos
 
@@ -109,7 +109,7 @@ def measure_worker(rank: int, world: int, port: int, folder: str, rounds: int) -
     torch.set_num_threads(1)
     if world > 1:
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    workers = Workers.of_process_group()
+    workers = Workers.from_process_group()
     shards = ShardSet.open(Location.parse(f"{folder}/shards"))
     turns = []
     for case, given in CASES.items():
@@ -131,9 +131,9 @@ def measure_worker(rank: int, world: int, port: int, folder: str, rounds: int) -
 
 
 def _stage(shards: ShardSet, output: Location, workers: Workers, given: Sequence[str]) -> Stage:
-    settings = read_settings(TrainSettings, SETTINGS, [f"workers={workers.world}", *given])
+    settings = read_settings(TrainSettings, SETTINGS, [f"workers={workers.world_size}", *given])
     parts = make_parts(settings, load_tokenizer(resolve(MODEL)[1]))
-    return StageMaker(settings, parts, shards, output, workers).stage(0, None, tell=lambda _: None)
+    return StageBuilder(settings, parts, shards, output, workers).build_stage(0, None, log=lambda _: None)
 
 
 def _train(stage: Stage, epoch: Iterable[list[Batch]]) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-# What timm brings along takes longer to load than the training of a few steps: once, for all forks.
+# Importing timm takes longer than training a few steps, so it is done once for all forks.
 import timm  # noqa: F401
 import torch
 import torch.distributed as dist
@@ -21,8 +21,8 @@ import torch.distributed as dist
 from captioning import local_files
 from captioning.config import read_settings
 from captioning.storage import Location
-from captioning.training import figures
-from captioning.training.best import BestWriter
+from captioning.training import history
+from captioning.training.best import BestCheckpoint
 from captioning.training.loop import TrainingRun
 from captioning.training.settings import TrainSettings
 from captioning.training.state import StateWriter
@@ -30,8 +30,7 @@ from jobs.training.worker import train_worker
 
 WORLD = 2
 
-#: Seconds between a file's being written and its getting its name, in states and best checkpoints; and those that a
-#: phase has at least.
+#: Seconds between writing and renaming a file of a state or best checkpoint, and the minimum duration of a phase.
 PAUSE = 0.03
 PHASE = 0.1
 
@@ -39,8 +38,8 @@ PHASE = 0.1
 def work(rank: int, recipe: str, output: str, place: str) -> None:
     """One worker of an attempt; `place` is a folder of the attempt's own."""
     torch.set_num_threads(1)
-    # Drawing takes longer than all the rest.
-    figures.draw_curves = lambda history: f"a picture of {len(history)} records".encode()  # type: ignore[attr-defined]
+    # Plotting takes longer than everything else.
+    history.draw_curves = lambda records: f"a picture of {len(records)} records".encode()  # type: ignore[attr-defined]
     if rank == 0:
         _tell_phases(Path(place))
         _take_time()
@@ -51,7 +50,7 @@ def work(rank: int, recipe: str, output: str, place: str) -> None:
 
 
 def _tell_phases(place: Path) -> None:
-    """Write to `place` what the run is at, from which step it went on, and all moments that it has come to."""
+    """Write the run's current phase, the step that it resumed from, and a log of its phases to `place`."""
     file = os.open(place / "phase", os.O_CREAT | os.O_WRONLY)
     moments = os.open(place / "moments", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
 
@@ -82,16 +81,16 @@ def _tell_phases(place: Path) -> None:
 
         first(TrainingRun, name, begin, lambda run: say(run, "step"))
 
-    phase("enter", "entering")
+    phase("start_stage", "entering")
     phase("validate", "validation")
     phase("_after_step", "step")
     phase("_search", "search")
     first(StateWriter, "_write", lambda _, progress, *__: note(progress["step"], "state"))
-    first(BestWriter, "write", lambda _, stage, weights, progress, *__: note(progress.step, "best"))
+    first(BestCheckpoint, "write", lambda _, stage, weights, progress, *__: note(progress.step, "best"))
 
 
 def _take_time() -> None:
-    """Let files of states and best checkpoints, and the renaming of the latter, take long enough to be hit."""
+    """Slow down writing states and best checkpoints, and renaming the latter, so that kills can hit them."""
     write, rename = local_files._write_temp, os.rename
 
     def write_temp(path: str, *args: Any) -> str:
@@ -149,7 +148,7 @@ class Attempt:
         """SIGKILL both as soon as `when` holds; False if they end before."""
         while all(process.is_alive() for process in self._processes):
             if when():
-                # Does it still hold when nothing moves?
+                # Check again while the processes are stopped.
                 self._signal(signal.SIGSTOP)
                 if when():
                     self._signal(signal.SIGKILL)

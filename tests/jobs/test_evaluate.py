@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from captioning.captioner import load_captioner
 from captioning.data.shards import ShardSet
 from captioning.storage import Location
-from captioning.training.validation import describe, score
+from captioning.training.validation import caption_split, score_samples
 from jobs.__main__ import app
 from tests.tiny import save_tiny_captioner, write_tiny_shards
 
@@ -58,7 +58,7 @@ def test_the_metrics_are_printed_and_written(folder: Path) -> None:
     for each in written["evaluations"]:
         size = each["decoding"]["beam_size"]
         captioner = load_captioner(str(folder / "model"), decoding={"beam_size": size})
-        expected = score(describe(captioner, shards, "test")).summary()
+        expected = score_samples(caption_split(captioner, shards, "test")).summary()
         assert each["metrics"] == pytest.approx(expected)
         assert each["metrics"]["num_images"] == 11
         size_named = "greedy" if size == 1 else f"beam {size}"
@@ -96,7 +96,7 @@ def test_a_person_is_scored_on_the_same_photos(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     people = json.loads(output.read_text())["people"]
     quality, speech = (line for line in result.output.splitlines() if "a person " in line)
-    # Whoever says of a square what the others say of it is right throughout, and finds it.
+    # People who describe a square in the same words get full scores, and find it.
     assert people["bleu_4"] == pytest.approx(100, abs=1e-3)
     assert people["recall_at_1"] == 100
     assert people["num_images"] == 3

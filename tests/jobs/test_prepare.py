@@ -121,7 +121,7 @@ def test_images_of_which_none_decodes_are_refused_and_leave_no_files(dataset, ra
     ],
 )
 def test_wrong_usage_is_one_message_and_writes_nothing(dataset, change, message):
-    # Tars that nobody can name stand in the way as another dataset's shards do.
+    # Unknown tars are a conflict like another dataset's shards.
     (dataset / "images/train-000000.tar").write_bytes(b"")
     before = sorted(path.name for path in dataset.rglob("*"))
     result = run(dataset, **change)

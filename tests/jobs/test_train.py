@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from captioning.captioner import load_captioner
 from captioning.storage import Location
-from captioning.training.output import alone
+from captioning.training.output import lock_output
 from jobs.__main__ import app
 from tests.tiny import TINY_RECIPE, write_tiny_shards
 
@@ -112,11 +112,11 @@ def test_a_folder_of_something_else_is_not_taken(recipe: Path, tmp_path: Path) -
 
 def test_two_trainings_in_one_place_are_one_too_many(recipe: Path, tmp_path: Path) -> None:
     write_tiny_shards(tmp_path / "shards", {"train": 2, "val": 2})
-    with alone(Location.parse(str(tmp_path / "run"))):
+    with lock_output(Location.parse(str(tmp_path / "run"))):
         code, said = run("train", "--config", recipe, "--data", tmp_path / "shards", "-o", tmp_path / "run")
         assert code == 2
         assert "under way" in said
-    with alone(Location.parse(str(tmp_path / "run"))):
+    with lock_output(Location.parse(str(tmp_path / "run"))):
         pass
 
 

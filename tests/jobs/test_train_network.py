@@ -1,4 +1,4 @@
-"""The interface of an address, told by the kernel."""
+"""Finding the network interface of an address."""
 
 import sys
 

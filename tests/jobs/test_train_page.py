@@ -5,7 +5,7 @@ from pathlib import Path
 
 from captioning.data.shards import ShardSet, iterate_shard
 from captioning.storage import Location
-from jobs.training.charts import Series, curves, nice_ticks, thinned
+from jobs.training.charts import Series, downsample, line_chart, nice_ticks
 from jobs.training.page import TrainPage
 from tests.tiny import write_tiny_shards
 
@@ -89,8 +89,8 @@ def test_ticks_are_round_and_enclose_the_values() -> None:
         assert 2 <= len(ticks) <= 7
 
 
-def test_long_curves_are_thinned_and_empty_ones_said() -> None:
+def test_long_curves_are_downsampled_and_empty_ones_said() -> None:
     points = [(float(at), 2.0) for at in range(10_000)]
-    assert len(thinned(points)) <= 400
-    assert thinned(points)[-1] == (9999.0, 2.0)
-    assert "Nothing to draw" in curves([Series("loss", [])], label="loss")
+    assert len(downsample(points)) <= 400
+    assert downsample(points)[-1] == (9999.0, 2.0)
+    assert "Nothing to draw" in line_chart([Series("loss", [])], label="loss")

@@ -1,4 +1,4 @@
-"""Where training workers go, planned without Ray."""
+"""Planning where training workers run, without Ray."""
 
 import dataclasses
 
@@ -33,14 +33,14 @@ def test_on_cpus_all_workers_fit_and_after_the_loss_of_any_node_enough(
     nodes: list[Node], workers: int, least: int | None
 ) -> None:
     placement = place_workers(settings(workers=workers, min_workers=least, threads_per_worker=4), nodes)
-    assert (placement.most, placement.least, placement.gpu) == (workers, least or workers, False)
+    assert (placement.max_workers, placement.min_workers, placement.gpu) == (workers, least or workers, False)
     assert 0 < placement.cpus <= 4
-    assert placement.room(nodes) == workers
+    assert placement.capacity(nodes) == workers
     with_cpus = [node for node in nodes if node.cpus]
     for lost in with_cpus if len(with_cpus) > 1 else []:
         left = with_cpus.copy()
         left.remove(lost)
-        assert placement.room(left) >= placement.least
+        assert placement.capacity(left) >= placement.min_workers
 
 
 def test_a_worker_has_the_cpus_of_its_threads_where_there_are_as_many() -> None:
@@ -53,7 +53,7 @@ def test_a_gpu_a_worker_where_there_are_as_many() -> None:
     nodes = [Node(0), Node(16, 4), Node(16, 4)]
     placement = place_workers(settings(workers=8, threads_per_worker=8), nodes)
     assert (placement.gpu, placement.cpus, placement.strategy) == (True, 3.6, "PACK")
-    assert placement.room(nodes) == 8
+    assert placement.capacity(nodes) == 8
     assert place_workers(settings(workers=16), nodes).gpu is False
     assert place_workers(settings(workers=16, min_workers=8), nodes).gpu is True
     with pytest.raises(SettingsError, match="16 worker.s. need as many GPUs, and Ray has 8"):

@@ -1,1 +1,1 @@
-"""What a stage of training makes small: one module an objective."""
+"""Training objectives, one per module."""

@@ -1,6 +1,6 @@
-"""What the training loop asks of an objective: a loss summed over its units, and how it is judged.
+"""The interface of a training objective: a loss summed over its units, and how the model is validated.
 
-An objective knows models and batches, and nothing of steps, optimisers or files.
+An objective computes losses of batches; steps, optimisers and files are the training loop's.
 """
 
 from abc import ABC, abstractmethod
@@ -16,39 +16,39 @@ from captioning.training.workers import Workers
 
 @dataclass(frozen=True)
 class Loss:
-    """What one pass gave: sums over its units, since who divides must know the units of all workers and passes.
+    """The loss of one pass, as sums over its units; the caller divides by the units of all workers and passes.
 
-    `total` is a scalar and is minimised; `facts` are sums over the same units, told as means.
+    `total` is a scalar to minimise; `metrics` are sums over the same units, reported as means.
     """
 
     total: Tensor
-    facts: dict[str, float]
+    metrics: dict[str, float]
 
 
 class Objective(ABC):
-    """What a stage makes small."""
+    """What a stage minimises."""
 
-    #: Learns beside the model, and is thrown away after the stage.
+    #: Trained with the model and discarded after the stage.
     extra: nn.Module | None = None
-    #: The share of the stage that is behind us, 0 to 1; the loop keeps it.
-    done: float = 0.0
-    #: Judged by the CIDEr-D of generated captions; otherwise by `validate`.
-    judged_by_captions: bool = True
-    #: `loss` looks at what the other workers have: all must have as many passes, made up with `absent`.
-    joint: bool = False
+    #: The fraction of the stage that is done, 0 to 1; set by the stage before each step.
+    progress: float = 0.0
+    #: Validated by the CIDEr-D of generated captions; otherwise by `validate`.
+    scored_by_captions: bool = True
+    #: `loss` communicates with the other workers. All must have equally many passes, padded by `loss_without_batch`.
+    collective: bool = False
 
     @abstractmethod
     def units(self, batch: Batch) -> int:
-        """What the loss of `batch` is a sum over: tokens, captions or images. Known before the loss."""
+        """The number of units (tokens, samples or images) that the loss of `batch` sums over."""
 
     @abstractmethod
     def loss(self, model: CaptionModel, batch: Batch) -> Loss:
-        """The loss of one pass. The caller has seeded the random numbers and chosen the precision."""
+        """The loss of one pass. The caller has seeded the random generators and set the precision."""
 
-    def absent(self, model: CaptionModel) -> Loss:
-        """Take part in a pass for which the other workers have batches, and this one has none; for `joint` ones."""
-        raise NotImplementedError(f"{type(self).__name__} needs nothing of the other workers.")
+    def loss_without_batch(self, model: CaptionModel) -> Loss:
+        """Take part in a pass in which only other workers have a batch. For `collective` objectives."""
+        raise NotImplementedError(f"{type(self).__name__} is not collective.")
 
     def validate(self, model: CaptionModel, shards: ShardSet, workers: Workers) -> dict[str, float]:
-        """How well the model does on the validation split; `score` is among the figures, higher is better."""
-        raise NotImplementedError(f"{type(self).__name__} is judged by captions.")
+        """Metrics of the model on the validation split; `score` is one of them, higher is better."""
+        raise NotImplementedError(f"{type(self).__name__} is validated by captions.")

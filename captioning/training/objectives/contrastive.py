@@ -1,8 +1,8 @@
-"""Contrastive training: an image's embedding near its captions', and far from those of other images.
+"""Contrastive training: an image's embedding is pulled towards its captions' and pushed away from other images'.
 
-CLIP's objective (Radford et al. 2021) for images that have several captions each. The text encoder
-learns beside the model, and is thrown away. Shapes: B images and N captions of one worker, over
-all workers A images and C captions; D length of an embedding.
+CLIP's objective (Radford et al. 2021) for images with several captions each. The text encoder is trained
+with the model and then discarded. Shapes: one worker has B images and N captions, all workers together
+A images and C captions; D is the length of an embedding.
 """
 
 import math
@@ -21,24 +21,24 @@ from captioning.data.tokenizers import Tokenizer
 from captioning.errors import SettingsError
 from captioning.models.base import PAD_TARGET, CaptionModel
 from captioning.models.text_tower import TextTower
-from captioning.training.batches import Batch, decode_sample, grouped
+from captioning.training.batches import Batch, batched, decode_sample
 from captioning.training.objectives.base import Loss, Objective
 from captioning.training.objectives.gather import gather_rows
 from captioning.training.objectives.token_rows import token_rows
 from captioning.training.stream import epoch_samples
 from captioning.training.workers import Workers
 
-_IMAGES_AT_ONCE = 32
+_VALIDATION_BATCH = 32
 _Array = np.ndarray[Any, Any]
-#: Logits are cosines times a learned scale, which may not grow beyond CLIP's bound.
+#: Logits are cosines times a learned scale, which CLIP bounds by this.
 _MAX_SCALE = 100.0
-#: Cosines that differ by less are equal: in batches of other sizes equal captions differ in their last digits.
-_EQUAL = 1e-5
+#: Cosines that differ by less count as equal: equal captions in batches of different sizes differ in their last digits.
+_TOLERANCE = 1e-5
 
 
 @settings
 class ContrastiveSettings:
-    """The text encoder that learns beside the image tower, and what is compared."""
+    """The text encoder that is trained with the image tower, and which captions are compared."""
 
     width: Annotated[int, Gt(0)] = 256
     """Width of the text encoder."""
@@ -53,10 +53,10 @@ class ContrastiveSettings:
     """Dropout in the text encoder."""
 
     temperature: Annotated[float, Gt(0)] = 0.07
-    """What cosines are divided by at first; it is learned."""
+    """The initial temperature, which cosines are divided by; it is learned."""
 
     captions_per_image: Annotated[int, Ge(1)] | None = None
-    """Captions of an image in a step, drawn anew each time; null: all that it has."""
+    """Captions of an image in a step, drawn at random each time; null: all of them."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -65,8 +65,8 @@ class ContrastiveSettings:
             raise ValueError(f"temperature {self.temperature} is below {1 / _MAX_SCALE}, CLIP's bound")
 
 
-class TextSide(nn.Module):
-    """What learns beside the image tower: the text encoder, and the scale of the logits."""
+class TextBranch(nn.Module):
+    """The modules that are trained with the image tower: the text encoder and the scale of the logits."""
 
     def __init__(self, tower: TextTower, temperature: float) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class TextSide(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
 
     def scale(self) -> Tensor:
-        """What cosines are multiplied by."""
+        """The factor of the cosines, at most `_MAX_SCALE`."""
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(_MAX_SCALE))
         return self.log_scale.exp()
@@ -83,17 +83,16 @@ class TextSide(nn.Module):
 class Contrastive(Objective):
     """Symmetric InfoNCE over the images of all workers, each with its captions. The units are images.
 
-    From caption to image: cross entropy over all images. From image to captions: for each of its
-    captions, the cross entropy of that one among it and the captions of other images, averaged.
-    The image's other captions are left out rather than made rivals (as they are in SupCon, Khosla
-    et al. 2020, where a caption that fits well is pushed away for its siblings' sake), and nothing
-    is drawn by lot: with few images every caption teaches in every step.
+    From caption to image: cross entropy over all images. From image to captions: for each of its captions, the
+    cross entropy of that one among it and the captions of other images, averaged. The image's other captions
+    are left out, not used as negatives: in SupCon (Khosla et al. 2020) they compete, and one that fits well is
+    pushed away. All captions are used, not a random one: with few images each counts in every step.
 
-    Judged by retrieval on the split: `score` is the mean of recall at 1, 5 and 10 both ways.
+    Validated by retrieval on the split: `score` is the mean of recall at 1, 5 and 10 in both directions.
     """
 
-    judged_by_captions = False
-    joint = True
+    scored_by_captions = False
+    collective = True
 
     def __init__(
         self,
@@ -118,7 +117,7 @@ class Contrastive(Objective):
         self._max_tokens = max_tokens
         self._size: int = size
         with torch.random.fork_rng(devices=[]):
-            # All workers begin alike.
+            # The same initial weights in all workers.
             torch.manual_seed(seed)
             tower = TextTower(
                 vocab_size=tokenizer.vocab_size,
@@ -129,7 +128,7 @@ class Contrastive(Objective):
                 dropout=settings.dropout,
                 embedding_size=size,
             )
-        self._texts = TextSide(tower, settings.temperature)
+        self._texts = TextBranch(tower, settings.temperature)
         self.extra = self._texts
 
     def units(self, batch: Batch) -> int:
@@ -137,113 +136,120 @@ class Contrastive(Objective):
         return len(batch.keys)
 
     def loss(self, model: CaptionModel, batch: Batch) -> Loss:
-        """The loss of this worker's images and captions among those of all workers, which must call it as often."""
-        drawn = self._draw(batch.images)
+        """The loss of this worker's images and captions among those of all workers. Called equally often by all."""
+        selected = self._select_captions(batch.image_index)
         images = model.embed_images(batch.stem_of(model))
-        return self._loss(images, self._texts.tower(self._ended(batch.captions[drawn])), batch.images[drawn])
+        texts = self._texts.tower(self._with_eos(batch.captions[selected]))
+        return self._loss(images, texts, batch.image_index[selected])
 
-    def _ended(self, captions: Tensor) -> Tensor:
-        """Captions (N, T) with the end token, at which the tower looks, in the last place where they were cut."""
-        ends = captions[:, -1:]
-        cut = (ends != PAD_TARGET) & (ends != self._tokenizer.eos_id)
-        return torch.cat([captions[:, :-1], torch.where(cut, self._tokenizer.eos_id, ends)], dim=1)
+    def _with_eos(self, captions: Tensor) -> Tensor:
+        """Captions (N, T) with EOS, where the tower reads its output, as the last token of truncated ones."""
+        last = captions[:, -1:]
+        truncated = (last != PAD_TARGET) & (last != self._tokenizer.eos_id)
+        return torch.cat([captions[:, :-1], torch.where(truncated, self._tokenizer.eos_id, last)], dim=1)
 
-    def absent(self, model: CaptionModel) -> Loss:
-        """What a worker without a batch does while the others have one: it takes part in comparing theirs."""
-        nothing = torch.zeros(0, self._size, device=model.device, requires_grad=True)
-        return self._loss(nothing, nothing, torch.zeros(0, dtype=torch.long, device=model.device))
+    def loss_without_batch(self, model: CaptionModel) -> Loss:
+        """Take part in the gathering of embeddings without contributing any."""
+        empty = torch.zeros(0, self._size, device=model.device, requires_grad=True)
+        return self._loss(empty, empty, torch.zeros(0, dtype=torch.long, device=model.device))
 
-    def _loss(self, images: Tensor, texts: Tensor, owners: Tensor) -> Loss:
-        """`images` (B, D), `texts` (N, D), `owners` (N,) the row of the image that each text belongs to."""
-        # Cosines times a hundred want more digits than bfloat16 has.
+    def _loss(self, images: Tensor, texts: Tensor, image_index: Tensor) -> Loss:
+        """The loss of `images` (B, D) and `texts` (N, D); `image_index` (N,) is the row of each text's image."""
+        # In fp32: cosines times a hundred need more digits than bfloat16 has.
         with torch.autocast(images.device.type, enabled=False):
-            return self._compared(images, texts, owners)
+            return self._loss_in_fp32(images, texts, image_index)
 
-    def _compared(self, images: Tensor, texts: Tensor, owners: Tensor) -> Loss:
+    def _loss_in_fp32(self, images: Tensor, texts: Tensor, image_index: Tensor) -> Loss:
         scale = self._texts.scale()
         rows = torch.cat([functional.normalize(part.float(), dim=1) for part in (images, texts)])
-        counts: list[tuple[int, list[int]]] = self._workers.gather((len(images), owners.tolist()))
-        parts = gather_rows(rows, [count + len(their) for count, their in counts], self._workers)
-        every_image = torch.cat([part[:count] for part, (count, _) in zip(parts, counts, strict=True)])
-        every_text = torch.cat([part[count:] for part, (count, _) in zip(parts, counts, strict=True)])
-        firsts = np.cumsum([0, *(count for count, _ in counts)])
-        every_owner = [int(at) + owner for at, (_, their) in zip(firsts, counts, strict=False) for owner in their]
+        # The number of images of each worker, and its `image_index`.
+        layout: list[tuple[int, list[int]]] = self._workers.gather((len(images), image_index.tolist()))
+        parts = gather_rows(rows, [count + len(theirs) for count, theirs in layout], self._workers)
+        all_images = torch.cat([part[:count] for part, (count, _) in zip(parts, layout, strict=True)])
+        all_texts = torch.cat([part[count:] for part, (count, _) in zip(parts, layout, strict=True)])
+        offsets = np.cumsum([0, *(count for count, _ in layout)])
+        all_index = [int(offset) + row for offset, (_, theirs) in zip(offsets, layout, strict=False) for row in theirs]
         own = parts[self._workers.rank]
         own_images, own_texts = own[: len(images)], own[len(images) :]
-        first = int(firsts[self._workers.rank])
+        offset = int(offsets[self._workers.rank])
         to_texts = self._image_to_texts(
-            scale * own_images @ every_text.T, torch.tensor(every_owner, device=rows.device), first
+            scale * own_images @ all_texts.T, torch.tensor(all_index, device=rows.device), offset
         )
-        to_images = functional.cross_entropy(scale * own_texts @ every_image.T, owners + first, reduction="none")
-        captions_each = owners.bincount(minlength=len(images))[owners]
+        to_images = functional.cross_entropy(scale * own_texts @ all_images.T, image_index + offset, reduction="none")
+        captions_each = image_index.bincount(minlength=len(images))[image_index]
         total = (to_texts.sum() + (to_images / captions_each).sum()) / 2
         return Loss(total, {"loss": float(total.detach())})
 
     @staticmethod
-    def _image_to_texts(logits: Tensor, owners: Tensor, first: int) -> Tensor:
+    def _image_to_texts(logits: Tensor, image_index: Tensor, offset: int) -> Tensor:
         """(B,): the mean over an image's captions of the cross entropy of one among it and the other images' captions.
 
-        `logits` is (B, C), `owners` (C,) the image of each caption, that of the first row being number `first`.
+        `logits` is (B, C), `image_index` (C,) the image of each caption; the first row is image number `offset`.
         """
-        own = owners == torch.arange(len(logits), device=logits.device)[:, None] + first
-        # Not minus infinity: a lone image has no others, and its loss is nothing.
-        others = logits.masked_fill(own, -1e4).logsumexp(1, keepdim=True)
-        losses = functional.softplus(others - logits) * own
+        own = image_index == torch.arange(len(logits), device=logits.device)[:, None] + offset
+        # Finite, because a single image has no negatives and must get a loss of 0.
+        negatives = logits.masked_fill(own, -1e4).logsumexp(1, keepdim=True)
+        losses = functional.softplus(negatives - logits) * own
         return losses.sum(1) / own.sum(1).clamp(min=1)
 
-    def _draw(self, images: Tensor) -> Tensor:
-        """Which captions (N,) of the `images` (N,) are compared, as a mask."""
+    def _select_captions(self, image_index: Tensor) -> Tensor:
+        """A mask (N,) of the captions to compare: a random `captions_per_image` of each image."""
         limit = self._settings.captions_per_image
         if limit is None:
-            return torch.ones_like(images, dtype=torch.bool)
-        # A random order; then by image; then the place of each among its image's.
-        order = torch.randperm(len(images)).to(images.device)
-        order = order[images[order].argsort(stable=True)]
-        counts = images.bincount()
-        places = torch.arange(len(images), device=images.device) - (counts.cumsum(0) - counts)[images[order]]
-        drawn = torch.zeros_like(images, dtype=torch.bool)
-        drawn[order] = places < limit
-        return drawn
+            return torch.ones_like(image_index, dtype=torch.bool)
+        # Shuffle, sort by image, and keep the first `limit` of each image.
+        order = torch.randperm(len(image_index)).to(image_index.device)
+        order = order[image_index[order].argsort(stable=True)]
+        counts = image_index.bincount()
+        starts = (counts.cumsum(0) - counts)[image_index[order]]
+        ranks = torch.arange(len(image_index), device=image_index.device) - starts
+        selected = torch.zeros_like(image_index, dtype=torch.bool)
+        selected[order] = ranks < limit
+        return selected
 
     @torch.no_grad()
     def validate(self, model: CaptionModel, shards: ShardSet, workers: Workers) -> dict[str, float]:
-        """Recall in percent of the split's captions for its images and the other way round, and their mean, `score`."""
+        """Retrieval recall on the split in both directions, in percent, and the mean, `score`."""
         model.eval()
         self._texts.eval()
-        images, texts, owners = [], [], []
-        place = {"rank": workers.rank, "world": workers.world}
-        samples = epoch_samples(shards, self._split, epoch=0, seed=0, shuffle=False, **place)
-        for some in grouped(samples, _IMAGES_AT_ONCE):
-            pixels = np.stack([decode_sample(sample, self._preprocess) for sample in some])
+        images: list[_Array] = []
+        texts: list[_Array] = []
+        image_index: list[int] = []
+        place = {"rank": workers.rank, "world_size": workers.world_size}
+        stream = epoch_samples(shards, self._split, epoch=0, seed=0, shuffle=False, **place)
+        for samples in batched(stream, _VALIDATION_BATCH):
+            first = len(images)
+            pixels = np.stack([decode_sample(sample, self._preprocess) for sample in samples])
             stem = model.stem(torch.from_numpy(pixels).to(workers.device))
             images += list(functional.normalize(model.embed_images(stem).float(), dim=1).cpu().numpy())
-            captions = [caption for sample in some for caption in sample.captions]
+            captions = [caption for sample in samples for caption in sample.captions]
             rows = token_rows(captions, self._tokenizer, self._max_tokens).to(workers.device)
             texts += list(functional.normalize(self._texts.tower(rows).float(), dim=1).cpu().numpy())
-            first = len(images) - len(some)
-            owners += [first + at for at, sample in enumerate(some) for _ in sample.captions]
+            image_index += [first + at for at, sample in enumerate(samples) for _ in sample.captions]
         self._texts.train()
-        shares = workers.gather((images, texts, owners))
-        firsts = np.cumsum([0, *(len(share[0]) for share in shares)])
+        gathered = workers.gather((images, texts, image_index))
+        offsets = np.cumsum([0, *(len(theirs[0]) for theirs in gathered)])
         return recalls(
-            np.stack([image for share in shares for image in share[0]]),
-            np.stack([text for share in shares for text in share[1]]),
-            np.array([int(at) + owner for at, share in zip(firsts, shares, strict=False) for owner in share[2]]),
+            np.stack([image for theirs in gathered for image in theirs[0]]),
+            np.stack([text for theirs in gathered for text in theirs[1]]),
+            np.array(
+                [int(offset) + row for offset, theirs in zip(offsets, gathered, strict=False) for row in theirs[2]]
+            ),
         )
 
 
-def recalls(images: _Array, texts: _Array, owners: _Array) -> dict[str, float]:
-    """Recall at 1, 5 and 10 in percent both ways, and their mean, `score`.
+def recalls(images: _Array, texts: _Array, image_index: _Array) -> dict[str, float]:
+    """Recall at 1, 5 and 10 in percent in both directions, and their mean, `score`.
 
-    `images` (A, D) and `texts` (C, D) have length one, `owners` (C,) is the row of each text's image.
-    An image has found its captions when the best-placed of them is among the first k.
+    `images` (A, D) and `texts` (C, D) are unit vectors, `image_index` (C,) is the row of each text's image.
+    An image counts as found at k if any of its captions is among the first k.
     """
-    likeness = texts @ images.T
-    own = likeness[np.arange(len(texts)), owners]
-    image_rank = (likeness > own[:, None] + _EQUAL).sum(1)
+    similarity = texts @ images.T
+    own = similarity[np.arange(len(texts)), image_index]
+    image_rank = (similarity > own[:, None] + _TOLERANCE).sum(1)
     best = np.full(len(images), -np.inf)
-    np.maximum.at(best, owners, own)
-    text_rank = (likeness > best[None] + _EQUAL).sum(0)
-    found = {f"text_to_image_r{k}": 100 * float((image_rank < k).mean()) for k in (1, 5, 10)}
-    found |= {f"image_to_text_r{k}": 100 * float((text_rank < k).mean()) for k in (1, 5, 10)}
-    return {**found, "score": sum(found.values()) / len(found)}
+    np.maximum.at(best, image_index, own)
+    text_rank = (similarity > best[None] + _TOLERANCE).sum(0)
+    recall = {f"text_to_image_r{k}": 100 * float((image_rank < k).mean()) for k in (1, 5, 10)}
+    recall |= {f"image_to_text_r{k}": 100 * float((text_rank < k).mean()) for k in (1, 5, 10)}
+    return {**recall, "score": sum(recall.values()) / len(recall)}

@@ -1,4 +1,4 @@
-"""Rows of every worker in every worker, with gradients back to those who made them."""
+"""A differentiable all-gather of rows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,25 +11,25 @@ from captioning.training.workers import Workers
 
 
 def gather_rows(rows: Tensor, sizes: Sequence[int], workers: Workers) -> list[Tensor]:
-    """The `rows` (n, D) of each worker, by rank; `sizes` says how many each has.
+    """The `rows` (n, D) of every worker in order of rank; `sizes` holds each worker's n.
 
-    Backward, each worker gets the sum of what all of them have for its rows. So all must go
-    forward and backward through here equally often, those without rows too, whose `rows` (0, D)
-    then need a gradient for it.
+    In backward each worker gets the sum of all workers' gradients for its rows. All workers must therefore
+    run forward and backward equally often, including those with no rows: their `rows` (0, D) must require
+    a gradient.
     """
-    if workers.world == 1:
+    if workers.world_size == 1:
         return [rows]
     longest = max(sizes)
-    every: Tensor = _Gather.apply(rows, longest, workers.rank, workers.world)
-    return [part[:size] for part, size in zip(torch.split(every, longest), sizes, strict=True)]
+    gathered: Tensor = _Gather.apply(rows, longest, workers.rank, workers.world_size)
+    return [part[:size] for part, size in zip(torch.split(gathered, longest), sizes, strict=True)]
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, longest: int, rank: int, world: int) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, longest: int, rank: int, world_size: int) -> Tensor:
         ctx.own = slice(rank * longest, rank * longest + len(rows))
         padded = torch.cat([rows, rows.new_zeros(longest - len(rows), rows.shape[1])])
-        parts = [torch.empty_like(padded) for _ in range(world)]
+        parts = [torch.empty_like(padded) for _ in range(world_size)]
         dist.all_gather(parts, padded)
         return torch.cat(parts)
 

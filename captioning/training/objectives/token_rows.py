@@ -1,4 +1,4 @@
-"""Captions as padded rows of token ids, ended by the end token."""
+"""Captions as padded rows of token ids with EOS."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from captioning.models.base import PAD_TARGET
 
 
 def token_rows(captions: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> Tensor:
-    """`captions` as (N, T) long, each cut to `max_tokens` with its end token, padded with `PAD_TARGET`."""
+    """`captions` as (N, T) long, each truncated to `max_tokens` including EOS, padded with `PAD_TARGET`."""
     rows = [[*tokenizer.encode(caption)[: max_tokens - 1], tokenizer.eos_id] for caption in captions]
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[PAD_TARGET] * (longest - len(row))] for row in rows])

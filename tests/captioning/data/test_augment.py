@@ -1,4 +1,4 @@
-"""Views of training images: what may be mirrored, what a crop keeps, and that nothing but the key decides."""
+"""Augmentation: which images are mirrored, how much a crop keeps, and that views depend on the key alone."""
 
 import io
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioning.data.augment import PLAIN, Augment, View, choose
+from captioning.data.augment import PLAIN, Augment, View, choose_view
 from captioning.data.preprocess import Preprocess, PreprocessSettings
 
 KEYS = [f"photo-{number}" for number in range(400)]
@@ -95,7 +95,7 @@ def test_crops_keep_what_they_must_and_lie_within_the_image(crop: float) -> None
     if crop == 1:
         assert (boxes == [0, 0, 1, 1]).all()
     else:
-        # Spread over all that is allowed: sizes, places and shapes.
+        # Crops cover the allowed range of sizes, positions and aspect ratios.
         assert area.min() < crop + 0.1 * (1 - crop)
         assert area.max() > 1 - 0.1 * (1 - crop)
         assert left.std() > 0.01
@@ -116,11 +116,11 @@ def test_views_follow_from_seed_key_and_number_alone() -> None:
 
 
 def test_every_view_is_chosen_alike_and_epochs_differ() -> None:
-    chosen = np.array([[choose(1, epoch, key, 3) for key in KEYS] for epoch in range(4)])
+    chosen = np.array([[choose_view(1, epoch, key, 3) for key in KEYS] for epoch in range(4)])
     assert (np.bincount(chosen.ravel(), minlength=3) > 0.28 * chosen.size).all()
     assert set(chosen.ravel().tolist()) == {0, 1, 2}
     assert (chosen[0] != chosen[1]).mean() > 0.5
-    assert choose(1, 0, "photo", 1) == 0
+    assert choose_view(1, 0, "photo", 1) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""HEIC: read where its extra is, refused with the way out where it is not."""
+"""HEIC images: read if the extra is installed, otherwise refused with advice."""
 
 import io
 import sys

@@ -131,7 +131,7 @@ def test_half_transparent_is_half_white():
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation):
     upright = photo(32, 48)
-    # How a camera held that way stores the picture: the inverse of the turn that the tag asks for.
+    # A camera stores the picture with the inverse of the transformation that the tag asks for.
     inverse = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]
     stored = upright if inverse is None else upright.transpose(Image.Transpose(inverse))
     exif = Image.Exif()

@@ -106,7 +106,7 @@ def test_wrong_settings_are_refused(text):
 
 
 def scene(width: int, height: int) -> np.ndarray:
-    """Something with edges, gradients and fine grain, as photos have."""
+    """A picture with edges, gradients and fine grain, like photos."""
     y, x = np.mgrid[:height, :width]
     rng = np.random.default_rng(1)
     waves = [127 + 90 * np.sin(x / (17 + 9 * c)) * np.cos(y / (23 - 5 * c)) for c in range(3)]
@@ -120,7 +120,7 @@ def scene(width: int, height: int) -> np.ndarray:
 def test_a_large_jpeg_decoded_at_a_scale_is_nearly_the_same(mode, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    # No multiples of four: the last pixels of a quarter are of the photo in part only.
+    # Not multiples of four: at scale 1/4 the photo covers the last row and column only partly.
     data = jpeg(scene(1601, 1201), exif=exif)
     whole = Preprocess(PreprocessSettings(mode=mode, scaled_decoding=False)).from_bytes(data)
     scaled = Preprocess(PreprocessSettings(mode=mode)).from_bytes(data)

@@ -107,7 +107,7 @@ def test_a_key_has_no_dot_and_no_folder(image, key):
 
 
 def test_a_folder_that_webdataset_would_pass_over_is_renamed():
-    assert make_key("__x__/1.jpg", whole=True) == "_x__/1"
+    assert make_key("__x__/1.jpg", full_path=True) == "_x__/1"
 
 
 def test_shards_hold_one_split_each_and_every_sample_once():

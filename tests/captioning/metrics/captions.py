@@ -1,4 +1,4 @@
-"""Captions for the tests of the metrics: random and awkward ones, and such as people and captioners write."""
+"""Captions for the tests of the metrics: random, awkward, and realistic ones."""
 
 import random
 

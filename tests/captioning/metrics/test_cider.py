@@ -1,4 +1,4 @@
-"""CIDEr-D kept with the document frequencies of one corpus."""
+"""CIDEr-D with fixed document frequencies."""
 
 import gzip
 import math
@@ -67,7 +67,7 @@ def test_an_ngram_of_one_image_weighs_as_one_of_none_and_takes_no_room() -> None
     [
         pytest.param(b"", id="empty"),
         pytest.param(b"words", id="no-gzip"),
-        # Without `mtime`, a compressed file holds the second it was made in: no two processes would collect one test.
+        # `mtime` is fixed, since pytest-xdist needs the same test id in every process.
         pytest.param(gzip.compress(b"{}", mtime=0), id="an-object"),
         pytest.param(gzip.compress(b"[1", mtime=0), id="cut-off"),
         pytest.param(gzip.compress(b"[]", mtime=0), id="an-empty-list"),

@@ -1,4 +1,4 @@
-"""What a person scores: each caption in turn against the photo's others."""
+"""The human baseline: each caption in turn against the photo's others."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def test_it_is_the_mean_over_the_choices() -> None:
     ]
     people = people_scores(references)
     assert people == pytest.approx({key: sum(each[key] for each in summaries) / 5 for key in summaries[0]})
-    # Nobody is scored against his own caption.
+    # No caption is scored against itself.
     assert people["bleu_4"] < 90
     assert people["num_images"] == 12
 

@@ -1,4 +1,4 @@
-"""Self-retrieval: ranks against those of the scorer itself, and examples that can be told by hand."""
+"""Self-retrieval: ranks against those computed with the scorer, and examples worked out by hand."""
 
 import pytest
 
@@ -32,14 +32,14 @@ def test_a_caption_finds_the_photo_that_it_tells_of() -> None:
     right = [originals[0] for originals in references]
     assert ranks(right, references) == [1, 1, 1, 1]
     turned = [right[1], right[0], right[2], right[3]]
-    # Told of another photo, a caption finds that one first, and its own among all that it has nothing to do with.
+    # A caption of another photo finds that one first; its own ranks with all unrelated ones.
     assert ranks(turned, references) == [4, 4, 1, 1]
 
 
 def test_a_tie_is_taken_at_its_worst() -> None:
     references = [[["a", "dog", "runs"]], [["two", "men", "sit"]], [["a", "dog", "runs"]], [["two", "men", "sit"]]]
     assert ranks([["a", "dog"], ["two"], ["a", "dog"], []], references) == [2, 2, 2, 4]
-    # A caption of words that every photo has fits all of them, and finds none.
+    # A caption of words that all photos share fits all of them, and finds none.
     same = [[["a", "photo"]], [["a", "photo"]], [["a", "photo"]]]
     assert ranks([["a", "photo"]] * 3, same) == [3, 3, 3]
 

@@ -1,4 +1,4 @@
-"""All metrics of a set of captions in one go."""
+"""All metrics of a set of captions together."""
 
 import shutil
 
@@ -37,7 +37,7 @@ def test_what_is_reported() -> None:
     assert scores.cider_d == pytest.approx(sum(scores.cider_d_of.values()) / 3)
     assert scores.cider_d_of["2.jpg"] > 100 > scores.cider_d_of["3.jpg"]
     assert scores.words == 12
-    # The third photo's caption is the first's, and finds that one before its own.
+    # The third photo has the first one's caption, which finds the first photo before the third.
     assert scores.rank_of == {"1.jpg": 1, "2.jpg": 1, "3.jpg": 2}
     assert scores.recall_at(1) == pytest.approx(200 / 3)
     summary = scores.summary()

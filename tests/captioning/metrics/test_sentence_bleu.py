@@ -1,4 +1,4 @@
-"""Sentence BLEU with one added to the longer matches."""
+"""Sentence BLEU with add-one smoothing of bigrams and longer."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Small training runs for tests: a recipe of a few steps, begun, stopped, gone on with, or judged as a test says."""
+"""Small training runs for tests: recipes of a few steps, and runs with given validation scores."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +36,7 @@ log_every_steps: 2
 save_every_steps: 3
 """
 
-#: The encoder learns first, is then frozen and its features kept, then captions are valued.
+#: The encoder is trained, then frozen with its features cached, then self-critical training.
 LSTM_STAGES = (
     RECIPE
     + """
@@ -50,7 +50,7 @@ stages:
 """
 )
 
-#: The image tower alone, GPT-2 alone, what joins them on kept features, and all of it.
+#: The image tower, GPT-2, the mapper on cached features, and everything together.
 CLIP_STAGES = """
 model:
   kind: clip_gpt2
@@ -96,7 +96,7 @@ def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Equal but for the last digits."""
+    """Equal except for rounding."""
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(
@@ -108,25 +108,25 @@ def best_of_stage(folder: Path, stage: int) -> dict[str, Tensor]:
     return load_weights(Location.parse(str(folder)), f"stage-{stage:02d}-best")
 
 
-class Judged(TrainingRun):
-    """A run whose validations find the `marks` that a test gives by step, and that remembers what it had when."""
+class ScriptedRun(TrainingRun):
+    """A run whose validation scores are given by step. Records its weights at each validation and stage start."""
 
-    marks: Mapping[int, float]
+    scores: Mapping[int, float]
 
-    def _judge(self, stage: Stage) -> tuple[dict[str, float], list[tuple[str, str]]]:
-        self.__dict__.setdefault("judged", {})[self.progress.step] = weights(self)
-        return dict.fromkeys(("cider_d", "bleu_4", "rouge_l", "score"), self.marks[self.progress.step]), []
+    def _evaluate(self, stage: Stage) -> tuple[dict[str, float], list[tuple[str, str]]]:
+        self.__dict__.setdefault("validated", {})[self.progress.step] = weights(self)
+        return dict.fromkeys(("cider_d", "bleu_4", "rouge_l", "score"), self.scores[self.progress.step]), []
 
-    def enter(self, given: Mapping[str, Tensor] | None) -> Stage:
-        stage = super().enter(given)
-        self.__dict__.setdefault("entered", []).append(weights(self))
+    def start_stage(self, given: Mapping[str, Tensor] | None) -> Stage:
+        stage = super().start_stage(given)
+        self.__dict__.setdefault("at_start", []).append(weights(self))
         return stage
 
 
-def judge(settings: TrainSettings, shards: ShardSet, folder: Path, marks: Mapping[int, float]) -> Any:
-    """A `Judged` run, gone to its end."""
+def run_with_scores(settings: TrainSettings, shards: ShardSet, folder: Path, scores: Mapping[int, float]) -> Any:
+    """A finished `ScriptedRun`."""
     parts = make_parts(settings, make_tokenizer(settings, shards))
-    run = Judged(settings, parts, shards, Location.parse(str(folder)))
-    run.marks = marks
+    run = ScriptedRun(settings, parts, shards, Location.parse(str(folder)))
+    run.scores = scores
     run.run()
     return run

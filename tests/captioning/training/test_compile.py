@@ -1,4 +1,4 @@
-"""`compile`: the model is run through torch.compile, and learns what it learns without."""
+"""`compile`: torch.compile does not change what a model learns."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +24,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """The graphs that are compiled; they are run as they are, which no compiler of C++ is needed for."""
+    """Records the compiled graphs and runs them eagerly, so that no C++ compiler is needed."""
     found: list[Any] = []
 
     def backend(graph: Any, _: Any) -> Callable[..., Any]:
@@ -59,7 +59,7 @@ def test_a_compiled_model_learns_the_same(shards: ShardSet, tmp_path: Path, grap
             assert other[figure] == pytest.approx(one[figure], rel=1e-3)
     for name, value in weights(runs["false"]).items():
         torch.testing.assert_close(weights(runs["true"])[name], value, rtol=1e-2, atol=1e-3)
-    # What is saved is known by its own names.
+    # Saved weights have their original names.
     names = [set(load_file(tmp_path / name / "best" / "model.safetensors")) for name in runs]
     assert names[0] == names[1]
     assert load_captioner(str(tmp_path / "true" / "best"))

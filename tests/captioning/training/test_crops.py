@@ -1,4 +1,4 @@
-"""Crops of streamed images: the part that the view names, close to Pillow's pixels; whole images are Pillow's own."""
+"""Crops of uncached images: the region of the view, close to Pillow's pixels; others are resized by Pillow."""
 
 import io
 from typing import Literal
@@ -16,7 +16,7 @@ from captioning.training.crops import quick_crop
 
 Mode = Literal["crop", "squash"]
 
-#: On whole pixels of 160 × 128, so that both ways see the same part, 80 × 80.
+#: On whole pixels of 160 × 128, so that both implementations crop the same 80 × 80.
 BOX = View((0.25, 0.25, 0.75, 0.875))
 
 
@@ -27,7 +27,7 @@ def png(rgb: np.ndarray) -> bytes:
 
 
 def photo(seed: int = 0) -> bytes:
-    """Coarse noise made smooth: shapes and edges, as photos have them."""
+    """Smoothed coarse noise, which has shapes and edges like photos."""
     coarse = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     return png(np.array(Image.fromarray(coarse).resize((160, 128), Image.Resampling.BICUBIC)))
 
@@ -46,11 +46,11 @@ def test_a_crop_is_nearly_pillows(
     assert ours.shape == (size, size, 3)
     assert ours.dtype == np.uint8
     assert ours.flags.c_contiguous
-    # At the crop's edges Pillow's filter sees what lies beyond.
+    # At the edges of the crop Pillow's filter reads pixels beyond them.
     off = np.abs(ours.astype(int) - pillows.astype(int))
     assert off.mean() < 1
     assert off[size // 10 : -size // 10, size // 10 : -size // 10].max() <= 1
-    # Not so near is what another part of the image, or another image, gives.
+    # Another part of the image, or another image, is not as close.
     assert np.abs(ours.astype(int) - Preprocess(settings).from_bytes(photo(), PLAIN).pixels).mean() > 20
 
 

@@ -1,4 +1,4 @@
-"""The search for a decoding: what it tries, what it chooses, and what it leaves in a checkpoint."""
+"""The decoding search: candidates, the choice, and what is saved in a checkpoint."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,9 @@ from captioning.data.shards import ShardSet
 from captioning.decoding.settings import DecodingSettings
 from captioning.errors import CheckpointError
 from captioning.models.checkpoint_config import hash_files, read_config
-from captioning.training.decoding_search import Tried, choose, keep_decoding, search_decoding, search_record
+from captioning.training.decoding_search import ScoredDecoding, choose, save_decoding, search_decoding, search_record
 from captioning.training.search_settings import SearchSettings
-from captioning.training.validation import describe, score
+from captioning.training.validation import caption_split, score_samples
 from tests.captioning.training.test_validation import with_workers
 from tests.tiny import save_tiny_captioner, write_tiny_shards
 
@@ -37,10 +37,12 @@ def loaded(folder: Path) -> Captioner:
     return load_captioner(str(folder), device="cpu")
 
 
-def tried(beams: int, cider: float, repetitions: int = 0, truncated: int = 0, unknown: int = 0, **more: float) -> Tried:
+def tried(
+    beams: int, cider: float, repetitions: int = 0, truncated: int = 0, unknown: int = 0, **more: float
+) -> ScoredDecoding:
     decoding = DecodingSettings(beam_size=beams, **more)  # type: ignore[arg-type]
     scores = {"cider_d": cider, "repetitions": repetitions, "truncated": truncated, "unknown": unknown}
-    return Tried(decoding, scores)
+    return ScoredDecoding(decoding, scores)
 
 
 def test_the_highest_score_is_chosen() -> None:
@@ -75,7 +77,9 @@ def test_of_equal_cost_fewer_flaws_are_chosen() -> None:
 def test_two_rounds_are_tried_and_the_chosen_comes_first(folder: Path, shards: ShardSet) -> None:
     captioner = loaded(folder)
     heard: list[tuple[int, int]] = []
-    found = search_decoding(captioner, shards, "val", SETTINGS, tell=lambda done, total: heard.append((done, total)))
+    found = search_decoding(
+        captioner, shards, "val", SETTINGS, on_progress=lambda done, total: heard.append((done, total))
+    )
     decodings = [each.decoding for each in found]
     assert len(set(decodings)) == len(decodings) == 5 + 3
     assert captioner.decoding in decodings
@@ -91,7 +95,7 @@ def test_two_rounds_are_tried_and_the_chosen_comes_first(folder: Path, shards: S
     )
     for each in found:
         captioner.decoding = each.decoding
-        assert each.scores == pytest.approx(score(describe(captioner, shards, "val")).summary())
+        assert each.scores == pytest.approx(score_samples(caption_split(captioner, shards, "val")).summary())
     assert heard[-1] == (8 * 9, 8 * 9)
 
 
@@ -115,8 +119,8 @@ def test_a_search_over_a_few_images_says_so(folder: Path, shards: ShardSet) -> N
 
 def test_what_is_kept_becomes_the_default(folder: Path, shards: ShardSet) -> None:
     before, weights = read_config(folder), hash_files(folder)
-    found = [Tried(DecodingSettings(beam_size=5, length_penalty=0.5, max_new_tokens=6), scores(70)), *old()]
-    keep_decoding(folder, found)
+    found = [ScoredDecoding(DecodingSettings(beam_size=5, length_penalty=0.5, max_new_tokens=6), scores(70)), *old()]
+    save_decoding(folder, found)
     config = read_config(folder)
     assert config.decoding == found[0].decoding
     assert inspect_captioner(str(folder)).decoding.beam_size == 5
@@ -130,7 +134,7 @@ def test_what_is_kept_becomes_the_default(folder: Path, shards: ShardSet) -> Non
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a checkpoint"):
-        keep_decoding(tmp_path, old())
+        save_decoding(tmp_path, old())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -139,5 +143,5 @@ def scores(cider: float) -> dict[str, float]:
     return {"cider_d": cider} | dict.fromkeys(names, 1.0)
 
 
-def old() -> list[Tried]:
-    return [Tried(PRESENT, scores(60))]
+def old() -> list[ScoredDecoding]:
+    return [ScoredDecoding(PRESENT, scores(60))]

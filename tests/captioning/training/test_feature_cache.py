@@ -1,4 +1,4 @@
-"""The feature cache: made once, gone on with, never half read; and read in the order of the images."""
+"""The feature cache: built once, resumed, never read half-written, and read in the order of the images."""
 
 import json
 import threading
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from captioning.data.augment import Augment, choose
+from captioning.data.augment import Augment, choose_view
 from captioning.data.preprocess import Preprocess
 from captioning.data.shards import ShardSet, iterate_shard
 from captioning.errors import InputError, SettingsError
@@ -24,7 +24,12 @@ from captioning.training.workers import Workers
 from tests.tiny import PREPROCESS, tiny_model, tiny_settings, write_tiny_shards
 
 COUNTS = {"train": 23, "val": 5}
-PLACES = [{"rank": 0, "world": 1}, {"rank": 0, "world": 2}, {"rank": 1, "world": 2}, {"rank": 2, "world": 3}]
+PLACES = [
+    {"rank": 0, "world_size": 1},
+    {"rank": 0, "world_size": 2},
+    {"rank": 1, "world_size": 2},
+    {"rank": 2, "world_size": 3},
+]
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +54,12 @@ def build(root: Location, model: CnnLstm, shards: ShardSet, **options: Any) -> F
 
 
 def read(cache: FeatureCache, **options: Any) -> list[CachedSample]:
-    asked = {"epoch": 0, "seed": 1, "rank": 0, "world": 1} | options
+    asked = {"epoch": 0, "seed": 1, "rank": 0, "world_size": 1} | options
     return list(cache.epoch_samples(asked.pop("split", "train"), **asked))
 
 
 class Opened:
-    """Notes which shards are opened to be computed, and by which thread."""
+    """Records which shards are opened for feature extraction, and by which thread."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.by: list[tuple[str, str]] = []
@@ -80,7 +85,7 @@ def test_the_features_are_those_of_the_views(root: Location, model: CnnLstm, sha
     seen: Counter[int] = Counter()
     for epoch in range(3):
         for sample in read(cache, epoch=epoch):
-            number = choose(1, epoch, sample.key, 3)
+            number = choose_view(1, epoch, sample.key, 3)
             seen[number] += 1
             original = images[sample.key]
             assert sample.captions == original.captions
@@ -111,12 +116,12 @@ def test_the_order_is_that_of_the_images(
 def test_it_is_made_once(root: Location, model: CnnLstm, shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Opened(monkeypatch)
     told: list[str] = []
-    cache = build(root, model, shards, tell=told.append)
+    cache = build(root, model, shards, log=told.append)
     assert opened.names == [f"train-00000{number}.tar" for number in range(4)]
     assert told[-1] == f"features of 23 of 23 images kept in {cache.folder}"
     before = {sample.key: sample.stem for sample in read(cache)}
     opened.by.clear()
-    again = build(root, model, shards, tell=told.append)
+    again = build(root, model, shards, log=told.append)
     assert opened.names == []
     assert len(told) == 4
     assert again.folder == cache.folder
@@ -156,7 +161,7 @@ def test_the_index_is_written_last(model: CnnLstm, shards: ShardSet, tmp_path: P
 
 
 class Together(Workers):
-    """Workers that are threads of this process."""
+    """Workers as threads of this process."""
 
     def __init__(self, rank: int, board: list[Any], barrier: threading.Barrier) -> None:
         super().__init__(rank, len(board))
@@ -261,7 +266,7 @@ def test_views_that_cannot_differ_are_not_kept(root: Location, model: CnnLstm, s
     two = build(root, model, shards, crop=1.0, views=3)
     assert json.loads((one.folder / "cache.json").read_text())["views"] == 1
     assert json.loads((two.folder / "cache.json").read_text())["views"] == 2
-    # Without a crop nothing is drawn: the seed does not matter, and all trials share the features.
+    # Without crops nothing is random, so the seed does not matter, and all runs share the features.
     assert build(root, model, shards, crop=1.0, views=2, seed=99).folder == two.folder
 
 
@@ -340,12 +345,12 @@ def test_remote_ranges_are_few_and_leave_out_what_is_far(
         return original(self, offset, length)
 
     monkeypatch.setattr(Location, "read_range", noting)
-    monkeypatch.setattr(feature_files, "_GAP", size)
+    monkeypatch.setattr(feature_files, "_MAX_GAP_BYTES", size)
     found = file.read([(6, 2), (0, 1), (1, 0), (1, 2), (1, 2)])
     assert ranges == [(1, 5), (20, 1)]  # stems 1, 3 and 5, with a gap of one each; 20 alone
     assert [sample.key for sample in found] == ["train0006", "train0000", "train0001", "train0001", "train0001"]
     ranges.clear()
-    monkeypatch.setattr(feature_files, "_LONGEST", 2 * size)
+    monkeypatch.setattr(feature_files, "_MAX_RANGE_BYTES", 2 * size)
     file.read([(0, 0), (0, 1), (0, 2), (1, 0)])
     assert ranges == [(0, 2), (2, 2)]
 

@@ -1,4 +1,4 @@
-"""The bundled captioners, fine-tuned by the recipe for one's own photos, learn a world that they have never seen."""
+"""The bundled captioners, fine-tuned with the recipe for own photos, learn a toy world."""
 
 import time
 from pathlib import Path
@@ -13,7 +13,7 @@ from captioning.storage import Location
 from captioning.training.loop import TrainingRun
 from captioning.training.parts import make_parts, make_tokenizer
 from captioning.training.settings import TrainSettings
-from captioning.training.validation import describe
+from captioning.training.validation import caption_split
 from tests.toy_world import write_world
 
 RECIPE = Path(__file__).parents[3] / "configs" / "train" / "fine-tune.yaml"
@@ -43,7 +43,7 @@ def test_a_bundled_captioner_learns_the_toy_world(
 
 
 def exact_share(captioner: Captioner, shards: ShardSet) -> float:
-    """The share of unseen pictures whose caption is right to the word."""
-    described = describe(captioner, shards, "test", batch_size=50)
+    """The share of unseen pictures with an exactly correct caption."""
+    described = caption_split(captioner, shards, "test", batch_size=50)
     assert len(described) == 200
     return sum(each.caption.text == each.references[0] for each in described) / len(described)

@@ -1,4 +1,4 @@
-"""What fine-tuning begins with: the words, the decoding and the encoder of a checkpoint, and what is new to it."""
+"""The start of fine-tuning: vocabulary, decoding and encoder of the checkpoint, adapted to the new captions."""
 
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ from captioning.errors import SettingsError
 from captioning.models.base import CaptionModel
 from captioning.models.checkpoint import save_checkpoint
 from captioning.storage import Location
-from captioning.training.batches import BatchMaker
-from captioning.training.init_decoding import cut_lines, fit_decoding
+from captioning.training.batches import Collator
+from captioning.training.init_decoding import fit_decoding, truncation_notes
 from captioning.training.loop import TrainingRun
-from captioning.training.new_words import take_in
 from captioning.training.parts import Parts, make_parts, make_tokenizer
 from captioning.training.settings import TrainSettings
+from captioning.training.vocabulary_extension import extend_vocabulary
 from tests.captioning.decoding.fakes import LogitsStepper
 from tests.captioning.models.clips import CNN, PIXELS, VOCABULARY, make, photos, tiny
 from tests.tiny import PREPROCESS, save_tiny_captioner, tiny_model, tiny_settings, tiny_tokenizer, write_tiny_shards
@@ -49,27 +49,27 @@ def short_of_words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestWords:
     def test_frequent_new_ones_are_added_and_the_rest_is_told(self) -> None:
-        found = take_in(KNOWN, CAPTIONS, min_count=2, extend=True, name="mine")
+        found = extend_vocabulary(KNOWN, CAPTIONS, min_count=2, extend=True, name="mine")
         assert found.tokenizer.words == (*KNOWN.words, "tractor", "silo")
-        assert "2 that mine lacks" in found.lines[0]
-        assert "tractor (3), silo (2)" in found.lines[0]
-        # 9 + 10 + 2 words, of which one is not learned.
-        assert f"{1 / 21:.1%}" in found.lines[1]
-        assert "barn (1)" in found.lines[1]
-        assert "min_count=2" in found.lines[1]
+        assert "2 that mine lacks" in found.notes[0]
+        assert "tractor (3), silo (2)" in found.notes[0]
+        # 9 + 10 + 2 words, one of which stays unknown.
+        assert f"{1 / 21:.1%}" in found.notes[1]
+        assert "barn (1)" in found.notes[1]
+        assert "min_count=2" in found.notes[1]
 
     def test_without_extend_none_is_added_and_all_are_told(self) -> None:
-        found = take_in(KNOWN, CAPTIONS, min_count=2, extend=False, name="mine")
+        found = extend_vocabulary(KNOWN, CAPTIONS, min_count=2, extend=False, name="mine")
         assert found.tokenizer.words == KNOWN.words
-        (line,) = found.lines
+        (line,) = found.notes
         assert f"{6 / 21:.1%}" in line
         assert "tractor (3), silo (2), barn (1)" in line
         assert "tokenizer.extend=true" in line
 
     def test_nothing_new_nothing_changed(self) -> None:
-        found = take_in(KNOWN, ["a red square"], min_count=1, extend=True, name="mine")
+        found = extend_vocabulary(KNOWN, ["a red square"], min_count=1, extend=True, name="mine")
         assert found.tokenizer is KNOWN
-        assert found.lines == ("Words: mine knows all those of the captions.",)
+        assert found.notes == ("Words: mine knows all those of the captions.",)
 
     def test_ids_stay_as_they_are(self) -> None:
         grown = KNOWN.with_words(["silo"])
@@ -92,7 +92,7 @@ def test_a_grown_model_says_what_it_said(kind: str) -> None:
     after = stepper.start()
     assert after.shape == (2, size + 3)
     torch.testing.assert_close(after[:, :size], before)
-    # The mean of the words: no new one is likely, and all of them are alike.
+    # New embeddings are the mean of the old ones: all equal, and none is likely.
     torch.testing.assert_close(after[:, size:], before.mean(1, keepdim=True).expand(-1, 3), rtol=1e-4, atol=1e-5)
     stepper.advance(torch.full((2,), size + 2), [0, 1])
 
@@ -153,7 +153,7 @@ class TestDecoding:
         own = DecodingSettings(no_repeat_ngram_size=2, max_new_tokens=6)
         twice, plain = [1, 2, 3, 1, 2], [1, 2, 3, 4]
         assert fit_decoding(own, [plain] * 9, longest=40) == (own, [])
-        # One of a few, or a few of many, is no reason.
+        # One of a few captions, or a few of many, do not change the decoding.
         assert fit_decoding(own, [plain] * 9 + [twice], longest=40) == (own, [])
         assert fit_decoding(own, [plain] * 97 + [twice] * 3, longest=40) == (own, [])
         fitting, lines = fit_decoding(own, [plain] * 93 + [twice] * 7, longest=40)
@@ -164,7 +164,7 @@ class TestDecoding:
     def test_no_rule_is_left_where_long_runs_come_twice(self) -> None:
         own = DecodingSettings(no_repeat_ngram_size=3, max_new_tokens=8)
         plain, twice = [1, 2, 3, 4], [1, 2, 3, 4] * 2
-        # Fewer break the rule than of shorter runs, and fewer suffice: such runs hardly come twice by chance.
+        # For longer n-grams fewer captions suffice, since these hardly repeat by chance.
         assert fit_decoding(own, [plain] * 97 + [twice] * 3, longest=8)[0].no_repeat_ngram_size == 0
 
     def test_captions_may_be_as_long_as_theirs(self) -> None:
@@ -176,12 +176,12 @@ class TestDecoding:
         assert fit_decoding(own, long, longest=40, keep=["max_new_tokens"]) == (own, [])
 
     def test_captions_that_are_cut_are_told_and_have_no_end(self) -> None:
-        assert cut_lines([[1] * 11, [1] * 3], 12) == []
-        [line] = cut_lines([[1] * 12, [1] * 3, [1] * 20, [1] * 3], 12)
+        assert truncation_notes([[1] * 11, [1] * 3], 12) == []
+        [line] = truncation_notes([[1] * 12, [1] * 3, [1] * 20, [1] * 3], 12)
         assert line.startswith("50.0% of the captions are longer than 12 tokens")
         assert "has 21 tokens" in line
-        maker = BatchMaker(Preprocess(PREPROCESS), KNOWN, Augment(flip=False, crop=1.0, seed=0), max_tokens=4)
-        rows = maker.make_of_text(["a red square at the top", "a red top"]).captions.tolist()
+        maker = Collator(Preprocess(PREPROCESS), KNOWN, Augment(flip=False, crop=1.0, seed=0), max_tokens=4)
+        rows = maker.collate_text(["a red square at the top", "a red top"]).captions.tolist()
         assert rows[0] == KNOWN.encode("a red square at")
         assert rows[1] == [*KNOWN.encode("a red top"), KNOWN.eos_id]
 
@@ -196,7 +196,7 @@ class TestEncoder:
             model = make(tiny("patches", clip=CNN, train="mapper"))
         settings = read_settings(TrainSettings, None, [f"encoder={share}", "tokenizer.min_count=1"])
         begun = Parts(model, tiny_tokenizer(), PREPROCESS if kind == "cnn_lstm" else PIXELS)
-        stage = TrainingRun(settings, begun, shards, Location.parse(str(tmp_path))).enter(None)
+        stage = TrainingRun(settings, begun, shards, Location.parse(str(tmp_path))).start_stage(None)
         learning = {name for name, parameter in stage.model.named_parameters() if parameter.requires_grad}
         trunk = [name for name, _ in stage.model.named_parameters() if ".trunk." in name]
         learned = [name for name in trunk if name in learning]
@@ -214,7 +214,7 @@ class TestEncoder:
     def test_tune_is_laid_over_it(self, shards: ShardSet, tmp_path: Path) -> None:
         settings = read_settings(TrainSettings, None, ["encoder=late", "tune={encoder: {tune_from: blocks.1}}"])
         begun = Parts(tiny_model(), tiny_tokenizer(), PREPROCESS)
-        stage = TrainingRun(settings, begun, shards, Location.parse(str(tmp_path))).enter(None)
+        stage = TrainingRun(settings, begun, shards, Location.parse(str(tmp_path))).start_stage(None)
         learned = [name for name, p in stage.model.named_parameters() if ".trunk." in name and p.requires_grad]
         assert ".blocks.1." in learned[0]
 
@@ -223,9 +223,9 @@ def test_a_card_says_what_it_was_made_from(shards: ShardSet, tmp_path: Path) -> 
     init = save_tiny_captioner(tmp_path / "tiny")
     begin(recipe(init, "epochs=1"), shards, tmp_path / "run", []).run()
     card = (tmp_path / "run" / "best" / "README.md").read_text()
-    assert f"trained on from `{init}`" in card
+    assert f"fine-tuned from `{init}`" in card
     assert f"base_model: {init}" in card
-    # The settings of a model that was not made are nobody's recipe.
+    # With `init` the settings of a new model are not part of the recipe.
     assert "embedding_size" not in card
     assert (load_file(tmp_path / "run" / "best" / "model.safetensors")["embed.weight"]).shape[1] == 16
 

@@ -1,4 +1,4 @@
-"""FSDP: a model spread over two processes learns what one in a piece learns, and each process holds half of it."""
+"""FSDP: a model sharded over two processes learns the same as an unsharded one, and each process holds half of it."""
 
 import json
 import socket
@@ -15,7 +15,7 @@ from captioning.captioner import load_captioner
 from captioning.config import read_settings
 from captioning.data.shards import ShardSet
 from captioning.storage import Location
-from captioning.training.fsdp import own_part
+from captioning.training.fsdp import local_part
 from captioning.training.loop import TrainingRun
 from captioning.training.parts import make_parts, make_tokenizer
 from captioning.training.settings import TrainSettings
@@ -34,7 +34,7 @@ save_every_steps: 4
 validation: {images: 2}
 workers: 2
 """
-#: A CNN of which the last parts learn. Of nine images one worker gets four, the other five: the last step's.
+#: A CNN whose last stages are trained. With nine images one worker gets four, the other five: an uneven last step.
 LSTM = """
 model:
   kind: cnn_lstm
@@ -45,7 +45,7 @@ model:
   attention_penalty: 0.5
 epochs: 2
 """
-#: Every objective, one after the other.
+#: All objectives in turn.
 GPT2 = """
 model:
   kind: clip_gpt2
@@ -61,9 +61,9 @@ stages:
 epochs: 1
 """
 RECIPES = {"lstm": LSTM, "gpt2": GPT2}
-#: What both kinds of run must find alike.
+#: Metrics that must be equal in both runs.
 FIGURES = {"loss", "gradient_norm", "cider_d", "score", "reward"}
-#: Where a run that is spread is stopped and gone on with, in the middle of an epoch.
+#: The step in the middle of an epoch at which the sharded run is stopped and resumed.
 STOPS = {"lstm": 5, "gpt2": 8}
 
 
@@ -78,7 +78,7 @@ def start(settings: TrainSettings, folder: Path, workers: Workers, shards: Shard
 
 @pytest.fixture(scope="module", params=["lstm", pytest.param("gpt2", marks=pytest.mark.slow)])
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two runs of two workers: `whole`, and `spread`, which was stopped and has gone on."""
+    """A folder with two runs of two workers: `whole`, and `spread`, which was stopped and resumed."""
     folder = tmp_path_factory.mktemp("fsdp")
     write_tiny_shards(folder / "shards", {"train": 9, "val": 3})
     mp.spawn(_worker, (2, _free_port(), str(folder), request.param), nprocs=2)
@@ -93,7 +93,7 @@ def test_a_model_that_is_spread_learns_as_one_in_a_piece(runs: Path) -> None:
         for figure in FIGURES & other.keys():
             assert one[figure] == pytest.approx(other[figure], rel=1e-4, abs=1e-4), (figure, one["step"])
     assert {"loss", "gradient_norm", "cider_d"} <= {figure for record in expected for figure in record}
-    # The gradient was cut, and the average is not the weights.
+    # The gradient was clipped, and the average differs from the weights.
     assert any(record.get("gradient_norm", 0) > 0.5 for record in expected)
     last, ours = _last_state(runs / "whole"), _last_state(runs / "spread")
     assert any((last["average"][key] - last["model"][key]).abs().max() > 1e-4 for key in last["average"])
@@ -137,7 +137,7 @@ def test_one_worker_has_all_of_the_model_and_says_so(tmp_path: Path) -> None:
 def _worker(rank: int, world: int, port: int, folder: str, name: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    workers, root = Workers.of_process_group(), Path(folder)
+    workers, root = Workers.from_process_group(), Path(folder)
     shards = ShardSet.open(Location.parse(str(root / "shards")))
     start(recipe(name), root / "whole", workers, shards).run()
     spread = recipe(name, "fsdp=true"), root / "spread", workers, shards
@@ -149,8 +149,8 @@ def _worker(rank: int, world: int, port: int, folder: str, name: str) -> None:
 
 
 def _held(run: TrainingRun) -> dict[str, tuple[int, int]]:
-    """The numbers that this worker holds after a step, and all there are."""
-    stage = run.enter(None)
+    """The number of elements that this worker holds after a step, and the total."""
+    stage = run.start_stage(None)
     stage.step(next(iter(stage.epoch(0, start=0))), 0)
     assert stage.average is not None
     found = {
@@ -159,7 +159,7 @@ def _held(run: TrainingRun) -> dict[str, tuple[int, int]]:
         "optimizer": [value for state in stage.optimizer.state.values() for value in state.values() if value.ndim],
         "average": [*stage.average.weights.values()],
     }
-    return {part: (sum(own_part(t).numel() for t in ts), sum(t.numel() for t in ts)) for part, ts in found.items()}
+    return {part: (sum(local_part(t).numel() for t in ts), sum(t.numel() for t in ts)) for part, ts in found.items()}
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:

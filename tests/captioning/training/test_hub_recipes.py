@@ -1,4 +1,4 @@
-"""The recipes with published weights, from their files to captions; the download and the sizes alone are not real."""
+"""The recipes with published weights, run end to end with small models instead of downloads."""
 
 import io
 import json
@@ -24,7 +24,7 @@ from captioning.training.settings import TrainSettings
 from tests.tiny import CAPTIONS, square, write_tiny_shards
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "train"
-#: A recipe's own settings, but for a few steps on a few small pictures.
+#: Reduces a recipe to a few steps on a few small pictures.
 SMALL = ["images_per_step=4", "images_per_pass=3", "log_every_steps=1", "optim.warmup_steps=2", "search=null"]
 
 

@@ -1,4 +1,4 @@
-"""The training loop: exact gradients over workers, exact resume, and what a run leaves behind."""
+"""The training loop: exact gradients over workers, exact resume, and the files of a run."""
 
 import json
 import socket
@@ -77,7 +77,7 @@ def test_a_run_leaves_a_captioner_figures_and_curves(shards: ShardSet, tmp_path:
 
 
 def test_early_stopping(shards: ShardSet, tmp_path: Path) -> None:
-    # Without learning no validation is better than the first.
+    # Without training no validation is better than the first.
     run = start(recipe("optim.lr=1e-9", "optim.pretrained_lr=1e-9", "validation.patience=1"), shards, tmp_path)
     progress = run.run()
     assert progress.stopped_early
@@ -128,7 +128,7 @@ def test_frozen_parts_stay_and_the_rest_learns(shards: ShardSet, tmp_path: Path)
 
 
 def test_the_gradient_is_the_same_however_a_step_is_spread(shards: ShardSet, tmp_path: Path) -> None:
-    """One pass, passes of uneven size, and two or three processes of uneven shares, one without any data."""
+    """One pass, passes of uneven size, and two or three processes with uneven slices, one without data."""
     passes = _passes(tmp_path, shards)
     whole = _gradient([_joined(passes)], shards, tmp_path)
     for split in (passes, passes[::-1]):
@@ -143,9 +143,9 @@ def test_the_gradient_is_the_same_however_a_step_is_spread(shards: ShardSet, tmp
 def _passes(folder: Path, shards: ShardSet) -> list[Batch]:
     from captioning.training.stream import epoch_samples
 
-    batches = _exact_run(shards, folder, Workers()).enter(None).batches
-    samples = list(epoch_samples(shards, "train", epoch=0, seed=0, rank=0, world=1, shuffle=False))
-    return [batches.make(samples[a:b], 0) for a, b in ((0, 1), (1, 6), (6, 8))]
+    collator = _exact_run(shards, folder, Workers()).start_stage(None).collator
+    samples = list(epoch_samples(shards, "train", epoch=0, seed=0, rank=0, world_size=1, shuffle=False))
+    return [collator.collate(samples[a:b], 0) for a, b in ((0, 1), (1, 6), (6, 8))]
 
 
 def _joined(passes: list[Batch]) -> Batch:
@@ -156,14 +156,14 @@ def _joined(passes: list[Batch]) -> Batch:
         tuple(key for b in passes for key in b.keys),
         torch.cat([b.pixels for b in passes if b.pixels is not None]),
         torch.cat(padded),
-        torch.cat([b.images + offset for b, offset in zip(passes, offsets, strict=True)]),
+        torch.cat([b.image_index + offset for b, offset in zip(passes, offsets, strict=True)]),
         tuple(each for b in passes for each in b.references),
     )
 
 
 def _exact_run(shards: ShardSet, folder: Path, workers: Workers) -> TrainingRun:
     model = tiny_model(tiny_settings(tune_from="all"))
-    settings = recipe("model.dropout=0", f"workers={workers.world}", "images_per_step=12")
+    settings = recipe("model.dropout=0", f"workers={workers.world_size}", "images_per_step=12")
     return TrainingRun(
         settings, Parts(model, tiny_tokenizer(), PREPROCESS), shards, Location.parse(str(folder)), workers
     )
@@ -172,7 +172,7 @@ def _exact_run(shards: ShardSet, folder: Path, workers: Workers) -> TrainingRun:
 def _gradient(
     passes: list[Batch], shards: ShardSet, folder: Path, workers: Workers | None = None
 ) -> list[torch.Tensor]:
-    stage = _exact_run(shards, folder, workers or Workers()).enter(None)
+    stage = _exact_run(shards, folder, workers or Workers()).start_stage(None)
     stage.gradient(passes)
     return [parameter.grad.clone() for parameter in stage.model.parameters() if parameter.grad is not None]
 
@@ -182,7 +182,7 @@ def _worker(rank: int, world: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     work = torch.load(Path(folder) / "work.pt", weights_only=False)
     passes = [work["passes"][at] for at in work["shares"][rank]]
-    gradient = _gradient(passes, work["shards"], Path(folder), Workers.of_process_group())
+    gradient = _gradient(passes, work["shards"], Path(folder), Workers.from_process_group())
     torch.save(gradient, Path(folder) / f"gradient-{rank}.pt")
     dist.destroy_process_group()
 

@@ -20,7 +20,7 @@ from captioning.models.checkpoint import load_model
 from captioning.models.checkpoint_config import read_config
 from captioning.models.encoders import GridEncoder
 from captioning.training.batches import Batch
-from captioning.training.objectives.cross_entropy import CrossEntropy, cross_entropy_sum, guessed
+from captioning.training.objectives.cross_entropy import CrossEntropy, cross_entropy_sum, replace_with_samples
 from captioning.training.optim import schedule_factor
 from captioning.training.parts import make_parts, make_tokenizer
 from captioning.training.settings import OptimSettings
@@ -30,18 +30,18 @@ from captioning.training.workers import Workers
 from tests.captioning.training.runs import (
     CLIP_STAGES,
     RECIPE,
-    Judged,
+    ScriptedRun,
     assert_same,
     best_of_stage,
     copied,
-    judge,
     recipe,
+    run_with_scores,
     start,
     weights,
 )
 from tests.tiny import CAPTIONS, tiny_tokenizer, write_tiny_shards
 
-#: Nothing is drawn by lot, and nothing is averaged.
+#: Nothing is random, and nothing is averaged.
 EXACT = ("model.dropout=0", "model.feature_dropout=0", "label_smoothing=0", "flip=false", "optim.ema_decay=null")
 
 
@@ -53,7 +53,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 @pytest.fixture
 def stage(shards: ShardSet, tmp_path: Path) -> Any:
     """Makes the first stage of a run with some settings."""
-    return lambda *overrides, text=RECIPE: start(recipe(*overrides, text=text), shards, tmp_path).enter(None)
+    return lambda *overrides, text=RECIPE: start(recipe(*overrides, text=text), shards, tmp_path).start_stage(None)
 
 
 def gradients(of: Stage, passes: list[Batch], step: int = 0) -> dict[str, Tensor]:
@@ -73,7 +73,7 @@ def first(of: Stage, epoch: int = 0) -> list[Batch]:
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_decoding_follows_the_weights(stage: Any, fused: bool) -> None:
-    """Also where the optimiser's kernels are fused, as on GPUs, which change weights without a trace."""
+    """Also with fused optimiser kernels, as on GPUs, which do not bump the weights' version."""
     made = stage(*EXACT)
     for group in made.optimizer.param_groups:
         group.update(fused=fused, foreach=not fused, peak_lr=0.05)
@@ -83,7 +83,7 @@ def test_decoding_follows_the_weights(stage: Any, fused: bool) -> None:
         with torch.no_grad():
             features = passes[0].features(made.model)
             stepper = made.model.stepper(features)
-            count = len(passes[0].images.unique())
+            count = len(passes[0].image_index.unique())
             told = stepper.lm_head.logits(stepper.start())[:count]
             taught = made.model(features, torch.full((count, 1), 1), torch.arange(count)).logits
         torch.testing.assert_close(told, taught, rtol=1e-4, atol=1e-4)
@@ -98,34 +98,34 @@ class TestLoss:
         facts = made.gradient(passes)
         batch = passes[0]
         made.optimizer.zero_grad()
-        scored = made.model(batch.features(made.model), batch.captions, batch.images)
+        scored = made.model(batch.features(made.model), batch.captions, batch.image_index)
         targets = batch.captions[batch.captions != PAD_TARGET]
         functional.cross_entropy(scored.logits, targets, label_smoothing=0.2).backward()
         assert same(found, {n: p.grad for n, p in made.model.named_parameters() if p.grad is not None})
-        # What is told is the plain loss.
+        # The reported loss is without smoothing.
         assert facts.loss == pytest.approx(functional.cross_entropy(scored.logits, targets).item(), rel=1e-5)
         assert not same(found, gradients(stage(*EXACT, "model.attention_penalty=0"), passes))
 
     def test_attention_penalty(self, stage: Any) -> None:
-        # Of 32 pixels there is one cell, at which all is looked at once.
+        # 32 pixels give a single cell, with all the attention.
         cells = (*EXACT, "preprocess.size=64")
         plain, with_term = (stage(*cells, f"model.attention_penalty={weight}") for weight in (0, 0.7))
         for made in (plain, with_term):
             with torch.no_grad():
-                # At random, all cells are looked at alike.
+                # With random weights, attention is uniform.
                 made.model.attend.query.weight.mul_(20)
                 made.model.attend.keys_values.weight.mul_(20)
         batch = first(plain)[0]
         losses = [made.objective.loss(made.model, batch) for made in (plain, with_term)]
         model = with_term.model
-        term = model(batch.features(model), batch.captions, batch.images).penalty.sum()
+        term = model(batch.features(model), batch.captions, batch.image_index).penalty.sum()
         assert term.item() > 0.1
         assert (losses[1].total - losses[0].total).item() == pytest.approx(term.item(), rel=1e-3)
-        assert losses[1].facts == pytest.approx(losses[0].facts)
+        assert losses[1].metrics == pytest.approx(losses[0].metrics)
         assert not same(gradients(plain, [batch]), gradients(with_term, [batch]))
 
     def test_dropout(self, stage: Any) -> None:
-        """In training alone, drawn anew in every step."""
+        """In training only, and random in every step."""
         for dropout in ("model.dropout", "model.feature_dropout"):
             made = stage(*EXACT, f"{dropout}=0.5")
             passes = first(made)
@@ -142,7 +142,7 @@ class TestLoss:
             made = stage(f"max_tokens={limit}")
             rows = [row[row != PAD_TARGET].tolist() for batch in first(made) for row in batch.captions]
             assert rows
-            # One that is cut does not end where it is cut.
+            # A truncated caption has no EOS.
             for row in rows:
                 assert any(row == [*words, tokenizer.eos_id][:limit] for words in whole)
 
@@ -161,13 +161,13 @@ class TestScheduledSampling:
 
         monkeypatch.setattr(type(made.model), "forward", heard)
         with torch.no_grad():
-            # It guesses one word only, that no caption has: then all that is replaced is seen.
+            # The model always samples a word that no caption has, so replacements are visible.
             strange = next(i for i in range(made.model.vocab_size) if not any(i in b.captions for b in first(made)))
             made.model.bias[strange] = 1e4
         passes = first(made)
         words = sum(batch.num_targets for batch in passes)
         assert made.total_steps == 400
-        # Twelve steps, of which each draws anew, from the first or the last of them on.
+        # Twelve steps, each with new samples, from the first or the last on.
         for step, share in ((0, 0.0), (100, 0.15), (200, 0.3), (388, 0.6)):
             replaced = 0
             for again in range(12):
@@ -184,18 +184,18 @@ class TestScheduledSampling:
         made = stage(*EXACT)
         batch = first(made)[0]
         objective = CrossEntropy(scheduled_sampling=0.8)
-        objective.done = 1.0
+        objective.progress = 1.0
         torch.manual_seed(3)
         found = objective.loss(made.model, batch)
         torch.manual_seed(3)
         features = batch.features(made.model)
-        said = guessed(made.model, features, batch, 0.8)
+        said = replace_with_samples(made.model, features, batch, 0.8)
         assert not torch.equal(said, batch.captions)
         assert torch.equal(said == PAD_TARGET, batch.captions == PAD_TARGET)
-        scored = made.model(features, batch.captions, batch.images, said)
+        scored = made.model(features, batch.captions, batch.image_index, said)
         expected, plain = cross_entropy_sum(scored, batch.captions, label_smoothing=0.0)
         assert found.total.item() == pytest.approx(expected.item(), rel=1e-5)
-        assert found.facts["loss"] == pytest.approx(plain.item(), rel=1e-5)
+        assert found.metrics["loss"] == pytest.approx(plain.item(), rel=1e-5)
         assert found.total.item() != pytest.approx(CrossEntropy().loss(made.model, batch).total.item(), rel=1e-5)
 
     def test_guesses_are_drawn_from_what_the_model_would_say(self, stage: Any) -> None:
@@ -208,7 +208,7 @@ class TestScheduledSampling:
         batch = Batch(("a",), pixels, one.expand(count, -1), torch.zeros(count, dtype=torch.long))
         features = batch.features(model)
         torch.manual_seed(0)
-        said = guessed(model, features, batch, 1.0)
+        said = replace_with_samples(model, features, batch, 1.0)
         with torch.no_grad():
             expected = model(features, one, torch.zeros(1, dtype=torch.long)).logits.softmax(-1)
         for place in range(4):
@@ -220,12 +220,12 @@ class TestScheduledSampling:
 
 class TestOptimiser:
     def test_rates_of_parts(self, stage: Any) -> None:
-        """Each part at its own rate, from warm-up to the end of the schedule."""
+        """The learning rate of each part, from warm-up to the end of the schedule."""
         made = stage("optim={lr: 0.01, pretrained_lr: 0.003, encoder_lr: 0.0002, warmup_steps: 4}")
         assert rates(made, "encoder.") == {0.0002}
         assert rates(made, "") == {0.0002, 0.01}
         assert rates(stage("optim={lr: 0.01, pretrained_lr: 0.003}"), "encoder.") == {0.003}
-        # A model of parts: CLIP with its own weights, GPT-2 random.
+        # CLIP is pretrained, GPT-2 random.
         with_clip = stage("stages=[]", "optim={lr: 0.01, pretrained_lr: 0.003, encoder_lr: 0.0002}", text=CLIP_STAGES)
         assert rates(with_clip, "clip.encoder.") == {0.0002}
         assert rates(with_clip, "clip.visual_projection") | rates(with_clip, "mapper.") == {0.01}
@@ -256,7 +256,7 @@ class TestOptimiser:
             # At a third, a half and two thirds of what comes after the warm-up.
             found = [*found[:5], found[6], found[7], found[8]]
         assert found == pytest.approx(expected)
-        # A stage shorter than its warm-up has half of it to warm up in.
+        # A stage shorter than its warm-up warms up in its first half.
         short = [schedule_factor(OptimSettings(warmup_steps=100), step, 6) for step in range(6)]
         assert max(short) == short[3] == 1
 
@@ -279,7 +279,7 @@ class TestOptimiser:
             made = stage(*EXACT, f"optim.clip_norm={limit}")
             norms.append(made.step(first(made), 0).gradient_norm)
             clipped.append({n: p.grad.clone() for n, p in made.model.named_parameters() if p.grad is not None})
-        # What is told is the norm before.
+        # The reported norm is before clipping.
         assert norms[0] == pytest.approx(norms[1])
         assert norms[0] > 0.1
         whole = torch.cat([gradient.flatten() for gradient in clipped[0].values()])
@@ -288,7 +288,7 @@ class TestOptimiser:
 
 
 def rates(of: Stage, beginning: str) -> set[float]:
-    """Peak rates of the parameters whose names begin so."""
+    """Peak rates of the parameters whose names start with this."""
     named = {id(parameter) for name, parameter in of.model.named_parameters() if name.startswith(beginning)}
     groups = of.optimizer.param_groups
     return {group["peak_lr"] for group in groups for parameter in group["params"] if id(parameter) in named}
@@ -301,7 +301,7 @@ class TestAverage:
         expected = {name: p.detach().clone() for name, p in made.model.named_parameters() if p.requires_grad}
         for step in range(9):
             made.step(first(made), step)
-            # Short-sighted at first: after the first step a tenth of the old is left.
+            # The decay is lower at first: after the first step a tenth of the old weights is left.
             decay = min(0.6, (1 + step) / (10 + step))
             for name, parameter in made.model.named_parameters():
                 expected[name] = decay * expected[name] + (1 - decay) * parameter.detach()
@@ -314,16 +314,16 @@ class TestAverage:
         runs = {}
         for decay in ("0.9", "null"):
             folder = tmp_path / decay
-            run = judge(recipe(f"optim.ema_decay={decay}", "epochs=2"), shards, folder, {4: 1.0, 8: 2.0})
+            run = run_with_scores(recipe(f"optim.ema_decay={decay}", "epochs=2"), shards, folder, {4: 1.0, 8: 2.0})
             about = read_config(folder / "best")
             kept = load_model(folder / "best", about, tiny_tokenizer()).state_dict()
-            assert_same(kept, run.judged[8])
-            assert_same(best_of_stage(folder, 0), run.judged[8])
+            assert_same(kept, run.validated[8])
+            assert_same(best_of_stage(folder, 0), run.validated[8])
             runs[decay] = run
-        # Trained alike, judged by others.
+        # The same training, but other weights are validated.
         assert_same(weights(runs["0.9"]), weights(runs["null"]))
-        assert_same(runs["null"].judged[8], weights(runs["null"]))
-        assert not same(runs["0.9"].judged[8], weights(runs["0.9"]))
+        assert_same(runs["null"].validated[8], weights(runs["null"]))
+        assert not same(runs["0.9"].validated[8], weights(runs["0.9"]))
 
 
 class TestSteps:
@@ -332,7 +332,7 @@ class TestSteps:
         for images in (8, 3, 1):
             settings = recipe(*EXACT, "images_per_step=8", f"images_per_pass={images}", "epochs=2")
             run = start(settings, shards, tmp_path / str(images))
-            passes.append(len(first(run.enter(None))))
+            passes.append(len(first(run.start_stage(None))))
             run.run()
             assert run.progress.step == 4
             found.append(weights(run))
@@ -344,7 +344,7 @@ class TestSteps:
     def test_gradients_are_summed_over_workers_once_a_step(
         self, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """However many passes a step has: what DDP's `no_sync` is for."""
+        """Independent of the number of passes, as with DDP's `no_sync`."""
         calls: Counter[str] = Counter()
         numbers = []
 
@@ -368,9 +368,9 @@ class TestSteps:
             parts = make_parts(settings, make_tokenizer(settings, shards))
             from captioning.storage import Location
 
-            workers = Workers(rank=0, world=2)
-            run = Judged(settings, parts, shards, Location.parse(str(tmp_path)), workers)
-            made = run.enter(None)
+            workers = Workers(rank=0, world_size=2)
+            run = ScriptedRun(settings, parts, shards, Location.parse(str(tmp_path)), workers)
+            made = run.start_stage(None)
             passes = first(made)
             assert len(passes) == 4 // images
             calls.clear()
@@ -382,11 +382,11 @@ class TestSteps:
         assert found[0] == found[1] == {"all_reduce": 3, "all_gather_object": 1}
 
     def test_weights_that_nobody_has_a_gradient_for_are_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A zero would have the optimiser's decay shrink them."""
+        """With zero gradients, weight decay would shrink them."""
         monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: None)
         learning, resting = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
         learning.grad = torch.ones(2)
-        Workers(rank=0, world=2).sum_gradients([learning, resting])
+        Workers(rank=0, world_size=2).sum_gradients([learning, resting])
         assert learning.grad.tolist() == [1, 1]
         assert resting.grad is None
 
@@ -403,7 +403,7 @@ class TestSteps:
         losses = {}
         for precision in ("fp32", "bf16"):
             settings = recipe(*EXACT, f"precision={precision}", "epochs=12", "log_every_steps=4", "save_every_steps=99")
-            run = judge(settings, shards, tmp_path / precision, dict.fromkeys(range(99), 1.0))
+            run = run_with_scores(settings, shards, tmp_path / precision, dict.fromkeys(range(99), 1.0))
             losses[precision] = [r["loss"] for r in run.progress.history if r["kind"] == "step"]
         exact, half = losses["fp32"], losses["bf16"]
         assert half != exact
@@ -416,14 +416,14 @@ class TestSteps:
             made = stage(*EXACT, f"precision={precision}")
             batch = first(made)[0]
             with torch.no_grad(), made.autocast():
-                logits.append(made.model.eval()(batch.features(made.model), batch.captions, batch.images).logits)
+                logits.append(made.model.eval()(batch.features(made.model), batch.captions, batch.image_index).logits)
         assert not torch.equal(*logits)
         torch.testing.assert_close(logits[0].float(), logits[1].float(), rtol=0.1, atol=0.1)
 
 
 class TestViews:
     def pixels(self, of: Stage, epochs: int = 1) -> dict[tuple[str, int], np.ndarray[Any, Any]]:
-        """What each image looks like in each epoch."""
+        """The pixels of each image in each epoch."""
         found = {}
         for epoch in range(epochs):
             for batch in itertools.chain.from_iterable(of.epoch(epoch, start=0)):
@@ -443,7 +443,7 @@ class TestViews:
             mirrored[key, epoch] = (row == plain[key][:, ::-1]).all()
             assert mirrored[key, epoch] or (row == plain[key]).all()
         assert 0.25 < np.mean(list(mirrored.values())) < 0.75
-        # Each epoch anew.
+        # Different in each epoch.
         assert any(mirrored[key, 0] != mirrored[key, 1] for key in plain)
 
     def test_crops_reach_the_batches(self, stage: Any, shards: ShardSet) -> None:
@@ -469,7 +469,7 @@ class TestViews:
 
 
 def samples(shards: ShardSet) -> list[Sample]:
-    return list(epoch_samples(shards, "train", epoch=0, seed=0, rank=0, world=1, shuffle=False))
+    return list(epoch_samples(shards, "train", epoch=0, seed=0, rank=0, world_size=1, shuffle=False))
 
 
 class TestFeatureCache:
@@ -478,7 +478,7 @@ class TestFeatureCache:
     def test_the_frozen_encoder_runs_once(
         self, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Training on kept features is training on the images, without the encoder."""
+        """Training on cached features equals training on images, without running the encoder."""
         seen: Counter[str] = Counter()
         stem, found = GridEncoder.stem, {}
 
@@ -490,7 +490,7 @@ class TestFeatureCache:
         for name in ("null", "auto", "again"):
             place = "null" if name == "null" else str(tmp_path / "kept") if name == "again" else "auto"
             settings = recipe(*self.FROZEN, f"feature_cache={place}", "views=1")
-            run = judge(settings, shards, tmp_path / name, {4: 1.0, 8: 1.0})
+            run = run_with_scores(settings, shards, tmp_path / name, {4: 1.0, 8: 1.0})
             found[name] = weights(run)
             if name == "auto":
                 (tmp_path / "auto" / "features").rename(tmp_path / "kept")
@@ -504,7 +504,7 @@ class TestFeatureCache:
         kept: dict[int, dict[str, set[bytes]]] = {}
         for views in (1, 3):
             settings = recipe(*self.FROZEN, "feature_cache=auto", f"views={views}", "flip=true", "crop=0.5")
-            made = start(settings, shards, tmp_path / str(views)).enter(None)
+            made = start(settings, shards, tmp_path / str(views)).start_stage(None)
             stems: dict[str, set[bytes]] = {sample.key: set() for sample in samples(shards)}
             for epoch in range(9):
                 for batch in itertools.chain.from_iterable(made.epoch(epoch, start=0)):
@@ -551,7 +551,7 @@ class TestObjectives:
         assert all(key.startswith(part) for key in changed)
 
     def test_the_text_tower_learns_beside_the_images(self, shards: ShardSet, tmp_path: Path) -> None:
-        made = start(recipe(text=self.stage("contrastive")), shards, tmp_path).enter(None)
+        made = start(recipe(text=self.stage("contrastive")), shards, tmp_path).start_stage(None)
         assert made.objective.extra is not None
         before = copied(made.objective.extra.state_dict())
         made.step(first(made), 20)
@@ -563,7 +563,7 @@ class TestObjectives:
         (tmp_path / "said.txt").write_text("\n".join(said))
         place = f"text={tmp_path / 'said.txt'}"
         run = start(recipe(place, text=self.stage("language")), shards, tmp_path / "run")
-        made = run.enter(None)
+        made = run.start_stage(None)
         assert made.steps_per_epoch == len(said) // 8
         rows = [row for batch in itertools.chain.from_iterable(made.epoch(0, start=0)) for row in batch.captions]
         read = {run.tokenizer.decode(row[row != PAD_TARGET].tolist()[:-1]) for row in rows}
@@ -573,10 +573,10 @@ class TestObjectives:
 
 def test_the_number_format_of_the_checkpoint(shards: ShardSet, tmp_path: Path) -> None:
     for name in ("float32", "float16"):
-        judge(recipe("epochs=1", f"save_dtype={name}"), shards, tmp_path / name, {4: 1.0})
+        run_with_scores(recipe("epochs=1", f"save_dtype={name}"), shards, tmp_path / name, {4: 1.0})
         kept = load_file(tmp_path / name / "best" / "model.safetensors")
         assert {value.dtype for value in kept.values() if value.is_floating_point()} == {getattr(torch, name)}
-        # What training goes on from is never cut.
+        # States are always saved in full precision.
         states = load_file(next((tmp_path / name / "state").glob("step-*/model.safetensors")))
         assert {value.dtype for value in states.values() if value.is_floating_point()} == {torch.float32}
 

@@ -1,4 +1,4 @@
-"""Self-critical training: its gradient, its baseline, what it pays for, and that it learns."""
+"""Self-critical training: gradient, baseline, rewards, and that it learns."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from captioning.models.base import PAD_TARGET
 from captioning.models.cnn_lstm import CnnLstm
 from captioning.storage import Location
 from captioning.training.batches import Batch
-from captioning.training.objectives.reward import END, CiderReward, stutters, train_frequencies
+from captioning.training.objectives.reward import END, CiderReward, has_immediate_repeat, train_split_cider
 from captioning.training.objectives.self_critical import SelfCritical, SelfCriticalSettings, without_dropout
 from tests.captioning.decoding.fakes import LogitsStepper
 from tests.tiny import CAPTIONS, PREPROCESS, tiny_model, tiny_settings, tiny_tokenizer, write_tiny_shards
@@ -45,7 +45,7 @@ def batch(shards: ShardSet) -> Batch:
 
 
 class WordReward:
-    """Pays for the words of a caption; remembers what it was asked."""
+    """Rewards words of a caption, and records its inputs."""
 
     def __init__(self, worth: dict[str, float]) -> None:
         self.worth = worth
@@ -62,7 +62,7 @@ class WordReward:
 
 
 class RecordedSamples(SelfCritical):
-    """Keeps the samples of its last step."""
+    """Records the samples of its last step."""
 
     def _sample(self, model: object, features: object) -> Tensor:
         self.samples = super()._sample(model, features)  # type: ignore[arg-type]
@@ -92,7 +92,7 @@ def test_the_gradient_is_that_of_reinforce_with_the_others_as_baseline(batch: Ba
     critical.loss(model, batch).total.backward()
     found = gradients(model)
 
-    # The same by hand: one caption after the other, step by step through the stepper.
+    # The same computed one caption at a time, step by step.
     model.zero_grad()
     total = torch.zeros(())
     for image in range(3):
@@ -124,7 +124,7 @@ def text_of(row: list[int]) -> str | None:
 
 
 def test_captions_of_one_advantage_teach_nothing(batch: Batch) -> None:
-    """The baseline is the image's own: images that earn more than others give no gradient by that."""
+    """The baseline is per image: an image with higher rewards than others gives no gradient for that."""
     model = tiny_model(tiny_settings(tune_from="all"))
     critical = objective()
     critical.reward = lambda keys, candidates, references: torch.tensor([[9.0] * 5, [0.0] * 5, [4.0] * 5])
@@ -133,7 +133,7 @@ def test_captions_of_one_advantage_teach_nothing(batch: Batch) -> None:
 
 
 def test_when_to_end_is_learned(batch: Batch) -> None:
-    """Only the end token can have a gradient where every sample is the end alone or a word and the end."""
+    """If all samples are EOS or a word and EOS, only EOS has a gradient."""
     model = tiny_model()
     with torch.no_grad():
         model.embed.weight.zero_()
@@ -146,7 +146,7 @@ def test_when_to_end_is_learned(batch: Batch) -> None:
     )
     critical.loss(model, batch).total.backward()
     assert model.bias.grad is not None
-    # The empty caption is paid, so the end becomes likelier; cut samples have no end and are blamed for the word.
+    # The empty caption has a reward, so EOS becomes likelier; truncated samples have none, so the word becomes rarer.
     assert float(model.bias.grad[TOKENIZER.eos_id]) < -0.01
     assert float(model.bias.grad[word]) > 0.01
 
@@ -156,10 +156,10 @@ def test_a_model_raises_its_own_reward(batch: Batch) -> None:
     critical = SelfCritical(SelfCriticalSettings(), TOKENIZER, SQUARES, max_new_tokens=8)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.02)
     torch.manual_seed(0)
-    # A little cross entropy first: from nonsense alone there is nothing to choose.
+    # A little cross entropy first: self-critical training cannot start from nonsense.
     for _ in range(8):
         optimizer.zero_grad()
-        scored = model(model.encode(batch.pixels), batch.captions, batch.images)  # type: ignore[arg-type]
+        scored = model(model.encode(batch.pixels), batch.captions, batch.image_index)  # type: ignore[arg-type]
         torch.nn.functional.cross_entropy(scored.logits, batch.captions.flatten()).backward()
         optimizer.step()
 
@@ -169,7 +169,7 @@ def test_a_model_raises_its_own_reward(batch: Batch) -> None:
         loss = critical.loss(model, batch)
         (loss.total / critical.units(batch)).backward()
         optimizer.step()
-        rewards.append(loss.facts["reward"] / critical.units(batch))
+        rewards.append(loss.metrics["reward"] / critical.units(batch))
     before, after = sum(rewards[:5]) / 5, sum(rewards[-5:]) / 5
     assert before < 4
     assert after > before + 3
@@ -183,7 +183,7 @@ def test_units_and_facts(batch: Batch) -> None:
     assert isinstance(reward, WordReward)
     assert critical.units(batch) == 18 == len(samples)
     assert [[text_of(row) for row in samples[6 * at : 6 * at + 6].tolist()] for at in range(3)] == reward.asked
-    facts = loss.facts
+    facts = loss.metrics
     assert facts["length"] == int((samples != PAD_TARGET).sum())
     assert facts["cut"] == sum(text is None for texts in reward.asked for text in texts) > 0
     assert facts["distinct"] == sum(len(set(texts)) for texts in reward.asked)
@@ -251,7 +251,7 @@ def test_the_reward_is_cider_with_the_end_as_a_word() -> None:
 
 
 def test_an_ending_in_the_midst_costs() -> None:
-    """As plain CIDEr-D "… and a" would cost nothing: all words of it are in the references."""
+    """With plain CIDEr-D "… and a" would cost nothing, as all its words are in the references."""
     reference = "a dog and a cat and a man"
     scorer = CiderD([[[*text.split(), END]] for text in (reference, *CAPTIONS)])
     whole, dangling = CiderReward(scorer)(["x"], [["a dog and a man", "a dog man and a"]], [[reference]])[0]
@@ -270,8 +270,8 @@ def test_flawed_captions_earn_nothing() -> None:
     ("text", "expected"),
     [("a dog a cat", False), ("a a", True), ("in a in a hat", True), ("man in man on man", False), ("", False)],
 )
-def test_stutters(text: str, expected: bool) -> None:
-    assert stutters(text.split()) == expected
+def test_immediate_repeats(text: str, expected: bool) -> None:
+    assert has_immediate_repeat(text.split()) == expected
 
 
 def test_bleu_adds_to_the_reward() -> None:
@@ -294,17 +294,17 @@ def test_what_fits_another_image_earns_less() -> None:
     kite = SQUARES.score(words("a red square at the top"), [words(references[2][0])])
     assert kite > 0.1
     assert less[0, 0] == pytest.approx(float(plain[0, 0]) - 0.5 * kite)
-    # Of the two dogs nobody else speaks; never less than a caption that was cut.
+    # No other image has two dogs; a reward is never below that of a truncated caption.
     assert less[1].tolist() == [plain[1, 0], 0]
     assert less[2, 1] == 0
 
 
 def test_the_references_of_few_images_are_kept_and_rewards_do_not_depend_on_it() -> None:
     texts = [["a red square", "two dogs sit"], ["a red square", "two dogs"]]
-    bounded, whole = CiderReward(SQUARES, kept_images=1), CiderReward(SQUARES)
+    bounded, whole = CiderReward(SQUARES, max_cached_images=1), CiderReward(SQUARES)
     for _ in range(2):
         assert torch.equal(bounded(["x", "y"], texts, REFERENCES), whole(["x", "y"], texts, REFERENCES))
-    # Kept: the references of x; those of y are read again.
+    # The references of x are cached; those of y are read again.
     changed = (("something else",), ("something else",))
     first, second = bounded(["x", "y"], texts, changed)
     assert first[0] > 1
@@ -313,13 +313,13 @@ def test_the_references_of_few_images_are_kept_and_rewards_do_not_depend_on_it()
 
 def test_frequencies_are_counted_once_for_these_shards(shards: ShardSet, tmp_path: Path) -> None:
     place = Location.parse(str(tmp_path / "run")) / "frequencies.json.gz"
-    counted = train_frequencies(shards)
-    written = train_frequencies(shards, place)
+    counted = train_split_cider(shards)
+    written = train_split_cider(shards, place)
     assert counted.num_images == 12
     assert counted.document_frequency["square"] == 12
     assert counted.document_frequency[f"top {END}"] == counted.document_frequency["top"] > 1
     stripped = ShardSet(Location.parse(str(tmp_path)), shards.dataset, shards.identity, shards.splits)
-    read = train_frequencies(stripped, place)  # there are no tars to count again
+    read = train_split_cider(stripped, place)  # there are no tars to count again
     for each in (written, read):
         assert (each.document_frequency, each.num_images) == (counted.document_frequency, 12)
 
@@ -327,8 +327,8 @@ def test_frequencies_are_counted_once_for_these_shards(shards: ShardSet, tmp_pat
 def test_frequencies_of_other_shards_or_damaged_ones_are_counted_again(shards: ShardSet, tmp_path: Path) -> None:
     place = Location.parse(str(tmp_path)) / "frequencies.json.gz"
     other = write_tiny_shards(tmp_path / "other", {"train": 5})
-    train_frequencies(other, place)
-    assert train_frequencies(shards, place).num_images == 12
+    train_split_cider(other, place)
+    assert train_split_cider(shards, place).num_images == 12
     place.write_bytes(place.read_bytes()[:50])
-    assert train_frequencies(shards, place).num_images == 12
+    assert train_split_cider(shards, place).num_images == 12
     assert CiderD.from_bytes(place.read_bytes()).num_images == 12

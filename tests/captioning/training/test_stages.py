@@ -1,4 +1,4 @@
-"""Stages: what the next one begins with, what it may set, which checkpoint stays, and resume in any of them."""
+"""Stages: initial weights, settings, the best checkpoint, and resuming in any of them."""
 
 import json
 from pathlib import Path
@@ -22,8 +22,8 @@ from tests.captioning.training.runs import (
     RECIPE,
     assert_same,
     best_of_stage,
-    judge,
     recipe,
+    run_with_scores,
     start,
     weights,
 )
@@ -48,27 +48,27 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 class TestOneAfterTheOther:
     @pytest.fixture(scope="class")
     def run(self, shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Any:
-        """Best in the middle of the first stage, and no stage ends with its best."""
+        """The best validation is in the middle of the first stage, and no stage ends with its best."""
         marks = {5: 1.0, 10: 3.0, 15: 2.0, 20: 2.9, 25: 0.5}
         folder = tmp_path_factory.mktemp("run")
-        run = judge(recipe("log_every_steps=1", text=TWO_CAPTIONING), shards, folder, marks)
+        run = run_with_scores(recipe("log_every_steps=1", text=TWO_CAPTIONING), shards, folder, marks)
         run.folder = folder
         return run
 
     def test_a_stage_begins_with_the_best_weights_of_the_one_before(self, run: Any) -> None:
-        assert_same(run.entered[1], run.judged[10])
-        assert_same(best_of_stage(run.folder, 0), run.judged[10])
-        assert any(not value.equal(run.judged[15][name]) for name, value in run.entered[1].items())
+        assert_same(run.at_start[1], run.validated[10])
+        assert_same(best_of_stage(run.folder, 0), run.validated[10])
+        assert any(not value.equal(run.validated[15][name]) for name, value in run.at_start[1].items())
 
     def test_what_a_stage_freezes_stays_and_what_it_tunes_learns(self, run: Any) -> None:
-        assert encoder_changed(run.entered[0], run.judged[5])
-        assert not encoder_changed(run.entered[1], run.judged[20])
-        assert not run.judged[20]["lstm.weight_hh_l0"].equal(run.entered[1]["lstm.weight_hh_l0"])
+        assert encoder_changed(run.at_start[0], run.validated[5])
+        assert not encoder_changed(run.at_start[1], run.validated[20])
+        assert not run.validated[20]["lstm.weight_hh_l0"].equal(run.at_start[1]["lstm.weight_hh_l0"])
         assert run.model.settings.dropout == 0.4
         assert run.model.settings.encoder.tune_from is None
 
     def test_each_schedule_begins_anew(self, run: Any) -> None:
-        one, two = run.settings.in_stages()
+        one, two = run.settings.stage_settings()
         found = [(r["stage"], r["lr"]) for r in run.progress.history if r["kind"] == "step"]
         expected = [("one", 0.01 * schedule_factor(one.optim, step, 15)) for step in range(15)]
         expected += [("two", 0.005 * schedule_factor(two.optim, step, 10)) for step in range(10)]
@@ -78,7 +78,7 @@ class TestOneAfterTheOther:
         about = read_config(run.folder / "best")
         assert (about.provenance["stage"], about.provenance["step"]) == ("one", 10)
         kept = load_model(run.folder / "best", about, tiny_tokenizer()).state_dict()
-        assert_same(kept, run.judged[10])
+        assert_same(kept, run.validated[10])
         summary = json.loads((run.folder / "summary.json").read_text())
         assert (summary["best_score"], summary["best_step"]) == (3.0, 10)
 
@@ -88,22 +88,22 @@ def encoder_changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool
 
 
 def test_a_later_stage_that_is_better_takes_the_place(shards: ShardSet, tmp_path: Path) -> None:
-    run = judge(recipe(text=TWO_CAPTIONING), shards, tmp_path, {5: 1.0, 10: 0.0, 15: 0.0, 20: 1.5, 25: 0.5})
+    run = run_with_scores(recipe(text=TWO_CAPTIONING), shards, tmp_path, {5: 1.0, 10: 0.0, 15: 0.0, 20: 1.5, 25: 0.5})
     about = read_config(tmp_path / "best")
     assert (about.provenance["stage"], about.provenance["step"]) == ("two", 20)
     assert about.architecture.encoder.tune_from is None
-    assert_same(load_model(tmp_path / "best", about, tiny_tokenizer()).state_dict(), run.judged[20])
+    assert_same(load_model(tmp_path / "best", about, tiny_tokenizer()).state_dict(), run.validated[20])
 
 
 def test_patience_ends_a_stage_and_not_the_run(shards: ShardSet, tmp_path: Path) -> None:
-    """Of four epochs the first stage makes three, and so many validations without a better one count anew."""
-    run = judge(recipe("epochs=4", text=TWO_CAPTIONING), shards, tmp_path, {5: 3, 10: 2, 15: 1, 20: 1, 25: 2})
-    assert sorted(run.judged) == [5, 10, 15, 20, 25]
+    """The first stage stops after three of four epochs, and patience starts afresh in the next."""
+    run = run_with_scores(recipe("epochs=4", text=TWO_CAPTIONING), shards, tmp_path, {5: 3, 10: 2, 15: 1, 20: 1, 25: 2})
+    assert sorted(run.validated) == [5, 10, 15, 20, 25]
     assert run.progress.stopped_early
 
 
 def test_early_stopping_is_told_and_which_validation_was_the_best(shards: ShardSet, tmp_path: Path) -> None:
-    run = judge(recipe("epochs=4", text=TWO_CAPTIONING), shards, tmp_path, {5: 3, 10: 2, 15: 1, 20: 1, 25: 2})
+    run = run_with_scores(recipe("epochs=4", text=TWO_CAPTIONING), shards, tmp_path, {5: 3, 10: 2, 15: 1, 20: 1, 25: 2})
     [told] = [r["message"] for r in run.progress.history if r["kind"] == "note"]
     assert told.startswith("one: stopped early, 5 steps before its end. ")
     assert "2 times in a row (validation.patience); its best was at step 5." in told
@@ -113,9 +113,11 @@ def test_early_stopping_is_told_and_which_validation_was_the_best(shards: ShardS
 
 
 def test_patience_begins_when_something_right_is_said(shards: ShardSet, tmp_path: Path) -> None:
-    """Words that are new to a captioner take a while to be said; until then weights that learned longer are kept."""
-    run = judge(recipe("epochs=4", text=TWO_CAPTIONING), shards, tmp_path, {5: 0, 10: 0, 15: 0, 20: 0, 25: 0, 30: 0})
-    assert sorted(run.judged) == [5, 10, 15, 20, 25, 30]
+    """New words take a while to appear in captions; until then the latest weights are kept."""
+    run = run_with_scores(
+        recipe("epochs=4", text=TWO_CAPTIONING), shards, tmp_path, {5: 0, 10: 0, 15: 0, 20: 0, 25: 0, 30: 0}
+    )
+    assert sorted(run.validated) == [5, 10, 15, 20, 25, 30]
     assert not run.progress.stopped_early
     assert run.progress.best_step == 30
 
@@ -127,7 +129,7 @@ def test_tune_is_laid_over_the_settings_of_a_checkpoint_too(
     save_tiny_captioner(tmp_path / "start")
     override = [f"tune={json.dumps(tune)}"] if tune else []
     run = start(recipe(f"init={tmp_path / 'start'}", "epochs=1", *override), shards, tmp_path / "run")
-    stage = run.enter(None)
+    stage = run.start_stage(None)
     first = load_model(tmp_path / "start", read_config(tmp_path / "start"), tiny_tokenizer())
     assert_same(weights(run), first.state_dict())
     learning = any(p.requires_grad for name, p in stage.model.named_parameters() if name.startswith("encoder."))
@@ -167,13 +169,15 @@ class TestBeforeThereAreCaptions:
         self, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen: list[bool] = []
-        enter = TrainingRun.enter
+        start_stage = TrainingRun.start_stage
         monkeypatch.setattr(
-            TrainingRun, "enter", lambda run, given: [seen.append((tmp_path / "best").exists()), enter(run, given)][1]
+            TrainingRun,
+            "start_stage",
+            lambda run, given: [seen.append((tmp_path / "best").exists()), start_stage(run, given)][1],
         )
         steps = start(recipe(text=CLIP_STAGES), shards, tmp_path).total_steps
         marks = dict.fromkeys(range(steps + 1), 9.0) | {steps - 5: 0.5, steps: 0.25}
-        judge(recipe(text=CLIP_STAGES), shards, tmp_path, marks)
+        run_with_scores(recipe(text=CLIP_STAGES), shards, tmp_path, marks)
         assert seen == [False, False, False, True]
         assert read_config(tmp_path / "best").provenance["stage"] == "mapper"
 
@@ -190,7 +194,7 @@ class TestResume:
     def test_a_run_stopped_in_every_stage_ends_as_one_left_alone(
         self, shards: ShardSet, tmp_path: Path, text: str
     ) -> None:
-        """Stopped every few steps: in the midst of epochs, after a state and before the next, where stages meet."""
+        """Stopped every few steps: within epochs, between states, and between stages."""
         settings = recipe(text=text)
         alone = start(settings, shards, tmp_path / "alone")
         alone.run()
@@ -204,12 +208,12 @@ class TestResume:
             assert_same(best_of_stage(tmp_path / "stopped", stage), best_of_stage(tmp_path / "alone", stage))
         assert_same(weights(again), weights(alone))
         assert figures(again) == figures(alone)
-        # Features of weights that were not the stage's would be another cache.
+        # Features of other weights would have another cache key.
         caches = [sorted(f.name for f in (tmp_path / name / "features").iterdir()) for name in ("alone", "stopped")]
         assert caches[0] == caches[1]
 
     def test_weights_of_the_stage_find_the_kept_features(self, shards: ShardSet, tmp_path: Path) -> None:
-        """A frozen encoder that an earlier stage has tuned: kept features of the untuned one must not be taken."""
+        """For a frozen encoder that an earlier stage tuned, cached features of the untuned one must not be used."""
         settings = recipe(text=LSTM_STAGES)
         start(settings, shards, tmp_path).run(stop_at=8)
         before = sorted((tmp_path / "features").iterdir())
@@ -218,7 +222,7 @@ class TestResume:
 
 
 def figures(run: TrainingRun) -> list[Any]:
-    """What was recorded, but for times, rates and lines for people."""
+    """The records without times, rates and notes."""
     keys = ("kind", "step", "stage", "epoch", "images_seen", "best", "samples", "lr")
     records = [r for r in run.progress.history if r["kind"] != "note"]
     return [[record.get(key) for key in keys] for record in records]
@@ -277,7 +281,7 @@ class TestSearch:
                 run.run()
         assert load_captioner(str(place / "best"))
         start(recipe(*self.SEARCH), shards, place).run()
-        # With all of it written, nothing is searched again.
+        # Once everything is written, the search is not repeated.
         assert len(searches) == (2 if killed_at == "summary.json" else 3)
         for name in ("config.json", "model.safetensors", "README.md"):
             assert (place / "best" / name).read_bytes() == (expected / name).read_bytes()
@@ -287,13 +291,13 @@ class TestSearch:
 @pytest.mark.parametrize("override", ["encoder=late", "tune={dropout: 0.1}", "seed=1"])
 def test_what_starts_random_learns_as_such_however_it_is_tuned(shards: ShardSet, tmp_path: Path, override: str) -> None:
     run = start(recipe("stages=[]", override, text=CLIP_STAGES), shards, tmp_path)
-    rates = {group["peak_lr"] for group in run.enter(None).optimizer.param_groups}
+    rates = {group["peak_lr"] for group in run.start_stage(None).optimizer.param_groups}
     assert rates == {0.01}
 
 
 def test_what_an_earlier_stage_has_taught_is_no_longer_random(shards: ShardSet, tmp_path: Path) -> None:
-    maker = start(recipe(text=CLIP_STAGES), shards, tmp_path)._make
-    assert [maker.model(number, None).pretrained_prefixes for number in range(4)] == [
+    maker = start(recipe(text=CLIP_STAGES), shards, tmp_path)._builder
+    assert [maker.build_model(number, None).pretrained_prefixes for number in range(4)] == [
         (),
         ("clip.encoder.",),
         ("clip.encoder.", "gpt2."),
@@ -313,5 +317,5 @@ def test_a_language_model_is_judged_within_the_room_that_it_has(shards: ShardSet
     run = start(
         recipe(language, small, "max_tokens=40", "decoding.max_new_tokens=6", text=CLIP_STAGES), shards, tmp_path
     )
-    objective = run.enter(None).objective
+    objective = run.start_stage(None).objective
     assert objective._max_tokens == run.model.max_positions()

@@ -1,4 +1,4 @@
-"""What a stage began with has its share in what is validated and saved."""
+"""`start_share`: the stage's initial weights are averaged into what is validated and saved."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from captioning.data.shards import ShardSet
-from tests.captioning.training.runs import assert_same, best_of_stage, judge, recipe, start, weights
+from tests.captioning.training.runs import assert_same, best_of_stage, recipe, run_with_scores, start, weights
 from tests.tiny import write_tiny_shards
 
 SETTINGS = ("epochs=2", "optim.start_share=0.75", "optim.ema_decay=null")
@@ -18,8 +18,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 
 def test_three_quarters_are_as_they_were(shards: ShardSet, tmp_path: Path) -> None:
-    run = judge(recipe(*SETTINGS), shards, tmp_path, {3: 1.0, 6: 2.0})
-    began, learned = run.entered[0], weights(run)
+    run = run_with_scores(recipe(*SETTINGS), shards, tmp_path, {3: 1.0, 6: 2.0})
+    began, learned = run.at_start[0], weights(run)
     saved = best_of_stage(tmp_path, 0)
     trained = {name for name, weight in run.model.named_parameters() if weight.requires_grad}
     assert_same(
@@ -27,9 +27,9 @@ def test_three_quarters_are_as_they_were(shards: ShardSet, tmp_path: Path) -> No
         {name: 0.25 * learned[name] + 0.75 * began[name] for name in trained},
     )
     assert any(not torch.allclose(began[name], learned[name]) for name in trained)
-    # It is that mixture which was judged, and learning went on from what was learned.
-    judged = run.judged[6]
-    assert_same({name: judged[name] for name in trained}, {name: saved[name] for name in trained})
+    # The average was validated, and training went on from the trained weights.
+    validated = run.validated[6]
+    assert_same({name: validated[name] for name in trained}, {name: saved[name] for name in trained})
 
 
 def test_a_resumed_run_knows_what_it_began_with(shards: ShardSet, tmp_path: Path) -> None:

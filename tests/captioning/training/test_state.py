@@ -1,4 +1,4 @@
-"""Where a run stands, on disk: written beside the training, loaded whole or not at all, and whose it is."""
+"""Saved states: written while training goes on, loaded completely or not at all; and the ownership of OUTPUT."""
 
 import json
 import threading
@@ -19,9 +19,9 @@ from captioning.errors import CheckpointError, RunConflictError, StorageError, U
 from captioning.local_files import LocalFiles
 from captioning.remote_files import RemoteFiles
 from captioning.storage import Location
-from captioning.training.best import BestWriter
+from captioning.training.best import BestCheckpoint
 from captioning.training.loop import TrainingRun
-from captioning.training.output import check, claim
+from captioning.training.output import check_output, claim_output
 from captioning.training.parts import make_parts, make_tokenizer
 from captioning.training.state import Progress, StateWriter, newest_state, remove_leftovers
 from tests.captioning.training.runs import assert_same, recipe, start, weights
@@ -62,7 +62,7 @@ class TestWriting:
         writer = StateWriter(output, keep=2)
         progress, given = Progress(step=4, history=[{"step": 4}]), tensors(4)
         writer.save(progress, given)
-        # Training goes on while nothing is on disk yet.
+        # Training goes on before anything is on disk.
         given["model"]["a"].zero_()
         given["model"]["b"] += 5
         progress.step = 5
@@ -111,7 +111,7 @@ class TestWriting:
             writer.save(Progress(step=1), tensors(1))
             with pytest.raises(StorageError, match="disk is full"):
                 writer.wait() if hears == "wait" else writer.save(Progress(step=2), tensors(2))
-        # Told once; the next one is written.
+        # Raised once; the next state is written.
         save(writer, 3)
         state = newest_state(output)
         assert state is not None
@@ -224,7 +224,7 @@ class TestKeeping:
         half.mkdir()
         (half / "model.safetensors").write_bytes(b"half")
         (half / ".0123456789abcdef.tmp").write_bytes(b"less")
-        # The newest is damaged: it must not push out those that are whole.
+        # The newest is damaged and must not displace the complete ones.
         (output.local_path / "state" / "step-00000004-00" / "model.safetensors").write_bytes(b"short")
         save(writer, 3)
         assert names(output) == ["step-00000002-00", "step-00000003-00"]
@@ -235,7 +235,7 @@ class TestKeeping:
     def test_one_can_always_be_loaded_though_only_one_is_kept(
         self, output: Location, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A step is saved before its validation and after it: the first must not go before the second is there."""
+        """A step is saved before and after its validation: the first state must stay until the second is complete."""
         write, delete = LocalFiles.write, LocalFiles.delete
         found: list[int | None] = []
 
@@ -269,10 +269,12 @@ class TestKeeping:
 class TestWhose:
     def test_the_same_settings_go_on_and_others_are_refused(self, shards: ShardSet, tmp_path: Path) -> None:
         output = Location.parse(str(tmp_path / "run"))
-        claim(output, recipe(), shards, tiny_tokenizer())
-        check(output, recipe(), shards)
+        claim_output(output, recipe(), shards, tiny_tokenizer())
+        check_output(output, recipe(), shards)
         # How it goes, not what it makes.
-        check(output, recipe("log_every_steps=7", "keep_states=5", "threads_per_worker=2", "data=elsewhere"), shards)
+        check_output(
+            output, recipe("log_every_steps=7", "keep_states=5", "threads_per_worker=2", "data=elsewhere"), shards
+        )
         for change, said in (
             ("optim.lr=0.5", r"settings.optim.lr: 0.01 → 0.5"),
             ("seed=2", "seed: 1 → 2"),
@@ -280,38 +282,38 @@ class TestWhose:
             ("stages=[{epochs: 2}]", "stages"),
         ):
             with pytest.raises(RunConflictError, match=said):
-                check(output, recipe(change), shards)
+                check_output(output, recipe(change), shards)
         other = write_tiny_shards(tmp_path / "other", {"train": 9, "val": 3})
         with pytest.raises(RunConflictError, match="data"):
-            check(output, recipe(), other)
+            check_output(output, recipe(), other)
 
     def test_where_features_are_kept_is_free_in_a_stage_too(self, shards: ShardSet, tmp_path: Path) -> None:
         def settings(place: str) -> Any:
             return recipe(f"stages=[{{feature_cache: {place}, log_every_steps: 3}}, {{epochs: 1}}]")
 
         output = Location.parse(str(tmp_path / "run"))
-        claim(output, settings("auto"), shards, tiny_tokenizer())
-        check(output, settings("/elsewhere"), shards)
+        claim_output(output, settings("auto"), shards, tiny_tokenizer())
+        check_output(output, settings("/elsewhere"), shards)
         with pytest.raises(RunConflictError, match="feature_cache"):
-            check(output, settings("null"), shards)
+            check_output(output, settings("null"), shards)
 
     def test_what_a_kill_has_left_does_not_make_it_anothers(self, shards: ShardSet, tmp_path: Path) -> None:
-        """Killed while it claimed its OUTPUT: first nothing but a temporary file is there, then no tokenizer."""
+        """Killed while claiming OUTPUT: first there is only a temporary file, then no tokenizer."""
         (tmp_path / ".0123456789abcdef.tmp").write_bytes(b"{")
         output = Location.parse(str(tmp_path))
-        check(output, recipe(), shards)
-        claim(output, recipe(), shards, tiny_tokenizer())
+        check_output(output, recipe(), shards)
+        claim_output(output, recipe(), shards, tiny_tokenizer())
         (tmp_path / "tokenizer" / "complete").unlink()
-        claim(output, recipe(), shards, tiny_tokenizer())
+        claim_output(output, recipe(), shards, tiny_tokenizer())
         assert (tmp_path / "tokenizer" / "complete").exists()
         (tmp_path / "train.json").unlink()
         with pytest.raises(RunConflictError, match="not empty"):
-            check(output, recipe(), shards)
+            check_output(output, recipe(), shards)
 
 
 @contextmanager
 def killing(monkeypatch: pytest.MonkeyPatch, at: int, place: str) -> Iterator[list[int]]:
-    """Within it, operation number `at` on files below `place` comes to nothing, and ends what asked for it."""
+    """A context in which operation number `at` on files below `place` is not executed and raises."""
     count = [0]
 
     def counted(then: Callable[..., Any], path_at: int) -> Callable[..., Any]:
@@ -335,7 +337,7 @@ def killing(monkeypatch: pytest.MonkeyPatch, at: int, place: str) -> Iterator[li
 
 
 class TestBest:
-    """Every operation on its files is cut short once, while a better checkpoint takes the place of another."""
+    """Each file operation is interrupted once while a better checkpoint replaces another."""
 
     @pytest.mark.parametrize("remote", [False, True], ids=["local", "objects"])
     def test_it_is_one_checkpoint_or_none(
@@ -355,8 +357,8 @@ class TestBest:
                     struck = True
             found = self.found(output, tmp_path / f"found-{at}")
             assert found in ((None, 1, 2) if struck else (2,))
-            again = BestWriter(run.settings, shards, output, self.parts(run))
-            whole = again.settle()
+            again = BestCheckpoint(run.settings, shards, output, self.parts(run))
+            whole = again.recover()
             after = self.found(output, tmp_path / f"settled-{at}")
             assert whole == (after is not None)
             # Locally nothing is lost, whatever is cut; objects are written again by the validation that is due again.
@@ -395,16 +397,16 @@ class TestBest:
         return TrainingRun(settings, make_parts(settings, make_tokenizer(settings, shards)), shards, output)
 
     def write(self, run: TrainingRun, output: Location, step: int) -> None:
-        """A checkpoint of which the weights tell the step, as its config does."""
-        stage = run.__dict__.setdefault("_stage", None) or run.enter(None)
+        """A checkpoint whose weights and config both contain the step."""
+        stage = run.__dict__.setdefault("_stage", None) or run.start_stage(None)
         run.__dict__["_stage"] = stage
         with torch.no_grad():
             run.model.bias.fill_(step)  # type: ignore[operator]
-        best = BestWriter(run.settings, run.shards, output, self.parts(run))
+        best = BestCheckpoint(run.settings, run.shards, output, self.parts(run))
         best.write(stage, stage.weights(), Progress(step=step), {"cider_d": 1.0}, [])
 
     def found(self, output: Location, folder: Path) -> int | None:
-        """The step that the checkpoint tells; None if it is no checkpoint. Fails if it is mixed of two."""
+        """The step of the checkpoint; None if there is none. Fails if it is a mixture of two."""
         if not (output / "best").exists():
             return None
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""Both models, from random weights, learn to describe a toy world that they have not seen pictures of."""
+"""Both models, from random weights, learn to describe unseen pictures of a toy world."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from captioning.storage import Location
 from captioning.training.loop import TrainingRun
 from captioning.training.parts import make_parts, make_tokenizer
 from captioning.training.settings import TrainSettings
-from captioning.training.validation import describe
+from captioning.training.validation import caption_split
 from tests.toy_world import COLOURS, RELATIONS, SHAPES, draw, make_scene, write_world
 
 COMMON = """
@@ -97,13 +97,13 @@ def test_clip_gpt2_learns_the_world(tmp_path: Path) -> None:
 
 
 def exact_share(recipe: str, folder: Path, *, train: int) -> float:
-    """The share of 500 unseen pictures whose caption is right to the word, after training by `recipe`."""
+    """The share of 500 unseen pictures with an exactly correct caption after training with `recipe`."""
     shards = write_world(folder / "world", {"train": train, "val": 100, "test": 500})
     settings = read_settings(TrainSettings, recipe)
     parts = make_parts(settings, make_tokenizer(settings, shards))
     run = TrainingRun(settings, parts, shards, Location.parse(str(folder / "run")))
     run.run()
-    described = describe(run.captioner(), shards, "test", batch_size=100)
+    described = caption_split(run.captioner(), shards, "test", batch_size=100)
     assert len(described) == 500
     return sum(each.caption.text == each.references[0] for each in described) / len(described)
 

@@ -1,4 +1,4 @@
-"""Describing a split: as the captioner itself, with several decodings at once, and by several workers."""
+"""Captioning a split: like the captioner itself, with several decodings at once, and by several workers."""
 
 import dataclasses
 import threading
@@ -11,13 +11,13 @@ from captioning import captioner as captioner_module
 from captioning.captioner import Captioner, load_captioner
 from captioning.data.shards import ShardSet, iterate_shard
 from captioning.decoding.search import decode
-from captioning.training.validation import Described, describe, describe_each, score
+from captioning.training.validation import CaptionedSample, caption_split, caption_split_each, score_samples
 from captioning.training.workers import Workers
 from tests.tiny import save_tiny_captioner, write_tiny_shards
 
 
 class ThreadWorkers(Workers):
-    """Workers that are threads of this process."""
+    """Workers as threads of this process."""
 
     def __init__(self, rank: int, boxes: list[Any], barrier: threading.Barrier) -> None:
         super().__init__(rank, len(boxes))
@@ -63,7 +63,7 @@ def captioner(folder: Path) -> Captioner:
 
 
 def test_captions_are_those_of_the_captioner(captioner: Captioner, shards: ShardSet) -> None:
-    described = describe(captioner, shards, "val", batch_size=4)
+    described = caption_split(captioner, shards, "val", batch_size=4)
     assert len(described) == 11
     samples = [sample for info in shards.split("val") for sample in iterate_shard(shards.location, info.name)]
     for each, sample in zip(described, samples, strict=True):
@@ -81,19 +81,19 @@ def test_several_decodings_at_once_are_each_alone(captioner: Captioner, shards: 
     captioner.encode = lambda pixels: encoded.append(len(pixels)) or encode(pixels)  # type: ignore
     decodings = [dataclasses.replace(captioner.decoding, beam_size=beams, max_new_tokens=5) for beams in (1, 4)]
     heard: list[int] = []
-    together = describe_each(captioner, shards, "val", decodings, batch_size=4, tell=heard.append)
+    together = caption_split_each(captioner, shards, "val", decodings, batch_size=4, on_progress=heard.append)
     assert encoded == [4, 4, 3], "an image is encoded once for all decodings"
     assert heard == [4, 8, 12, 16, 19, 22]
     for decoding, described in zip(decodings, together, strict=True):
         captioner.decoding = decoding
-        assert described == describe(captioner, shards, "val", batch_size=4)
+        assert described == caption_split(captioner, shards, "val", batch_size=4)
     assert together[0] != together[1]
 
 
 @pytest.mark.parametrize("images", [None, 5])
 def test_workers_share_the_images(captioner: Captioner, shards: ShardSet, images: int | None) -> None:
-    alone = describe(captioner, shards, "val", images=images)
-    results = with_workers(3, lambda workers: describe(captioner, shards, "val", workers=workers, images=images))
+    alone = caption_split(captioner, shards, "val", images=images)
+    results = with_workers(3, lambda workers: caption_split(captioner, shards, "val", workers=workers, images=images))
     assert results[0] == results[1] == results[2]
     texts = {each.key: each.caption.text for each in alone}
     assert {each.key: each.caption.text for each in results[0]} == texts
@@ -101,16 +101,16 @@ def test_workers_share_the_images(captioner: Captioner, shards: ShardSet, images
 
 
 def test_a_caption_that_is_cut_is_known_and_counted(captioner: Captioner, shards: ShardSet) -> None:
-    # The end token comes first, or is never reached.
+    # EOS comes first, or never.
     with_end = dataclasses.replace(captioner.decoding, beam_size=1, max_new_tokens=3, min_new_tokens=0)
     without = dataclasses.replace(with_end, min_new_tokens=3)
     captioner.model.bias.data[captioner.tokenizer.eos_id] += 1000
     captioner.decoding = with_end
-    assert all(each.caption.ended and each.caption.num_tokens == 1 for each in describe(captioner, shards, "val"))
+    assert all(each.caption.ended and each.caption.num_tokens == 1 for each in caption_split(captioner, shards, "val"))
     captioner.decoding = without
-    cut = describe(captioner, shards, "val")
+    cut = caption_split(captioner, shards, "val")
     assert all(not each.caption.ended and each.caption.num_tokens == 3 for each in cut)
-    assert score(cut).truncated == 11
+    assert score_samples(cut).truncated == 11
 
 
 def test_an_unknown_word_is_known_and_counted(
@@ -118,25 +118,25 @@ def test_an_unknown_word_is_known_and_counted(
 ) -> None:
     tokenizer: Any = captioner.tokenizer
     captioner.model.bias.data[tokenizer.unk_id] += 1000
-    assert not any(each.caption.unknown for each in describe(captioner, shards, "val"))
+    assert not any(each.caption.unknown for each in caption_split(captioner, shards, "val"))
 
     def decode_all(stepper: Any, settings: Any, *, eos_id: int, banned: Any) -> Any:
         return decode(stepper, settings, eos_id=eos_id, banned=())
 
     monkeypatch.setattr(captioner_module, "decode", decode_all)
-    said = describe(captioner, shards, "val")
+    said = caption_split(captioner, shards, "val")
     assert all(each.caption.unknown for each in said)
-    assert score(said).unknown == 11
+    assert score_samples(said).unknown == 11
 
 
 def test_score_takes_flaws_from_what_was_described(captioner: Captioner, shards: ShardSet) -> None:
-    described = describe(captioner, shards, "val")
+    described = caption_split(captioner, shards, "val")
     plain = [with_flaws(each, ended=True, unknown=False) for each in described]
     flawed = [with_flaws(plain[0], ended=False, unknown=False), with_flaws(plain[1], ended=True, unknown=True)]
-    assert (score(plain).truncated, score(plain).unknown) == (0, 0)
-    assert (score([*flawed, *plain[2:]]).truncated, score([*flawed, *plain[2:]]).unknown) == (1, 1)
+    assert (score_samples(plain).truncated, score_samples(plain).unknown) == (0, 0)
+    assert (score_samples([*flawed, *plain[2:]]).truncated, score_samples([*flawed, *plain[2:]]).unknown) == (1, 1)
 
 
-def with_flaws(described: Described, *, ended: bool, unknown: bool) -> Described:
+def with_flaws(described: CaptionedSample, *, ended: bool, unknown: bool) -> CaptionedSample:
     caption = dataclasses.replace(described.caption, ended=ended, unknown=unknown)
     return dataclasses.replace(described, caption=caption)

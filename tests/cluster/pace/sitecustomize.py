@@ -46,7 +46,7 @@ def slow_steps(module: Any) -> None:
     def slowly(self: Any, *arguments: Any) -> Any:
         pause()
         result = after(self, *arguments)
-        note("steps", self.workers.rank, self.workers.world, self.progress.step)
+        note("steps", self.workers.rank, self.workers.world_size, self.progress.step)
         return result
 
     module.TrainingRun._after_step = slowly

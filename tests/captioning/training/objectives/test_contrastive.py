@@ -49,7 +49,7 @@ def contrastive(made: Any, workers: Workers | None = None, **settings: Any) -> C
 
 
 def batch(first: int, captions_each: list[int]) -> Batch:
-    """Images of noise with captions of the toy world, one after the other from number `first` on."""
+    """Noise images with captions of the toy world, numbered from `first`."""
     images = [at for at, count in enumerate(captions_each) for _ in range(count)]
     said = [CAPTIONS[(first + at + number) % len(CAPTIONS)] for number, at in enumerate(images)]
     pixels = [
@@ -65,7 +65,7 @@ def joined(one: Batch, other: Batch) -> Batch:
     assert other.pixels is not None
     width = max(one.captions.shape[1], other.captions.shape[1])
     captions = [functional.pad(b.captions, (0, width - b.captions.shape[1]), value=PAD_TARGET) for b in (one, other)]
-    images = torch.cat([one.images, other.images + len(one.keys)])
+    images = torch.cat([one.image_index, other.image_index + len(one.keys)])
     return Batch(one.keys + other.keys, torch.cat([one.pixels, other.pixels]), torch.cat(captions), images)
 
 
@@ -87,7 +87,7 @@ def test_the_loss_is_cross_entropy_both_ways_without_rivalry_among_siblings() ->
         loss = objective.loss(made, ONE)
         images, texts = embeddings(objective, made, ONE)
     likeness = (images @ texts.T / 0.1).exp()
-    owners = ONE.images.tolist()
+    owners = ONE.image_index.tolist()
     total = 0.0
     for image in range(3):
         own = [text for text, owner in enumerate(owners) if owner == image]
@@ -96,14 +96,14 @@ def test_the_loss_is_cross_entropy_both_ways_without_rivalry_among_siblings() ->
         to_images = [-np.log(float(likeness[image, t]) / float(likeness[:, t].sum())) for t in own]
         total += (np.mean(to_texts) + np.mean(to_images)) / 2
     assert float(loss.total) == pytest.approx(total, rel=1e-4)
-    assert loss.facts == {"loss": pytest.approx(total, rel=1e-4)}
+    assert loss.metrics == {"loss": pytest.approx(total, rel=1e-4)}
     assert objective.units(ONE) == 3
 
 
 def test_a_lone_image_teaches_nothing() -> None:
     made = model()
     loss = contrastive(made).loss(made, batch(0, [3]))
-    assert loss.facts["loss"] == pytest.approx(0, abs=1e-6)
+    assert loss.metrics["loss"] == pytest.approx(0, abs=1e-6)
     loss.total.backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for p in made.parameters() if p.grad is not None]
     assert gradients
@@ -114,9 +114,9 @@ def test_cosines_keep_their_digits_in_half_precision() -> None:
     made = model()
     objective = contrastive(made, temperature=0.01)
     images, texts = (t.detach() for t in embeddings(objective, made, ONE))
-    exact = objective._loss(images, texts, ONE.images).total
+    exact = objective._loss(images, texts, ONE.image_index).total
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(objective._loss(images, texts, ONE.images).total, exact)
+        assert torch.equal(objective._loss(images, texts, ONE.image_index).total, exact)
 
 
 @pytest.mark.parametrize("limit", [1, 2])
@@ -126,24 +126,24 @@ def test_captions_are_drawn_anew(limit: int) -> None:
     seen = set()
     for seed in range(30):
         torch.manual_seed(seed)
-        drawn = objective._draw(images)
+        drawn = objective._select_captions(images)
         assert images[drawn].bincount().tolist() == [limit, 1, limit]
         seen.add(tuple(drawn.tolist()))
     assert len(seen) > 6
     torch.manual_seed(1)
-    again = objective._draw(images)
+    again = objective._select_captions(images)
     torch.manual_seed(1)
-    assert torch.equal(objective._draw(images), again)
+    assert torch.equal(objective._select_captions(images), again)
 
 
 def test_drawn_captions_are_what_is_compared() -> None:
     made = model()
     few, whole = contrastive(made, captions_per_image=1), contrastive(made)
     torch.manual_seed(2)
-    drawn = few._draw(ONE.images)
-    part = Batch(ONE.keys, ONE.pixels, ONE.captions[drawn], ONE.images[drawn])
+    drawn = few._select_captions(ONE.image_index)
+    part = Batch(ONE.keys, ONE.pixels, ONE.captions[drawn], ONE.image_index[drawn])
     torch.manual_seed(2)
-    assert few.loss(made, ONE).facts == pytest.approx(whole.loss(made, part).facts, rel=1e-5)
+    assert few.loss(made, ONE).metrics == pytest.approx(whole.loss(made, part).metrics, rel=1e-5)
 
 
 def test_the_scale_stays_below_its_bound() -> None:
@@ -190,26 +190,26 @@ def test_retrieval_is_counted_both_ways() -> None:
     images = np.eye(12)[:, :11]
     images[11] = images[0]
     texts = np.concatenate([images[:11], images[1:2]])
-    # The last text is of image 0, and looks like image 1's.
+    # The last text belongs to image 0 and resembles image 1.
     found = recalls(images, texts, np.array([*range(11), 0]))
     assert found["text_to_image_r1"] == pytest.approx(100 * 11 / 12)
     assert found["text_to_image_r5"] == pytest.approx(100)
-    # Image 11 has no text of its own; each other has one that is nearest.
+    # Image 11 has no text; every other image has one that is closest to it.
     assert found["image_to_text_r1"] == pytest.approx(100 * 11 / 12)
     assert found["score"] == pytest.approx(np.mean([value for name, value in found.items() if name != "score"]))
 
 
 def test_training_leads_to_retrieval(tmp_path: Path) -> None:
-    """Squares of four colours in two places, seen anew: eight images find eight captions."""
+    """Unseen squares in four colours and two positions: eight images find eight captions."""
     shards = write_tiny_shards(tmp_path, {"train": 32, "val": 8})
-    # What starts random learns its statistics as well.
+    # A randomly initialised encoder must learn its batch statistics too.
     made = model({**CNN, "encoder": {**CNN["encoder"], "tune_from": "all", "norm_statistics": "learned"}})
     objective = contrastive(made)
     before = objective.validate(made, shards, Workers())
     assert objective.extra is not None
     parameters = [p for p in [*made.parameters(), *objective.extra.parameters()] if p.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=1e-2)
-    samples = list(epoch_samples(shards, "train", epoch=0, seed=0, rank=0, world=1, shuffle=False))
+    samples = list(epoch_samples(shards, "train", epoch=0, seed=0, rank=0, world_size=1, shuffle=False))
     pixels = torch.stack([torch.from_numpy(decode_sample(sample, Preprocess(PREPROCESS))) for sample in samples])
     captions = token_rows([sample.captions[0] for sample in samples], TOKENIZER, 12)
     made.train()
@@ -227,7 +227,7 @@ def test_training_leads_to_retrieval(tmp_path: Path) -> None:
 
 
 def test_workers_give_the_gradient_of_the_joint_batch(tmp_path: Path) -> None:
-    """Uneven shares, and a worker that has used up its images while the other has all of a pass."""
+    """Uneven slices, and a worker without images while the other has a full pass."""
     made = model().train()
     objective = contrastive(made)
     expected = _gradients(made, objective, [joined(ONE, OTHER)], units=5)
@@ -246,14 +246,14 @@ def test_workers_give_the_gradient_of_the_joint_batch(tmp_path: Path) -> None:
 
 
 def _gradients(made: ClipGpt2, objective: Contrastive, passes: list[Batch | None], *, units: int) -> dict[str, Tensor]:
-    """As a stage makes them: sums over workers, over the units of all."""
+    """As in a stage: summed over workers and divided by all units."""
     assert objective.extra is not None
     parts = {"model": made, "extra": objective.extra}
     learning = {f"{part}.{n}": p for part, m in parts.items() for n, p in m.named_parameters() if p.requires_grad}
     for parameter in learning.values():
         parameter.grad = None
     for batch in passes:
-        loss = objective.absent(made) if batch is None else objective.loss(made, batch)
+        loss = objective.loss_without_batch(made) if batch is None else objective.loss(made, batch)
         (loss.total / units).backward()  # type: ignore[no-untyped-call]
     objective._workers.sum_gradients(learning.values())
     return {name: p.grad.clone() for name, p in learning.items() if p.grad is not None}
@@ -263,7 +263,7 @@ def _worker(rank: int, world: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     work = torch.load(Path(folder) / "work.pt", weights_only=False)
-    workers = Workers.of_process_group()
+    workers = Workers.from_process_group()
     made = model().train()
     objective = contrastive(made, workers)
     gradients = [_gradients(made, objective, [share[rank]], units=5) for share in work["shares"]]

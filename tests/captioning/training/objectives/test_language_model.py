@@ -1,4 +1,4 @@
-"""Training a decoder on captions alone: its loss, and the perplexity that it is judged by."""
+"""Training a decoder on captions alone: the loss, and validation by perplexity."""
 
 import math
 from pathlib import Path
@@ -34,10 +34,10 @@ def test_the_loss_is_that_of_every_token_and_smoothing_is_not_told() -> None:
     plain = LanguageModel(TOKENIZER, split="val", max_tokens=12)
     loss = plain.loss(made, batch)
     assert plain.units(batch) == sum(len(TOKENIZER.encode(caption)) + 1 for caption in CAPTIONS[:3])
-    assert float(loss.total.detach()) == pytest.approx(loss.facts["loss"])
-    assert loss.facts["loss"] / plain.units(batch) == pytest.approx(math.log(TOKENIZER.vocab_size), rel=0.1)
+    assert float(loss.total.detach()) == pytest.approx(loss.metrics["loss"])
+    assert loss.metrics["loss"] / plain.units(batch) == pytest.approx(math.log(TOKENIZER.vocab_size), rel=0.1)
     smoothed = LanguageModel(TOKENIZER, split="val", max_tokens=12, label_smoothing=0.3).loss(made, batch)
-    assert smoothed.facts["loss"] == pytest.approx(loss.facts["loss"])
+    assert smoothed.metrics["loss"] == pytest.approx(loss.metrics["loss"])
     assert abs(float((smoothed.total - loss.total).detach())) > 1e-3
 
 
@@ -48,7 +48,7 @@ def test_it_is_judged_by_the_perplexity_of_the_splits_captions(tmp_path: Path) -
     scores = objective.validate(made, shards, Workers())
     said = [CAPTIONS[_kind(n)] for n in range(3, 9) for _ in range(1 + n % 3)]
     expected = objective.loss(made, text(said))
-    mean = expected.facts["loss"] / objective.units(text(said))
+    mean = expected.metrics["loss"] / objective.units(text(said))
     assert scores == {
         "loss": pytest.approx(mean, rel=1e-5),
         "perplexity": pytest.approx(math.exp(mean), rel=1e-5),
@@ -57,7 +57,7 @@ def test_it_is_judged_by_the_perplexity_of_the_splits_captions(tmp_path: Path) -
 
 
 def _kind(number: int) -> int:
-    """Which of the captions the toy shards' image of this number has."""
+    """The index of the caption of the toy shards' image with this number."""
     return number % 4 * 2 + number // 4 % 2
 
 
@@ -74,5 +74,5 @@ def test_training_makes_the_captions_likely(tmp_path: Path) -> None:
         optimiser.step()
     after = objective.validate(made, shards, Workers())["perplexity"]
     assert before > 10
-    # A colour of four and a place of two in seven words and an end: 8 ** (1 / 8) = 1.3 at best.
+    # Four colours and two positions in seven words and EOS: 8 ** (1 / 8) = 1.3 at best.
     assert 1.25 < after < 1.5

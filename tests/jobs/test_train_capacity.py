@@ -1,14 +1,14 @@
-"""What is said while a training's workers wait, and when it is given up."""
+"""Messages while training workers cannot be placed, and when to give up."""
 
 import pytest
 
 from captioning.errors import UnfinishedError
 from jobs.runners.stall import NodeLoad
+from jobs.training.capacity import CapacityWatch, has_pending_workers
 from jobs.training.placement import Placement
-from jobs.training.room import RoomWatch, waits_for_places
 
 #: Two workers of 0.9 CPU.
-TWO = Placement(least=2, most=2, cpus=0.9, gpu=False, strategy="SPREAD")
+TWO = Placement(min_workers=2, max_workers=2, cpus=0.9, gpu=False, strategy="SPREAD")
 
 
 class Cluster:
@@ -19,14 +19,14 @@ class Cluster:
         self.nodes = [NodeLoad("head", cpus=2, gpus=0, free_cpus=1.5, free_gpus=0)]
         self.waits = False
         self.said: list[str] = []
-        self.watch = RoomWatch(TWO, lambda: self.nodes, lambda: self.waits, self.said.append, lambda: self.now)
+        self.watch = CapacityWatch(TWO, lambda: self.nodes, lambda: self.waits, self.said.append, lambda: self.now)
 
     def pass_time(self, seconds: float) -> None:
-        """In steps of half a second, as the driver looks."""
+        """In steps of half a second, as the driver polls."""
         until = self.now + seconds
         while self.now < until:
             self.now += 0.5
-            self.watch.look()
+            self.watch.poll()
 
 
 def test_nothing_is_said_while_all_is_well() -> None:
@@ -76,17 +76,17 @@ def test_ray_tells_whether_workers_of_this_size_wait() -> None:
     import ray
     from ray.util import placement_group, remove_placement_group
 
-    assert not waits_for_places(TWO)
+    assert not has_pending_workers(TWO)
     other = placement_group([{"CPU": 1.5}])
     assert other.wait(30)
     asked = placement_group([{"CPU": 0.9}] * 2)
     try:
         assert not asked.wait(1)
-        assert waits_for_places(TWO)
-        assert not waits_for_places(Placement(least=1, most=1, cpus=1.5, gpu=False, strategy="SPREAD"))
+        assert has_pending_workers(TWO)
+        assert not has_pending_workers(Placement(min_workers=1, max_workers=1, cpus=1.5, gpu=False, strategy="SPREAD"))
         remove_placement_group(other)
         ray.get(asked.ready(), timeout=30)
-        assert not waits_for_places(TWO)
+        assert not has_pending_workers(TWO)
     finally:
         remove_placement_group(asked)
         remove_placement_group(other)

@@ -1,4 +1,4 @@
-"""Figures as a run goes: what is counted and what is not, JSON lines, TensorBoard."""
+"""The history of a run: which time counts in the rates, JSON lines, TensorBoard."""
 
 import json
 import sys
@@ -13,11 +13,11 @@ from captioning.data.shards import ShardSet, iterate_shard
 from captioning.decoding.settings import DecodingSettings
 from captioning.errors import SettingsError
 from captioning.storage import Location
-from captioning.training import figures
-from captioning.training.figures import StepFacts, Window
+from captioning.training import throughput
 from captioning.training.loop import TrainingRun
 from captioning.training.parts import Parts
 from captioning.training.settings import TrainSettings
+from captioning.training.throughput import StepMetrics, ThroughputMeter
 from captioning.training.workers import Workers
 from tests.tiny import PREPROCESS, tiny_model, tiny_tokenizer, write_tiny_shards
 
@@ -42,7 +42,7 @@ def start(shards: ShardSet, output: Location, *overrides: str) -> TrainingRun:
 
 
 class Clock:
-    """Time that passes when told to."""
+    """A clock that tests advance."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -56,29 +56,29 @@ class Clock:
 
 
 class Two(Workers):
-    """The first of two workers, of whom the other waits longer and has more memory."""
+    """Rank 0 of two workers; the other waits longer and uses more memory."""
 
     def gather(self, value: Any) -> list[Any]:
         return [value, {**value, "data_wait_share": 0.75, "memory_mb": 10**6}]
 
 
-def facts(loss: float, tokens: int, images: int, norm: float) -> StepFacts:
-    return StepFacts({"loss": loss}, units=tokens, tokens=tokens, images=images, gradient_norm=norm)
+def metrics(loss: float, tokens: int, images: int, norm: float) -> StepMetrics:
+    return StepMetrics({"loss": loss}, units=tokens, tokens=tokens, images=images, gradient_norm=norm)
 
 
 def test_rates_are_of_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(figures, "time", clock)
-    window = Window()
-    clock.after(1.0, window.waited)
-    clock.after(3.0, window.stepped, facts(2.0, 90, 8, 1.0))
-    clock.after(0.5, window.waited)
-    clock.after(1.5, window.stepped, facts(4.0, 30, 4, 2.0))
+    monkeypatch.setattr(throughput, "time", clock)
+    meter = ThroughputMeter()
+    clock.after(1.0, meter.batch_ready)
+    clock.after(3.0, meter.step_done, metrics(2.0, 90, 8, 1.0))
+    clock.after(0.5, meter.batch_ready)
+    clock.after(1.5, meter.step_done, metrics(4.0, 30, 4, 2.0))
     # A validation, and a state that is saved.
-    clock.after(60.0, window.rest)
-    clock.after(0.5, window.waited)
-    clock.after(1.5, window.stepped, facts(2.0, 40, 4, 3.0))
-    found = window.close(Workers())
+    clock.after(60.0, meter.exclude_pause)
+    clock.after(0.5, meter.batch_ready)
+    clock.after(1.5, meter.step_done, metrics(2.0, 40, 4, 3.0))
+    found = meter.flush(Workers())
     # Eight seconds, of which two were spent waiting.
     assert found["loss"] == pytest.approx((2.0 * 90 + 4.0 * 30 + 2.0 * 40) / 160)
     assert found["tokens_per_second"] == pytest.approx(160 / 8)
@@ -86,14 +86,14 @@ def test_rates_are_of_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["data_wait_share"] == pytest.approx(2 / 8)
     assert found["gradient_norm"] == pytest.approx(2.0)
     assert 10 < found["memory_mb"] < 10**5
-    # The next window begins anew; what all workers took is in one lap, resting included.
-    clock.after(0.0, window.waited)
-    clock.after(2.0, window.stepped, facts(1.0, 10, 2, 1.0))
-    found = window.close(Two())
+    # The meter starts afresh; a lap has all the time, pauses included.
+    clock.after(0.0, meter.batch_ready)
+    clock.after(2.0, meter.step_done, metrics(1.0, 10, 2, 1.0))
+    found = meter.flush(Two())
     assert (found["loss"], found["tokens_per_second"], found["images_per_second"]) == (1.0, 5.0, 1.0)
     assert (found["data_wait_share"], found["memory_mb"]) == (0.75, 10**6)
-    assert window.lap() == pytest.approx(70.0)
-    assert window.elapsed() == 0.0
+    assert meter.lap() == pytest.approx(70.0)
+    assert meter.elapsed() == 0.0
 
 
 def test_a_run_tells_all_figures_as_json_lines(shards: ShardSet, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A step's shares: the same work in the same pieces, however many workers there are to do it."""
+"""The slices of a step: the same work in the same micro-batches, however many workers there are."""
 
 from pathlib import Path
 
@@ -24,35 +24,35 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 
 def steps(shards: ShardSet, folder: Path, workers: Workers, start: int = 0) -> list[Keys]:
-    """The keys of the images of each pass of each step of an epoch that a worker has to do, by place."""
+    """A worker's steps of an epoch: the keys of the images of each pass, by the position of the pass."""
     settings = recipe("workers=3", "images_per_step=9", "images_per_pass=2")
     parts = Parts(tiny_model(), tiny_tokenizer(), PREPROCESS)
     run = TrainingRun(settings, parts, shards, Location.parse(str(folder)), workers)
     assert run.total_steps == 3 * settings.epochs
-    return [{batch.place: batch.keys for batch in passes} for passes in run.enter(None).epoch(1, start=start)]
+    return [{batch.position: batch.keys for batch in passes} for passes in run.start_stage(None).epoch(1, start=start)]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("start", [0, 2])
 def test_fewer_workers_do_the_same(shards: ShardSet, tmp_path: Path, world: int, start: int) -> None:
     every = [steps(shards, tmp_path, Workers(rank, world), start) for rank in range(world)]
-    together = [{place: keys for each in step for place, keys in each.items()} for step in zip(*every, strict=True)]
+    together = [{at: keys for each in step for at, keys in each.items()} for step in zip(*every, strict=True)]
     expected = [steps(shards, tmp_path, Workers(rank, 3), start) for rank in range(3)]
     assert together == [{p: keys for each in step for p, keys in each.items()} for step in zip(*expected, strict=True)]
     assert len(together) == 3 - start
     if not start:
         seen = [key for step in together for keys in step.values() for key in keys]
         assert sorted(seen) == sorted(f"train{number:04d}" for number in range(20))
-        assert {share for share, _ in together[0]} == {0, 1, 2}
+        assert {index for index, _ in together[0]} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
-def test_every_share_is_one_workers(world: int, count: int) -> None:
-    taken = [share for rank in range(world) for share in Workers(rank, world).shares(count)]
+def test_every_slice_belongs_to_one_worker(world: int, count: int) -> None:
+    taken = [index for rank in range(world) for index in Workers(rank, world).slices(count)]
     assert taken == list(range(count))
 
 
-def test_more_workers_cannot_be_needed_than_there_are() -> None:
+def test_min_workers_must_not_exceed_workers() -> None:
     with pytest.raises(SettingsError, match="min_workers 3 is more than workers 2"):
         read_settings(TrainSettings, "workers: 2\nmin_workers: 3")

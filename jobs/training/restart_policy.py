@@ -1,7 +1,7 @@
-"""What happens when workers of a training are lost with their nodes: told, and gone on from, but not for ever.
+"""Decides whether training goes on after workers are lost with their nodes.
 
-Lives in Ray Train's controller, which is a process of its own on the driver's node, and tells the driver
-through a file there. States are in OUTPUT: whoever is started again goes on from the newest by itself.
+Runs in Ray Train's controller, a separate process on the driver's node, and sends messages to the driver through
+a file. Restarted workers resume from the newest state in OUTPUT by themselves.
 """
 
 from pathlib import Path
@@ -15,21 +15,21 @@ from captioning.storage import Location
 from captioning.training.state import saved_step
 from jobs.user_errors import find_user_error
 
-#: So often workers are started again without a newer state than the time before.
-_IN_VAIN = 3
+#: Give up after this many restarts in a row without a new saved state.
+_MAX_FUTILE_RESTARTS = 3
 
 
-class LostWorkers(UserCallback):  # type: ignore[misc]
-    """Decides, whenever workers fail, whether they are started again."""
+class RestartPolicy(UserCallback):  # type: ignore[misc]
+    """Lets Ray Train restart failed workers, or raises to end the run. `messages` is a file for the driver to print."""
 
-    def __init__(self, output: Location, told: Path) -> None:
+    def __init__(self, output: Location, messages: Path) -> None:
         self._output = output
-        self._told = told
+        self._messages = messages
         self._step: int | None = None
-        self._in_vain = 0
+        self._futile_restarts = 0
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
-        """Raise what ends the run: an error that is no loss, or one loss too many without progress in between."""
+        """Raise if the run must end: for an error of the user's, or after too many losses without progress."""
         for error in worker_exceptions.values():
             known = find_user_error(error)
             if known is not None:
@@ -37,15 +37,16 @@ class LostWorkers(UserCallback):  # type: ignore[misc]
         ranks = ", ".join(str(rank) for rank in sorted(worker_exceptions))
         reason = f"worker {ranks} failed: {last_line(next(iter(worker_exceptions.values())))}"
         step = saved_step(self._output)
-        self._in_vain = self._in_vain + 1 if step == self._step else 1
+        self._futile_restarts = self._futile_restarts + 1 if step == self._step else 1
         self._step = step
-        if self._in_vain > _IN_VAIN:
+        if self._futile_restarts > _MAX_FUTILE_RESTARTS:
             raise UnfinishedError(
-                f"Training stopped: {reason} That was {self._in_vain} times without a new saved state in between. Give "
-                "the same command again to go on from the last one; a smaller `save_every_steps` loses less."
+                f"Training stopped: {reason} That was {self._futile_restarts} times without a new saved state in "
+                "between. Give the same command again to go on from the last one; a smaller `save_every_steps` loses "
+                "less."
             )
         begin = "the beginning" if step is None else f"step {step:,}"
-        with self._told.open("a") as file:
+        with self._messages.open("a") as file:
             file.write(without_secrets(f"Note: {reason} Going on from {begin}.").replace("\n", " ") + "\n")
 
 
