@@ -11,7 +11,7 @@
     ├── LogitsError                 a captioner that gives no numbers to choose words by
     ├── DivergedError               a training whose loss is no number any more
     └── UnfinishedError             the work stopped or failed its check: exit code 1
-        └── HeldError               another driver works in the OUTPUT, or has taken it over
+        └── RunLockedError          another driver works in the OUTPUT, or has taken it over
 
 A message says what was wrong, where, and what to do next. This module knows nothing of what
 raises them, nor of how they are shown.
@@ -48,8 +48,8 @@ class UnfinishedError(CaptioningError):
     """The work is not complete, or did not pass its check. The command ends with exit code 1."""
 
 
-class HeldError(UnfinishedError):
-    """Another driver works in the OUTPUT: one at a time."""
+class RunLockedError(UnfinishedError):
+    """Another driver has the OUTPUT's lock, or has taken it over."""
 
 
 class StorageError(CaptioningError):
@@ -57,17 +57,17 @@ class StorageError(CaptioningError):
 
     `error_class` is one of `missing`, `forbidden`, `credentials` (keys that the store does not take),
     `region` (the bucket lies in another one), `throttled`, `timeout`, `network`, `no_space`, `too_large`,
-    `changed` (since it was listed), `storage`; `passing` says whether trying again can help.
+    `changed` (since it was listed), `storage`; `transient` says whether a retry can help.
     """
 
-    def __init__(self, error_class: str, message: str, *, passing: bool = False) -> None:
+    def __init__(self, error_class: str, message: str, *, transient: bool = False) -> None:
         super().__init__(message)
         self.error_class = error_class
         self.message = message
-        self.passing = passing
+        self.transient = transient
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _storage_error, (self.error_class, self.message, self.passing)
+        return _storage_error, (self.error_class, self.message, self.transient)
 
 
 class LogitsError(CaptioningError):
@@ -108,6 +108,6 @@ class ImageError(CaptioningError):
         return ImageError, (self.error_class, self.message)
 
 
-def _storage_error(error_class: str, message: str, passing: bool) -> StorageError:
+def _storage_error(error_class: str, message: str, transient: bool) -> StorageError:
     """Rebuild a `StorageError` that crossed a process border."""
-    return StorageError(error_class, message, passing=passing)
+    return StorageError(error_class, message, transient=transient)

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from captioning.errors import StorageError, UsageError
 from captioning.run.events import AGAIN, ENDS, FIRST_TIME, read_events
-from captioning.run.hold import Holder, holder
 from captioning.run.layout import RunLayout
+from captioning.run.lock import LockOwner, lock_owner
 from captioning.run.standing import Standing, standing
 from captioning.storage import Location
 from captioning.storage_errors import storage_errors
@@ -137,10 +137,10 @@ def _error_classes(file: Location) -> list[dict[str, Any]]:
     return counted
 
 
-def _holder(layout: RunLayout) -> tuple[Holder | None, bool | None]:
+def _holder(layout: RunLayout) -> tuple[LockOwner | None, bool | None]:
     """Who holds the OUTPUT, and whether it lives; None where that cannot be seen: then only the event log tells."""
     try:
-        found = holder(layout)
+        found = lock_owner(layout)
     except StorageError:
         return None, None
     return found, found.alive() if found is not None else False

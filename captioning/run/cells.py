@@ -62,7 +62,7 @@ class _Reader:
                 with columnar_errors(self._location):
                     return self._find(row)
             except StorageError as error:
-                if self._file is not None and error.error_class == "storage" and not error.passing:
+                if self._file is not None and error.error_class == "storage" and not error.transient:
                     self._damage[range(self._next, self._file.span(self._next)[1])] = error
                 self._close()
                 raise

@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le
 
 from captioning.config import settings
 from captioning.errors import ImageError, StorageError
-from captioning.patience import Patience
+from captioning.retries import RetryPolicy
 from captioning.run.cells import changed
 from captioning.run.fetch_cell import fetch_cell
 from captioning.run.sources import Entry
@@ -44,9 +44,9 @@ class FetchSettings:
         return self.max_mb << 20
 
     @property
-    def patience(self) -> Patience:
+    def retry_policy(self) -> RetryPolicy:
         """The limits of one image. An attempt has half of its time, so that one that hangs leaves time for another."""
-        return Patience(attempts=self.attempts, seconds=self.timeout_s, attempt_seconds=self.timeout_s / 2)
+        return RetryPolicy(attempts=self.attempts, seconds=self.timeout_s, attempt_seconds=self.timeout_s / 2)
 
 
 def fetch(entry: Entry, storage: StorageSettings | None = None, settings: FetchSettings = FetchSettings()) -> bytes:
@@ -55,16 +55,16 @@ def fetch(entry: Entry, storage: StorageSettings | None = None, settings: FetchS
     if entry.size_bytes is not None and entry.size_bytes > limit:
         raise _too_large(f"{entry.size_bytes:,}", limit)
     if entry.table is not None:
-        data = fetch_cell(entry, storage, settings.patience)
+        data = fetch_cell(entry, storage, settings.retry_policy)
         if len(data) > limit:
             raise _too_large(f"{len(data):,}", limit)
         return data
     if entry.tar is None:
         location = Location.from_uri(entry.uri, storage)
         if entry.size_bytes is not None:
-            return location.read_bytes(patience=settings.patience)
+            return location.read_bytes(retry=settings.retry_policy)
         # Nobody has said how large it is: no more is read than may be.
-        data = _read_start(location, limit + 1, settings.patience)
+        data = _read_start(location, limit + 1, settings.retry_policy)
         if len(data) > limit:
             raise _too_large(f"more than {limit:,}", limit)
         return data
@@ -72,7 +72,7 @@ def fetch(entry: Entry, storage: StorageSettings | None = None, settings: FetchS
     assert entry.size_bytes is not None, "an image in a tar has a size"
     location = Location.from_uri(entry.tar, storage)
     start = entry.offset - BLOCKSIZE
-    block = location.read_range(start, BLOCKSIZE + entry.size_bytes, patience=settings.patience)
+    block = location.read_range(start, BLOCKSIZE + entry.size_bytes, retry=settings.retry_policy)
     name = unescape_name(entry.uri.removeprefix(f"{entry.tar}#"))
     if len(block) < BLOCKSIZE or not is_member(block[:BLOCKSIZE], name, entry.size_bytes):
         raise changed(f"{location} has been written again since it was listed: at this image's place lies another.")
@@ -86,9 +86,9 @@ def _too_large(size: str, limit: int) -> ImageError:
     return ImageError("too_large", f"The file has {size} bytes; at most {limit:,} are read (fetch.max_mb).")
 
 
-def _read_start(location: Location, length: int, patience: Patience) -> bytes:
+def _read_start(location: Location, length: int, retry: RetryPolicy) -> bytes:
     try:
-        return location.read_range(0, length, patience=patience)
+        return location.read_range(0, length, retry=retry)
     except StorageError as error:
         info = location.info() if error.error_class == "storage" else None
         if info is not None and info.size == 0:

@@ -1,4 +1,4 @@
-"""Where everything of a run lies: names of files, and nothing about what is in them.
+"""The paths of a run's files; their content is left to the modules named here.
 
 OUTPUT/part-00000000-00000255.parquet     the table, a file for a range of shards
 OUTPUT/_run/run.json                      what was run (`record`)
@@ -6,7 +6,7 @@ OUTPUT/_run/index/                        the listing of the archive (`index`)
 OUTPUT/_run/staging/shard-00000000.parquet  finished shards that are not in a part yet
 OUTPUT/_run/retry/                        rows that are made again (`redo`)
 OUTPUT/_run/tmp/                          files being written
-OUTPUT/_run/hold.json                     which driver works here at the moment (`hold`)
+OUTPUT/_run/hold.json                     the lock: which driver is at work (`lock`)
 OUTPUT/_run/events.jsonl, summary.json
 """
 
@@ -100,8 +100,8 @@ class RunLayout:
         return self.run_dir / "tmp"
 
     @property
-    def hold(self) -> Location:
-        """Which driver works here at the moment."""
+    def lock_file(self) -> Location:
+        """The lock, which names the driver at work."""
         return self.run_dir / "hold.json"
 
     @property

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from captioning.config import to_dict
 from captioning.errors import InputError, RunConflictError, SettingsError, StorageError, UsageError
-from captioning.patience import HURRIED, patience
+from captioning.retries import INTERACTIVE, retry_policy
 from captioning.run.book import IndexBook
 from captioning.run.events import START
 from captioning.run.folding import Folding
@@ -65,12 +65,12 @@ class Request:
 def caption_archive(request: Request, progress_stream: Any = None) -> Outcome:
     """Caption what is pending of an archive; goes on with the run in OUTPUT if there is one.
 
-    Raises `UsageError` before anything is written, `HeldError` when another driver works in
+    Raises `UsageError` before anything is written, `RunLockedError` when another driver works in
     OUTPUT, `UnfinishedError` or `StorageError` when the work stops, and `KeyboardInterrupt` with a
     message when it is interrupted.
     """
     run = _CaptionRun(request, progress_stream)
-    with run.holding("Give the same command again to go on."):
+    with run.locked("Give the same command again to go on."):
         return run.go()
 
 
@@ -80,7 +80,7 @@ class _CaptionRun(RunDriver):
         layout = RunLayout(Location.parse(request.output, storage))
         super().__init__(layout, request.settings, request.model, request.decoding, progress_stream)
         self.request = request
-        with patience(HURRIED):
+        with retry_policy(INTERACTIVE):
             require_output(self.layout.root)
             before = RunRecord.read(self.layout)
             self.sources: list[Source] = self._open_inputs(request.inputs, before)

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioning.errors import CaptioningError, HeldError, StorageError
+from captioning.errors import CaptioningError, RunLockedError, StorageError
 from captioning.redaction import without_secrets
 from captioning.run.book import ShardBook
 from captioning.run.events import START, append_event
-from captioning.run.hold import Hold
 from captioning.run.layout import RunLayout
+from captioning.run.lock import RunLock
 from captioning.run.redo import forget_leftovers
 from captioning.run.verify import verify
 from jobs.caption_settings import CaptionSettings
@@ -59,7 +59,7 @@ class RunDriver:
         self.steady: float | None = None
         #: Whether there is a run in OUTPUT, and with it an event log.
         self.begun = False
-        self.hold: Hold | None = None
+        self.lock: RunLock | None = None
         self._noting = threading.Lock()
 
     def inspect(self) -> "CaptionerInfo":
@@ -74,12 +74,12 @@ class RunDriver:
         )
 
     @contextmanager
-    def holding(self, again: str) -> Iterator[None]:
-        """Hold OUTPUT for as long as the work takes, and note how it ended; `again` says how to go on.
+    def locked(self, again: str) -> Iterator[None]:
+        """RunLock OUTPUT for as long as the work takes, and note how it ended; `again` says how to go on.
 
-        Raises `HeldError` when another driver has it, and `KeyboardInterrupt` with a message.
+        Raises `RunLockedError` when another driver has it, and `KeyboardInterrupt` with a message.
         """
-        with self._leaving_nothing(), Hold(self.layout, say=self.say) as self.hold:
+        with self._leaving_nothing(), RunLock(self.layout, notify=self.say) as self.lock:
             with suppress(StorageError):  # not everybody may list uploads
                 self.layout.root.abort_uploads("part-")
             try:
@@ -87,7 +87,7 @@ class RunDriver:
             except KeyboardInterrupt:
                 self.note("interrupted")
                 raise KeyboardInterrupt(f"{self._kept()} {again}") from None
-            except HeldError:
+            except RunLockedError:
                 raise  # the event log is another driver's by now
             except CaptioningError as error:
                 self.note("stopped", reason=str(error))
@@ -107,7 +107,7 @@ class RunDriver:
         try:
             yield
         finally:
-            if not self.begun and self.hold is not None and self.hold.held:
+            if not self.begun and self.lock is not None and self.lock.is_held:
                 _remove_empty_folders(self.layout)
 
     def finished(self) -> int:
@@ -155,7 +155,7 @@ class RunDriver:
         What is captioned again has another `event`, and the token of the plan that says so.
 
         Raises the `CaptioningError` of a worker, `UnfinishedError` when workers die, `UsageError` when OUTPUT
-        is a folder that not all of them see, and `HeldError` when another driver has taken over.
+        is a folder that not all of them see, and `RunLockedError` when another driver has taken over.
         """
         if self.layout.root.is_local:
             self.runner.require_shared(self.layout.run_json.local_path)
@@ -178,7 +178,7 @@ class RunDriver:
                 progress.add(result.images, result.errors, result.stages)
                 self.steady = progress.steady_rate() or self.steady
                 log.add(result)
-                self.check_hold()
+                self.check_lock()
                 finished(result.shard)
                 left.take(result)
 
@@ -218,10 +218,10 @@ class RunDriver:
     def _work(self, book: ShardBook, pools: Pools) -> Work:
         return make_work(book, pools, self.settings, self.info, ref=self.ref, decoding=self.decoding)
 
-    def check_hold(self) -> None:
-        """Raise `HeldError` when OUTPUT is another driver's by now."""
-        if self.hold is not None:
-            self.hold.check()
+    def check_lock(self) -> None:
+        """Raise `RunLockedError` when another driver has taken over OUTPUT."""
+        if self.lock is not None:
+            self.lock.check()
 
     def finish(self) -> Outcome:
         """Verify the table, and write what this driver did to `summary.json`."""
@@ -229,7 +229,7 @@ class RunDriver:
         forget_leftovers(self.layout)
         seconds = time.monotonic() - self.started
         summary = summarise(self.tally, verdict, seconds=seconds, steady_rate=self.steady)
-        self.check_hold()
+        self.check_lock()
         self.layout.summary.write_text(json.dumps(summary, indent=2) + "\n", temp=self.layout.tmp_dir)
         if self.tally:
             classes = dict(sorted(verdict.errors.items()))

@@ -15,7 +15,7 @@ def settle(driver: RunDriver, plan: RedoPlan, index: Index) -> dict[PartRange, s
     """Rewrite the parts whose rows are all staged; the shards of the others that are still to be done."""
     left: dict[PartRange, set[int]] = {}
     for part in plan.parts():
-        driver.check_hold()
+        driver.check_lock()
         missing = plan.settle(index, part)
         if missing:
             left[part] = set(missing)

@@ -49,7 +49,7 @@ def retry_rows(request: RetryRequest, progress_stream: Any = None) -> Outcome:
     Raises as `caption_archive` does.
     """
     run = _begin(request, progress_stream)
-    with run.holding("Give the same command again to go on."):
+    with run.locked("Give the same command again to go on."):
         return run.go()
 
 

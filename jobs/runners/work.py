@@ -145,7 +145,7 @@ def describe_error(error: Exception) -> dict[str, Any]:
     """An error as JSON takes it, in the place of a `SHARD_RESULT` row."""
     kind = type(error).__name__ if isinstance(error, CaptioningError) else ""
     text = str(error) if kind else f"{type(error).__name__}: {error}"
-    details = {name: getattr(error, name) for name in ("error_class", "passing") if hasattr(error, name)}
+    details = {name: getattr(error, name) for name in ("error_class", "transient") if hasattr(error, name)}
     return {"error": kind, "text": text, **details}
 
 
@@ -155,7 +155,7 @@ def error_of(row: Mapping[str, Any]) -> Exception | None:
         return None
     kind = getattr(errors, row["error"], None)
     if kind is errors.StorageError:
-        return StorageError(row["error_class"], row["text"], passing=row["passing"])
+        return StorageError(row["error_class"], row["text"], transient=row["transient"])
     if kind is errors.ImageError:
         return ImageError(row["error_class"], row["text"])
     if isinstance(kind, type) and issubclass(kind, CaptioningError):

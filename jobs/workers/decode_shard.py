@@ -160,7 +160,7 @@ def _timeout(entry: Entry, seconds: float) -> StorageError:
     return StorageError(
         "timeout",
         f"Could not read {entry.uri}: its file system gave no answer within {seconds:g} s (fetch.timeout_s).",
-        passing=True,
+        transient=True,
     )
 
 

@@ -48,13 +48,13 @@ class StoreWatch:
         if error.error_class not in _OF_STORES or location.is_local or of_web:
             self._reads += 1
             return
-        if error.passing:
+        if error.transient:
             self._last = error
         control, seen = _known.get(self._key(location), (None, 0.0))
         if control is None or time.monotonic() - seen < _TRUSTED_SECONDS:
             return
         try:
-            control.read_range(0, 1, patience=self._fetching.patience)
+            control.read_range(0, 1, retry=self._fetching.retry_policy)
         except StorageError as again:
             if again.error_class in _OF_STORES | {"credentials"}:
                 raise _lost(again) from again
@@ -76,5 +76,5 @@ class StoreWatch:
 
 def _lost(error: StorageError) -> StorageError:
     return StorageError(
-        error.error_class, f"The images' store cannot be read any more. {error.message}", passing=error.passing
+        error.error_class, f"The images' store cannot be read any more. {error.message}", transient=error.transient
     )

@@ -10,14 +10,14 @@ import pytest
 
 from captioning.errors import StorageError
 from captioning.local_files import FileInfo
-from captioning.patience import Patience
 from captioning.remote_listing import FolderPages, Page, Pages, walk
+from captioning.retries import RetryPolicy
 
 
 class Store(Pages):
     """Keys as S3 pages them, `size` a page; counts requests, those under way together, and what was handed out."""
 
-    deep = True
+    recursive = True
 
     def __init__(self, keys: list[str], size: int = 10, pause: float = 0.0) -> None:
         self.keys, self.size, self.pause = sorted(keys), size, pause
@@ -26,17 +26,17 @@ class Store(Pages):
         self.lock = threading.Lock()
         self.failures: dict[int, Exception] = {}
 
-    def page(self, folder: str, *, deep: bool, following: str | None) -> Page:
+    def page(self, folder: str, *, recursive: bool, token: str | None) -> Page:
         with self.lock:
             self.now += 1
             self.most = max(self.most, self.now)
-            self.requests.append((folder, deep))
+            self.requests.append((folder, recursive))
             failure = self.failures.pop(len(self.requests), None)
         try:
             if failure is not None:
                 raise failure
             time.sleep(self.pause)
-            found = self._page(folder, deep, following)
+            found = self._page(folder, recursive, token)
         finally:
             with self.lock:
                 self.now -= 1
@@ -44,17 +44,17 @@ class Store(Pages):
             self.handed += len(found.items)
         return found
 
-    def _page(self, folder: str, deep: bool, following: str | None) -> Page:
+    def _page(self, folder: str, recursive: bool, token: str | None) -> Page:
         items: dict[str, FileInfo | str] = {}
-        start = bisect_right(self.keys, following or folder[:-1])
+        start = bisect_right(self.keys, token or folder[:-1])
         for key in self.keys[start:]:
             if not key.startswith(folder):
                 if key > folder:
                     break
                 continue
             rest = key[len(folder) :]
-            name = folder + rest.partition("/")[0] + "/" if "/" in rest and not deep else key
-            if name not in items and following is not None and name <= following:
+            name = folder + rest.partition("/")[0] + "/" if "/" in rest and not recursive else key
+            if name not in items and token is not None and name <= token:
                 continue
             if name not in items and len(items) == self.size:
                 return Page(tuple(items.values()), [*items][-1])
@@ -141,8 +141,8 @@ def test_folders_that_are_not_wanted_are_not_listed() -> None:
 
 
 def test_a_page_that_fails_for_now_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captioning.remote_listing.current_patience", lambda: Patience(attempts=3, seconds=5))
-    monkeypatch.setattr("captioning.patience.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("captioning.remote_listing.current_policy", lambda: RetryPolicy(attempts=3, seconds=5))
+    monkeypatch.setattr("captioning.retries.time.sleep", lambda seconds: None)
     keys = [f"{year}/{number:05d}.jpg" for year in range(5) for number in range(200)]
     store = Store(keys, size=20)
     store.failures = {number: ConnectionResetError("reset") for number in (1, 5, 9, 13, 30)}

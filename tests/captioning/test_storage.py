@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 
 from captioning.errors import StorageError, UsageError
 from captioning.local_files import LocalFiles
-from captioning.patience import Patience
+from captioning.retries import RetryPolicy
 from captioning.storage import Location, StorageSettings, escape_name, unescape_name
 from captioning.storage_errors import classify, storage_errors
 
@@ -210,7 +210,7 @@ def test_failures_have_a_class_and_say_where(root: Location, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("error", "error_class", "passing"),
+    ("error", "error_class", "transient"),
     [
         (PermissionError(errno.EACCES, "no"), "forbidden", False),
         (OSError(errno.EROFS, "read-only"), "forbidden", False),
@@ -236,8 +236,8 @@ def test_failures_have_a_class_and_say_where(root: Location, tmp_path: Path) -> 
         (socket.gaierror(-2, "Name or service not known"), "network", True),
     ],
 )
-def test_errors_are_classified(error: Exception, error_class: str | None, passing: bool) -> None:
-    assert classify(error) == (error_class, passing)
+def test_errors_are_classified(error: Exception, error_class: str | None, transient: bool) -> None:
+    assert classify(error) == (error_class, transient)
 
 
 def test_a_failure_below_a_folder_names_the_file(root: Location) -> None:
@@ -268,9 +268,9 @@ class _Flaky(LocalFiles):
 
 
 def test_failures_that_pass_are_tried_again(root: Location, monkeypatch: pytest.MonkeyPatch) -> None:
-    current: ContextVar[Patience] = ContextVar("patience", default=Patience(attempts=3))  # noqa: B039 - it is frozen
-    monkeypatch.setattr("captioning.patience._current", current)
-    monkeypatch.setattr("captioning.patience._FIRST_PAUSE", 0.0)
+    current: ContextVar[RetryPolicy] = ContextVar("retry_policy", default=RetryPolicy(attempts=3))  # noqa: B039 - it is frozen
+    monkeypatch.setattr("captioning.retries._current", current)
+    monkeypatch.setattr("captioning.retries._FIRST_PAUSE", 0.0)
     (root / "x").write_bytes(b"1")
     flaky = _Flaky(2, ConnectionResetError("reset"))
     monkeypatch.setattr(Location, "_files", lambda self: flaky)
@@ -278,7 +278,7 @@ def test_failures_that_pass_are_tried_again(root: Location, monkeypatch: pytest.
     flaky.left = 3
     with pytest.raises(StorageError) as caught:
         (root / "x").read_bytes()
-    assert (caught.value.error_class, caught.value.passing) == ("network", True)
+    assert (caught.value.error_class, caught.value.transient) == ("network", True)
     flaky.left, flaky.error = 1, PermissionError("no")
     with pytest.raises(StorageError):
         (root / "x").read_bytes()

@@ -18,10 +18,10 @@ OPEN = StorageSettings(allow_http=True, allow_private=True)
 @pytest.fixture(autouse=True)
 def no_connections_left() -> Any:
     yield
-    for waiting in web_connections._waiting.values():
-        for connection in waiting:
+    for idle in web_connections._idle.values():
+        for connection in idle:
             connection.close()
-    web_connections._waiting.clear()
+    web_connections._idle.clear()
 
 
 def read(url: str, storage: StorageSettings = OPEN) -> bytes:
@@ -58,7 +58,7 @@ def test_addresses_that_are(address: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "2130706433", "0x7f.1", "127.1"])
 def test_this_machine_is_refused_however_it_is_written(host: str) -> None:
     error = failed(f"http://{host}:1/a.jpg?token=secret", StorageSettings(allow_http=True))
-    assert (error.error_class, error.passing) in (("forbidden", False), ("missing", False))
+    assert (error.error_class, error.transient) in (("forbidden", False), ("missing", False))
     assert "secret" not in error.message
 
 
@@ -122,17 +122,17 @@ def test_a_range_and_a_chunked_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "error_class", "passing"),
+    ("status", "error_class", "transient"),
     [
         *((404, "missing", False), (410, "missing", False), (401, "forbidden", False), (403, "forbidden", False)),
         *((429, "throttled", True), (503, "throttled", True), (500, "network", True), (504, "timeout", True)),
         *((418, "storage", False), (204, "storage", False)),
     ],
 )
-def test_what_a_server_refuses_has_its_class(status: int, error_class: str, passing: bool) -> None:
+def test_what_a_server_refuses_has_its_class(status: int, error_class: str, transient: bool) -> None:
     with web_server(lambda handler: handler.say(status, b"an error page")) as server:
         error = failed(f"{server.url}/a.jpg?signature=secret")
-    assert (error.error_class, error.passing) == (error_class, passing)
+    assert (error.error_class, error.transient) == (error_class, transient)
     assert "/a.jpg?…" in error.message
     assert "secret" not in error.message
 
@@ -199,7 +199,7 @@ def test_an_answer_that_breaks_off_or_never_ends_can_pass() -> None:
     with web_server(answer) as server:
         for path, error_class in (("short", "network"), ("none", "network"), ("slow", "timeout")):
             error = failed(f"{server.url}/{path}", seconds=0.3)
-            assert (error.error_class, error.passing) == (error_class, True), path
+            assert (error.error_class, error.transient) == (error_class, True), path
 
 
 def test_a_host_that_does_not_exist_or_does_not_listen() -> None:
@@ -208,7 +208,7 @@ def test_a_host_that_does_not_exist_or_does_not_listen() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         error = failed(f"http://127.0.0.1:{free.getsockname()[1]}/a.jpg")
-    assert (error.error_class, error.passing) == ("network", True)
+    assert (error.error_class, error.transient) == ("network", True)
 
 
 @pytest.mark.parametrize(

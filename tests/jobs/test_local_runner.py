@@ -78,7 +78,7 @@ class LostBook(IndexBook):
 
     def entries(self, shard: int) -> list[Entry]:
         if shard:
-            raise StorageError("no_space", "The disk is full.", passing=True)
+            raise StorageError("no_space", "The disk is full.", transient=True)
         return super().entries(shard)
 
 
@@ -114,14 +114,14 @@ def test_a_store_that_is_lost_ends_the_run_and_what_is_finished_is_kept(tmp_path
     work = Work(LostBook(index), PreprocessSettings(size=8), StorageSettings(), Moody(), max_retries=1)
     with pytest.raises(StorageError, match=r"The disk is full\.") as caught:
         caption(work, index)
-    assert (caught.value.error_class, caught.value.passing) == ("no_space", True)
+    assert (caught.value.error_class, caught.value.transient) == ("no_space", True)
     assert staged_shards(index.layout) == {0}
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        StorageError("throttled", "Slow down.", passing=True),
+        StorageError("throttled", "Slow down.", transient=True),
         ImageError("empty", "Nothing in it."),
         *(
             kind("What, where, and what to do.")

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from captioning.run.events import read_events
-from captioning.run.hold import Hold
 from captioning.run.layout import RunLayout
+from captioning.run.lock import RunLock
 from captioning.storage import Location
 from jobs.__main__ import app
 from jobs.runners.pools import Pools
@@ -206,7 +206,7 @@ def test_no_run_and_a_held_one(tmp_path: Path, output: Path, retry) -> None:
     assert nothing.exit_code == 2
     assert "There is no run in" in nothing.stderr
     assert not (tmp_path / "nowhere").exists()
-    with Hold(RunLayout(Location.parse(str(output))), say=print, command="caption photos"):
+    with RunLock(RunLayout(Location.parse(str(output))), notify=print, command="caption photos"):
         held = retry()
     assert held.exit_code == 1
     assert "caption photos" in held.stderr

@@ -143,7 +143,7 @@ class _Columns:
 
 
 def _is_damage(error: StorageError) -> bool:
-    return error.error_class == "storage" and not error.passing
+    return error.error_class == "storage" and not error.transient
 
 
 def _twice(entry: Entry, location: Location, column: str) -> InputError:

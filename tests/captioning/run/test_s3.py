@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from captioning.errors import StorageError, UsageError
-from captioning.patience import Patience
+from captioning.retries import RetryPolicy
 from captioning.run.events import append_event, read_events
 from captioning.run.fetch import fetch
 from captioning.run.index import Index
@@ -138,7 +138,7 @@ def test_an_object_is_read_by_one_request(storage: StorageSettings, monkeypatch:
         return await call(method, *args, **kwargs)
 
     monkeypatch.setattr(files._fs, "_call_s3", counted)
-    assert photo.read_bytes() == photo.read_bytes(patience=Patience(attempts=1, seconds=30.0)) == b"image"
+    assert photo.read_bytes() == photo.read_bytes(retry=RetryPolicy(attempts=1, seconds=30.0)) == b"image"
     assert photo.read_range(1, 2) == b"ma"
     assert asked == ["get_object"] * 3
 
