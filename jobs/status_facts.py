@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from captioning.errors import StorageError, UsageError
-from captioning.run.events import AGAIN, ENDS, FIRST_TIME, read_events
+from captioning.run.events import CAPTION_EVENTS, END_EVENTS, REDO_EVENTS, read_events
 from captioning.run.layout import RunLayout
 from captioning.run.lock import LockOwner, lock_owner
-from captioning.run.standing import Standing, standing
+from captioning.run.progress import RunProgress, run_progress
 from captioning.storage import Location
 from captioning.storage_errors import storage_errors
 
@@ -31,7 +31,7 @@ _LAST_EVENTS = 3
 class Status:
     """Where a run stands. `errors` are error rows by class: of the table if `errors_read`, else by the event log."""
 
-    standing: Standing
+    progress: RunProgress
     state: str
     """`done`, `running` or `stopped`."""
     holder: str | None
@@ -47,7 +47,7 @@ def status_of(layout: RunLayout, *, read_errors: bool = False, now: datetime | N
     """Where the run in `layout` stands. Raises `UsageError` where there is none, and `StorageError`."""
     if not layout.exists():
         raise UsageError(f"There is no run in {layout.root} (it has no _run/run.json). Give the OUTPUT of `caption`.")
-    stands = standing(layout)
+    stands = run_progress(layout)
     events = read_events(layout)
     holds, alive = _holder(layout)
     at_work = alive if alive is not None else _is_at_work(events, now or datetime.now(UTC))
@@ -55,7 +55,7 @@ def status_of(layout: RunLayout, *, read_errors: bool = False, now: datetime | N
     rate = rate_of_late(events)
     left = stands.pending / rate if rate and state == "running" else None
     return Status(
-        standing=stands,
+        progress=stands,
         state=state,
         holder=str(holds) if at_work and holds is not None else None,
         errors=errors_in_table(layout) if read_errors else errors_in_log(events),
@@ -78,7 +78,7 @@ def rate_of_late(events: Sequence[Mapping[str, Any]]) -> float | None:
         if at is None:
             continue
         kind = event.get("event")
-        if kind in FIRST_TIME + AGAIN:
+        if kind in CAPTION_EVENTS + REDO_EVENTS:
             begun, marks = at, []
         elif kind == "shards" and isinstance(event.get("images"), int):
             marks.append((at, event["images"]))
@@ -102,7 +102,7 @@ def errors_in_log(events: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     again = False
     for event in events:
         kind, classes = event.get("event"), event.get("error_classes")
-        again = kind in AGAIN or (again and kind not in FIRST_TIME)
+        again = kind in REDO_EVENTS or (again and kind not in CAPTION_EVENTS)
         if not isinstance(classes, Mapping):
             continue
         counts = {str(name): count for name, count in classes.items() if isinstance(count, int)}
@@ -147,7 +147,7 @@ def _holder(layout: RunLayout) -> tuple[LockOwner | None, bool | None]:
 
 
 def _is_at_work(events: Sequence[Mapping[str, Any]], now: datetime) -> bool:
-    if not events or events[-1].get("event") in ENDS:
+    if not events or events[-1].get("event") in END_EVENTS:
         return False
     last = _time(events[-1])
     return last is not None and now.timestamp() - last < _SILENCE_SECONDS

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from captioning.captioner_info import CaptionerInfo, inspect_captioner
-from captioning.run.book import IndexBook
 from captioning.run.index import choose_shard_size
 from captioning.run.layout import RunLayout
+from captioning.run.progress import RunProgress, run_progress
 from captioning.run.record import RunRecord
+from captioning.run.shard_io import IndexShardIO
 from captioning.run.sources import Source, kept_schema
-from captioning.run.standing import Standing, standing
 from captioning.storage import Location
 from jobs.caption_settings import CaptionSettings
 from jobs.driving.checks import fingerprint_parts, open_inputs, require_output
@@ -36,7 +36,7 @@ from jobs.planning.forecast import (
 from jobs.planning.measure import SampleRun, Trial, run_sample, try_batch_sizes
 from jobs.planning.sample import SampleIndex, Survey, survey
 from jobs.progress import counted
-from jobs.runners.choice import open_runner, stays_here
+from jobs.runners.choice import open_runner, runs_locally
 from jobs.runners.pools import Pools, plan_pools
 from jobs.runners.work import Work
 
@@ -111,7 +111,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
     run_there: _Begun | None = None
     if layout is not None and record is not None:
         _check_record(record, layout, sources, info)
-        run_there = _Begun(record, standing(layout))
+        run_there = _Begun(record, run_progress(layout))
     say("Listing the archive.")
     listing = time.monotonic()
     archive = survey(sources, request.sample or MOST_SAMPLED)
@@ -124,13 +124,13 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
     with redirect_stdout(io.StringIO()), open_runner(settings.runtime, todo) as runner:
         nodes = runner.nodes()
         wanted = settings.output.shard_size or choose_shard_size(archive.images)
-        workers = runner.most_workers(-(-todo // wanted), todo)
+        workers = runner.max_workers(-(-todo // wanted), todo)
         pools = plan_pools(settings.runtime, nodes, shards=workers)
         size = sample_shard_size(wanted, pools.batch_size, sample=len(archive.sample), workers=pools.actors)
 
         def work(index: SampleIndex) -> Work:
             ref = absolute_ref(request.model)
-            return make_work(IndexBook(index), pools, settings, info, ref=ref, decoding=request.decoding)
+            return make_work(IndexShardIO(index), pools, settings, info, ref=ref, decoding=request.decoding)
 
         limit = "" if request.sample else f", for about {_STEADY_SECONDS:.0f} s at full speed"
         say(f"{counted(archive.images, 'image')}; captioning a sample{limit}: {info.name}, {pools}.")
@@ -152,7 +152,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], None]) -> Plan:
         nodes=len(nodes),
         actors=pools.actors,
         # Without Ray every captioner has what decodes for it.
-        decode_tasks=None if stays_here(settings.runtime, todo) else pools.decode_tasks,
+        decode_tasks=None if runs_locally(settings.runtime, todo) else pools.decode_tasks,
         batch_size=pools.batch_size,
     )
     rate = steady(run.marks, min(pools.actors, len(run.marks)), drained=run.drained)
@@ -178,7 +178,7 @@ class _Begun:
     """A run that is there already."""
 
     record: RunRecord
-    standing: Standing
+    standing: RunProgress
 
     def pending(self, archive: Survey) -> int:
         """Images that it lacks: those of its index, and what is new in the archive if it takes that."""

@@ -120,7 +120,7 @@ class SampleIndex(Index):
         )
         return cls(layout, (segment,), tuple(entries))
 
-    def require_here(self) -> None:
+    def require_reachable(self) -> None:
         """Nothing: it is not on disk, and nobody reads what is written for it."""
 
     def rows(self, shard: Shard) -> list[Entry]:

@@ -68,16 +68,16 @@ def test_poison_is_a_row_and_the_next_image_is_decoded(decoder: Decoder, order: 
 def test_a_process_that_others_kill_makes_no_image_guilty(decoder: Decoder) -> None:
     """Every second process is killed from outside while it decodes, in isolation too."""
     made: list[int] = []
-    make = decoder._make
+    start = decoder._start_child
 
     def watched() -> ChildProcess:
-        child = make()
+        child = start()
         made.append(child.pid)
         if len(made) % 4:
             threading.Timer(0.1, kill, (child.pid,)).start()
         return child
 
-    decoder._make = watched  # type: ignore[method-assign]
+    decoder._start_child = watched  # type: ignore[method-assign]
     for number in range(3):
         assert decoder.decode(slow(0.5, number))[0].width == 40
         decoder.close()
@@ -87,27 +87,27 @@ def test_a_process_that_others_kill_makes_no_image_guilty(decoder: Decoder) -> N
 def test_a_single_crash_is_not_enough(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once by itself (a fault of what came before it, say), then well: no error."""
     asked = itertools.count()
-    ask = decoder._ask
+    request = decoder._request
 
     def fails_twice(data: bytes) -> object:
         if next(asked) < 2:
             raise ChildDiedError(-signal.SIGSEGV)
-        return ask(data)
+        return request(data)
 
-    monkeypatch.setattr(decoder, "_ask", fails_twice)
+    monkeypatch.setattr(decoder, "_request", fails_twice)
     assert decoder.decode(GOOD)[0].width == 40
 
 
 def test_memory_that_others_left_is_no_images_fault(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = itertools.count()
-    ask = decoder._ask
+    request = decoder._request
 
     def full_once(data: bytes) -> object:
         if next(asked) < 1:
             raise ImageError("memory", "full")
-        return ask(data)
+        return request(data)
 
-    monkeypatch.setattr(decoder, "_ask", full_once)
+    monkeypatch.setattr(decoder, "_request", full_once)
     assert decoder.decode(GOOD)[0].width == 40
 
 
@@ -154,7 +154,7 @@ def test_ctrl_c_is_the_parents_to_answer_from_the_first_moment_on() -> None:
             time.sleep(0.02)
         child.begin([start])
         os.kill(child.pid, signal.SIGINT)
-        assert child.ask([GOOD], seconds=60)
+        assert child.request([GOOD], seconds=60)
     # This process hears it again.
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
 

@@ -11,9 +11,9 @@ import pytest
 
 from captioning.data.preprocess import PreprocessSettings
 from captioning.errors import ImageError, UnfinishedError
-from captioning.run.book import IndexBook
 from captioning.run.index import write_segment
 from captioning.run.layout import RunLayout
+from captioning.run.shard_io import IndexShardIO
 from captioning.run.sources import open_sources
 from captioning.storage import Location, StorageSettings
 from jobs.workers import isolate
@@ -82,18 +82,18 @@ def test_images_that_end_or_hang_the_process_are_found_and_set_aside() -> None:
 def test_a_process_that_others_kill_makes_no_image_guilty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolate, "_FIRST_PAUSE", 0.0)
     isolation = Isolation(Moody(), 4, hang_seconds=60.0)
-    make = isolation._make
+    start = isolation._start_child
     made = []
 
     def killed_as_it_begins() -> ChildProcess:
-        child = make()
+        child = start()
         made.append(child)
         if len(made) % 4:
             os.kill(child.pid, 9)
         return child
 
-    monkeypatch.setattr(isolation, "_make", killed_as_it_begins)
-    assert classes(isolation._halved(pictures(4))) == [None] * 4
+    monkeypatch.setattr(isolation, "_start_child", killed_as_it_begins)
+    assert classes(isolation._bisect(pictures(4))) == [None] * 4
     isolation._close()
     assert len(made) >= 8, "images were not met alone"
 
@@ -151,7 +151,7 @@ def test_a_shard_that_two_processes_died_of_is_captioned_in_isolation(tmp_path: 
     attempts = Attempts(f"{tmp_path.name}-{os.getpid()}")
     for _ in range(2):
         begin_and_die(attempts, "shard-0")
-    actor = CaptionShard(Moody(deadly=[poison]), IndexBook(index), 4, attempts, 60.0)
+    actor = CaptionShard(Moody(deadly=[poison]), IndexShardIO(index), 4, attempts, 60.0)
     [result] = actor(decoded).to_pylist()
     assert result["error_classes"] == '{"crash": 1}'
     assert attempts.begin("shard-0") == 0
@@ -188,7 +188,7 @@ def test_a_captioner_whose_process_ends_while_it_loads_is_one_error(tmp_path: Pa
     layout = RunLayout(Location.parse(str(tmp_path / "out")))
     sources = open_sources([str(write_photos(tmp_path / "photos", 1))])
     index = write_segment(layout, sources, shard_size=5).commit()
-    actor = CaptionShard(Moody(), IndexBook(index), 4, attempts)
+    actor = CaptionShard(Moody(), IndexShardIO(index), 4, attempts)
     with pytest.raises(UnfinishedError, match="ended 4 times while it was loaded"):
         actor(decode_entries(0, index.rows(index.shard(0)), PreprocessSettings(size=8), StorageSettings()))
     attempts.end("load")

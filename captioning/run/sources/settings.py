@@ -1,4 +1,4 @@
-"""Settings of the archive itself: which columns of a Parquet or Arrow file are what."""
+"""Settings of the archive: the columns of Parquet and Arrow files."""
 
 from captioning.config import settings
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from captioning.errors import InputError
-from captioning.run.globs import Glob, _folders, _Pattern
+from captioning.run.globs import Glob, _folder_filter, _Pattern
 from captioning.run.sources import open_sources
 from captioning.storage import Location
 from tests.captioning.run.runs import make_archive
@@ -50,7 +50,7 @@ def test_what_a_pattern_matches(pattern: str, yes: list[str], no: list[str]) -> 
     ],
 )
 def test_which_folders_are_listed(pattern: str, entered: list[str], not_entered: list[str]) -> None:
-    enter = _folders(pattern)
+    enter = _folder_filter(pattern)
     assert [folder for folder in [*entered, *not_entered] if enter(folder)] == entered
 
 

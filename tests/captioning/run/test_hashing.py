@@ -2,10 +2,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from captioning.run import hashing, repeats
+from captioning.run import duplicates, hashing
 from captioning.run.digests import find
+from captioning.run.duplicates import DuplicateFinder, is_in
 from captioning.run.hashing import text_digests
-from captioning.run.repeats import Repeats, are_among
 
 
 def names(count: int) -> list[str]:
@@ -58,22 +58,22 @@ def test_digests_are_found_among_many() -> None:
 
 @pytest.mark.parametrize("held", [10_000, 64])
 def test_what_came_twice_is_among_the_suspects(monkeypatch: pytest.MonkeyPatch, held: int) -> None:
-    monkeypatch.setattr(repeats, "_HELD", held)
-    found = Repeats()
+    monkeypatch.setattr(duplicates, "_MAX_IN_MEMORY", held)
+    found = DuplicateFinder()
     texts = names(1000)
     for at in range(0, 1000, 50):
         found.add(pa.array(texts[at : at + 50]))
     found.add(pa.array([texts[3], texts[700], texts[3]]))
-    suspects = found.suspects()
-    looked = are_among(pa.array(texts), suspects)
+    candidates = found.candidates()
+    looked = is_in(pa.array(texts), candidates)
     assert [texts[at] for at in np.flatnonzero(looked)] == [texts[3], texts[700]]
-    assert len(found.suspects()) == 0
+    assert len(found.candidates()) == 0
 
 
 def test_nothing_came_twice() -> None:
-    found = Repeats()
-    assert len(found.suspects()) == 0
+    found = DuplicateFinder()
+    assert len(found.candidates()) == 0
     found.add(pa.array(names(10)))
-    suspects = found.suspects()
-    assert len(suspects) == 0
-    assert not are_among(pa.array(names(10)), suspects).any()
+    candidates = found.candidates()
+    assert len(candidates) == 0
+    assert not is_in(pa.array(names(10)), candidates).any()

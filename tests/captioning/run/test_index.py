@@ -183,7 +183,7 @@ def test_files_that_were_captioned_a_moment_ago_have_not_changed(tmp_path: Path)
     for photo in archive.iterdir():
         photo.write_bytes(b"another photo")
     make_tar(tar, [("0.jpg", b"zero"), ("1.jpg", b"one")])
-    growth = grow(index, open_sources(inputs), shard_size=2, fresh={1, 2})
+    growth = grow(index, open_sources(inputs), shard_size=2, just_captioned={1, 2})
     # What lies in a tar may not be what was looked for there.
     assert growth.changed_examples == ("000.jpg", "001.jpg", "1")
     again = grow(index, open_sources(inputs), shard_size=2)
@@ -237,7 +237,7 @@ def test_growth_refuses_ids_that_two_inputs_share(tmp_path: Path) -> None:
 
 
 def test_shared_ids_are_found_late_and_leave_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module, "SHARDS_A_PART", 2)
+    monkeypatch.setattr(index_module, "SHARDS_PER_PART", 2)
     make_archive(tmp_path / "a", photos(9))
     make_archive(tmp_path / "b", ["008.jpg"])
     layout = layout_of(tmp_path / "out")
@@ -261,7 +261,7 @@ def test_a_damaged_index_is_said(tmp_path: Path) -> None:
 
 
 def test_a_set_of_digests_is_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DigestSet, "_FRESH", 16)
+    monkeypatch.setattr(DigestSet, "_MAX_RECENT", 16)
     rng = np.random.default_rng(0)
     seen: set[str] = set()
     digest_set = DigestSet()

@@ -12,9 +12,8 @@ from captioning.errors import StorageError
 from captioning.run.growth import grow
 from captioning.run.index import Index
 from captioning.run.layout import RunLayout
-from captioning.run.redo import RedoBook, RedoPlan, make_plan
-from captioning.run.redo_choice import changed as changed_images
-from captioning.run.redo_choice import failed
+from captioning.run.redo import RedoPlan, RedoShardIO, make_plan
+from captioning.run.redo_selection import changed_images, failed_images
 from captioning.run.sources import Entry, open_sources
 from captioning.run.table import Row
 from captioning.run.verify import verify
@@ -56,13 +55,13 @@ def redo(layout: RunLayout, index: Index, plan: RedoPlan | None = None, storage:
     """What a driver does: go on with a plan or make one, stage what is missing, rewrite part by part."""
     plan = plan or RedoPlan.load(layout)
     if plan is None:
-        plan = make_plan(layout, "retry", failed(layout, index, (), storage or StorageSettings()))
+        plan = make_plan(layout, "retry", failed_images(layout, index, (), storage or StorageSettings()))
     assert plan is not None
-    book = RedoBook(plan, index)
+    shard_io = RedoShardIO(plan, index)
     for part in plan.parts():
-        for shard in plan.settle(index, part):
-            book.stage(shard, again(book.entries(shard)))
-        assert plan.settle(index, part) == []
+        for shard in plan.rewrite_part(index, part):
+            shard_io.stage(shard, again(shard_io.entries(shard)))
+        assert plan.rewrite_part(index, part) == []
     plan.close()
 
 
@@ -94,9 +93,9 @@ def test_the_failed_rows_alone_change_and_the_newest_reason_stays(tmp_path: Path
 def test_only_the_classes_that_were_asked_for(tmp_path: Path, archive: Path) -> None:
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
-    assert make_plan(layout, "retry", failed(layout, index, ("network",), StorageSettings())) is None
+    assert make_plan(layout, "retry", failed_images(layout, index, ("network",), StorageSettings())) is None
     assert layout.retry_dir.names() == []
-    chosen = dict(failed(layout, index, ("network", "truncated"), StorageSettings()))
+    chosen = dict(failed_images(layout, index, ("network", "truncated"), StorageSettings()))
     names = [name for found in chosen.values() for name in found["image_id"].to_pylist()]
     assert names == ["004.jpg", "009.jpg", "014.jpg", "019.jpg"]
 
@@ -112,13 +111,13 @@ def test_a_changed_image_that_is_gone_before_its_turn_keeps_its_row(tmp_path: Pa
     plan = make_plan(layout, "refresh", changed_images(index, found))
     assert plan is not None
     assert plan.images == 2
-    book = RedoBook(plan, index)
+    shard_io = RedoShardIO(plan, index)
     for part in plan.parts():
-        for shard in plan.settle(index, part):
-            entries = book.entries(shard)
+        for shard in plan.rewrite_part(index, part):
+            entries = shard_io.entries(shard)
             gone = [Row.failed(entry, "missing", "gone", model="again") for entry in entries if "001" in entry.image_id]
-            book.stage(shard, gone or again(entries))
-        assert plan.settle(index, part) == []
+            shard_io.stage(shard, gone or again(entries))
+        assert plan.rewrite_part(index, part) == []
     after = rows(layout)
     assert after["001.jpg"] == before["001.jpg"]
     assert after["012.jpg"]["caption"] == "again 012.jpg"
@@ -154,15 +153,15 @@ def test_a_kill_at_any_change_changes_nothing(tmp_path: Path, archive: Path, mon
 def test_a_plan_goes_on_with_what_is_staged(tmp_path: Path, archive: Path) -> None:
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
-    plan = make_plan(layout, "retry", failed(layout, index, (), StorageSettings()), classes=("truncated",))
+    plan = make_plan(layout, "retry", failed_images(layout, index, (), StorageSettings()), classes=("truncated",))
     assert plan is not None
     assert plan.images == 4
-    book = RedoBook(plan, index)
-    book.stage(2, again(book.entries(2)))
+    shard_io = RedoShardIO(plan, index)
+    shard_io.stage(2, again(shard_io.entries(2)))
     found = RedoPlan.load(layout)
     assert found == plan
     # Shards 2, 4, 7 and 9 hold photos 4, 9, 14 and 19.
-    assert [found.settle(index, part) for part in found.parts()] == [[], [4, 7], [9]]
+    assert [found.rewrite_part(index, part) for part in found.parts()] == [[], [4, 7], [9]]
     assert rows(layout)["004.jpg"]["caption"] == "again 004.jpg"
     redo(layout, index)
     assert verify(layout).errors == {"truncated": 1}
@@ -172,18 +171,18 @@ def test_a_plan_goes_on_with_what_is_staged(tmp_path: Path, archive: Path) -> No
 def test_a_staged_file_that_is_not_right_is_made_again(tmp_path: Path, archive: Path, damage: str) -> None:
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
-    plan = make_plan(layout, "retry", failed(layout, index, (), StorageSettings()))
+    plan = make_plan(layout, "retry", failed_images(layout, index, (), StorageSettings()))
     assert plan is not None
-    book = RedoBook(plan, index)
-    where, right = plan.shard_file(2), again(book.entries(2))
+    shard_io = RedoShardIO(plan, index)
+    where, right = plan.shard_file(2), again(shard_io.entries(2))
     if damage == "other rows":
-        book.stage(2, again(index.rows(index.shard(2))))
+        shard_io.stage(2, again(index.rows(index.shard(2))))
     elif damage == "an earlier plan's":
-        RedoBook(replace(plan, token="00000000"), index).stage(2, again(book.entries(2), model="late"))
+        RedoShardIO(replace(plan, token="00000000"), index).stage(2, again(shard_io.entries(2), model="late"))
     else:
-        book.stage(2, right)
+        shard_io.stage(2, right)
         where.write_bytes(where.read_bytes()[:-20] if damage == "cut" else b"")
-    assert plan.settle(index, plan.parts()[0]) == [2]
+    assert plan.rewrite_part(index, plan.parts()[0]) == [2]
     redo(layout, index)
     assert verify(layout).errors == {"truncated": 1}
     assert "late" not in {row["model"] for row in rows(layout).values()}
@@ -194,7 +193,7 @@ def test_a_part_that_somebody_deleted_meanwhile_is_left_to_captioning(tmp_path: 
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
     before = rows(layout)
-    plan = make_plan(layout, "retry", failed(layout, index, (), StorageSettings()))
+    plan = make_plan(layout, "retry", failed_images(layout, index, (), StorageSettings()))
     layout.part(index.ranges()[0]).delete()
     redo(layout, index, plan)
     assert len(rows(layout)) == 23 - 8
@@ -207,16 +206,16 @@ def test_a_part_that_somebody_deleted_meanwhile_is_left_to_captioning(tmp_path: 
 def test_two_drivers_with_one_plan_give_one_table(tmp_path: Path, archive: Path) -> None:
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
-    plan = make_plan(layout, "retry", failed(layout, index, (), StorageSettings()))
+    plan = make_plan(layout, "retry", failed_images(layout, index, (), StorageSettings()))
     assert plan is not None
     first, second, *_ = plan.parts()
-    book = RedoBook(plan, index)
+    shard_io = RedoShardIO(plan, index)
     for shard in (2, 4, 7, 9):
-        book.stage(shard, again(book.entries(shard)))
-    plan.settle(index, first)
-    assert plan.settle(index, first) == []
+        shard_io.stage(shard, again(shard_io.entries(shard)))
+    plan.rewrite_part(index, first)
+    assert plan.rewrite_part(index, first) == []
     redo(layout, index)
-    assert plan.settle(index, second) == []
+    assert plan.rewrite_part(index, second) == []
     plan.close()
     assert verify(layout).ok
     assert verify(layout).errors == {"truncated": 1}

@@ -86,11 +86,11 @@ def test_columns_kept_of_the_archive_are_columns_too() -> None:
     entries = [replace(entry, kept=value) for entry, value in zip(ENTRIES, values, strict=True)]
     selection = Selection(where="licence in ('cc0', 'by') and size_bytes is not null")
     selection.check(kept)
-    [found] = selection.of([entries_to_table(entries, kept)])
+    [found] = selection.apply([entries_to_table(entries, kept)])
     assert found["image_id"].to_pylist() == ["a.jpg"]
     assert found.schema == index_schema(kept)
     # The archive's own column of a name that the index has too.
-    assert [table.num_rows for table in Selection(where="version = 2").of([entries_to_table(entries, kept)])] == [1]
+    assert [table.num_rows for table in Selection(where="version = 2").apply([entries_to_table(entries, kept)])] == [1]
     with pytest.raises(UsageError, match=r"a column 'licence'.*version \(string\)"):
         selection.check(pa.schema([]))
 
@@ -101,7 +101,7 @@ def tables(count: int, size: int = 7) -> list[pa.Table]:
 
 
 def taken(selection: Selection, count: int, size: int = 7) -> list[int]:
-    return [number for table in selection.of(tables(count, size)) for number in table["size_bytes"].to_pylist()]
+    return [number for table in selection.apply(tables(count, size)) for number in table["size_bytes"].to_pylist()]
 
 
 def test_the_first_images_are_taken_and_nothing_further_is_listed() -> None:
@@ -110,7 +110,7 @@ def test_the_first_images_are_taken_and_nothing_further_is_listed() -> None:
     assert taken(Selection(limit=10**20), 4) == list(range(4))
     assert taken(Selection(where=f"size_bytes < {10**20}"), 4) == list(range(4))
     listing = iter(tables(100))
-    assert sum(table.num_rows for table in Selection(limit=7).of(listing)) == 7
+    assert sum(table.num_rows for table in Selection(limit=7).apply(listing)) == 7
     assert next(listing)["size_bytes"][0].as_py() == 7
 
 
