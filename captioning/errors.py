@@ -1,4 +1,4 @@
-"""The errors that Captioning raises for the people who use it.
+"""The errors that Captioning raises for its users.
 
     CaptioningError                 anything a user can act on; never a bug
     ├── UsageError                  bad usage, settings or input: exit code 2, nothing written
@@ -8,13 +8,12 @@
     │   └── RunConflictError        an output that belongs to another run
     ├── StorageError                a file that could not be read or written; has an `error_class`
     ├── ImageError                  an image that cannot be decoded; has an `error_class`
-    ├── LogitsError                 a captioner that gives no numbers to choose words by
-    ├── DivergedError               a training whose loss is no number any more
+    ├── LogitsError                 logits of a model that no token can be chosen from
+    ├── DivergedError               a training whose loss is NaN or infinite
     └── UnfinishedError             the work stopped or failed its check: exit code 1
         └── RunLockedError          another driver works in the OUTPUT, or has taken it over
 
-A message says what was wrong, where, and what to do next. This module knows nothing of what
-raises them, nor of how they are shown.
+A message says what was wrong, where, and what to do next.
 """
 
 from collections.abc import Sequence
@@ -55,8 +54,8 @@ class RunLockedError(UnfinishedError):
 class StorageError(CaptioningError):
     """A file or an object that could not be read or written.
 
-    `error_class` is one of `missing`, `forbidden`, `credentials` (keys that the store does not take),
-    `region` (the bucket lies in another one), `throttled`, `timeout`, `network`, `no_space`, `too_large`,
+    `error_class` is one of `missing`, `forbidden`, `credentials` (keys that the store does not accept),
+    `region` (the bucket is in another one), `throttled`, `timeout`, `network`, `no_space`, `too_large`,
     `changed` (since it was listed), `storage`; `transient` says whether a retry can help.
     """
 
@@ -71,7 +70,7 @@ class StorageError(CaptioningError):
 
 
 class LogitsError(CaptioningError):
-    """The model gave logits that no word can be chosen by. `images` are the rows of the batch that had them."""
+    """The model's logits allow no token. `images` are the rows of the batch to which this applies."""
 
     def __init__(self, message: str, images: Sequence[int] = ()) -> None:
         super().__init__(message)
@@ -79,7 +78,7 @@ class LogitsError(CaptioningError):
 
     @classmethod
     def of(cls, images: Sequence[int]) -> "LogitsError":
-        """The error of these rows of a batch."""
+        """The error for these rows of a batch."""
         rows = ", ".join(map(str, images))
         return cls(
             f"The model gave logits that are not numbers (NaN or infinite) for image {rows} of the batch, or none for "
@@ -93,11 +92,11 @@ class LogitsError(CaptioningError):
 
 
 class DivergedError(CaptioningError):
-    """The loss of a training is no number any more."""
+    """The loss of a training is NaN or infinite."""
 
 
 class ImageError(CaptioningError):
-    """An image that cannot be decoded. `error_class` is the short reason written to the table."""
+    """An image that cannot be decoded. `error_class` is the short reason in the table."""
 
     def __init__(self, error_class: str, message: str) -> None:
         super().__init__(message)
@@ -109,5 +108,5 @@ class ImageError(CaptioningError):
 
 
 def _storage_error(error_class: str, message: str, transient: bool) -> StorageError:
-    """Rebuild a `StorageError` that crossed a process border."""
+    """Rebuild a pickled `StorageError`."""
     return StorageError(error_class, message, transient=transient)

@@ -36,10 +36,10 @@ _PACKAGES = {
 
 @settings
 class StorageSettings:
-    """How object stores are reached. Local files need none of it."""
+    """How object stores are accessed. Local files need none of it."""
 
     endpoint: str | None = None
-    """URL of an S3-compatible (or GCS-compatible) service other than the cloud's own."""
+    """URL of an S3-compatible (or GCS-compatible) service."""
     profile: str | None = None
     """Name of a profile in the AWS configuration files."""
     anonymous: bool = False
@@ -49,7 +49,7 @@ class StorageSettings:
     allow_http: bool = False
     """Fetch web addresses (http and https) that lists and tables of images contain."""
     allow_private: bool = False
-    """Fetch them also from this machine and from private networks: only for lists that you trust wholly."""
+    """Fetch them also from this machine and from private networks: only for lists that you trust completely."""
 
     def __post_init__(self) -> None:
         if self.endpoint and not self.endpoint.lower().startswith(("http://", "https://")):

@@ -27,16 +27,16 @@ class FetchSettings:
     """How the bytes of images are read. None of these settings changes a caption."""
 
     attempts: Annotated[int, Ge(1), Le(100)] = 8
-    """How often an image's read is tried while its failure is one that can pass; pauses double, from half a second."""
+    """The most attempts to read an image whose failures are transient; pauses double, from half a second."""
 
     timeout_s: Annotated[float, Gt(0)] = 120.0
-    """Seconds that an image may take to be read, all attempts together; then its error is `timeout`."""
+    """The time limit for reading an image in seconds, all attempts together; then its error is `timeout`."""
 
     parallel: Annotated[int, Ge(1), Le(256)] = 16
-    """Reads under way at once in a decoding task, where the images are in an object store."""
+    """Concurrent reads per decoding task, if the images are in an object store."""
 
     max_mb: Annotated[int, Ge(1)] = MAX_BYTES >> 20
-    """A file of more MiB than this is not read (class `too_large`)."""
+    """The largest file in MiB that is read; larger ones get the error class `too_large`."""
 
     @property
     def max_bytes(self) -> int:

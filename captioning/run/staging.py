@@ -70,8 +70,7 @@ def pending_shards(layout: RunLayout, index: Index) -> list[Shard]:
 def fold(layout: RunLayout, index: Index) -> FoldResult:
     """Write every part whose shards are all staged, and delete the staged files of existing parts.
 
-    Safe to call at any time, by several drivers at once, and again after a crash. Raises
-    `StorageError`.
+    Safe to call at any time, by several drivers at once, and again after a crash. Raises `StorageError`.
     """
     staged = staged_shards(layout)
     present = set(layout.parts())

@@ -86,17 +86,17 @@ class LoadCaptioner:
                 "where the command was given. Put the same checkpoint on every node, or name it by a URI."
             )
         if self.device == "cuda":
-            # The first images on a GPU wait for its libraries to be loaded: better these than a shard's.
+            # The first images on a GPU wait for its libraries to load: better a warm-up than the first shard.
             side = captioner.preprocess.settings.size
             captioner.caption_pixels(np.zeros((1, side, side, 3), dtype=np.uint8))
         return captioner
 
 
 class CaptionShard:
-    """A Ray Data actor: a decoded shard in, its staged part written, its counts out.
+    """A Ray Data actor: takes a decoded shard, stages its rows, and returns its counts.
 
-    A shard at which processes died before is captioned in isolation. How often that was, `attempts`
-    knows; without it nobody counts. `hang_s` is what a micro-batch may take (0: anything).
+    A shard at which processes have died is captioned in isolation; `attempts` counts the deaths, unless it is None.
+    `hang_s` is the time limit of a micro-batch (0: none).
     """
 
     def __init__(

@@ -52,10 +52,10 @@ class DecodeSettings:
     """Limits on decoding one image, which becomes an error row if it exceeds them."""
 
     timeout_s: Annotated[float, Gt(0)] = 60.0
-    """Seconds; a decoder that is still at it then is ended, and the image tried once more, alone (class `hang`)."""
+    """The time limit in seconds; then the decoder is ended, and the image tried once more, alone (class `hang`)."""
 
     memory_mb: Annotated[int, Ge(0)] = 4096
-    """MiB that a decoding process may have beyond what it starts with (class `memory`); 0 sets no bound."""
+    """MiB of memory that a decoding process may allocate after its start (class `memory`); 0 sets no limit."""
 
 
 class Decoder:

@@ -24,7 +24,7 @@ class ExportOptions:
     shard_size: int = 1000
     """Rows of the table per tar."""
     beside: bool = False
-    """Put sidecars beside the images."""
+    """Put text files beside the images."""
     overwrite: bool = False
     """Replace files that are not from an earlier export."""
     storage: StorageSettings = field(default_factory=StorageSettings)
