@@ -86,7 +86,7 @@ def test_every_key_once_and_in_order(seed: int) -> None:
         assert listed(store, max_depth=depth) == [key for key in keys if key.count("/") < depth]
 
 
-def test_few_large_folders_are_listed_beside_each_other() -> None:
+def test_few_large_folders_are_listed_in_parallel() -> None:
     keys = [f"{year}/{number:05d}.jpg" for year in range(2000, 2016) for number in range(2000)]
     store = Store(keys, size=100, pause=0.005)
     assert listed(store) == keys
@@ -95,7 +95,7 @@ def test_few_large_folders_are_listed_beside_each_other() -> None:
     assert len(store.requests) < 16 * (20 + 2) + 16
 
 
-def test_many_small_folders_are_not_asked_one_by_one() -> None:
+def test_many_small_folders_are_not_listed_one_by_one() -> None:
     keys = [f"{number:05d}/{name}.jpg" for number in range(5000) for name in "ab"]
     store = Store(keys, size=1000)
     assert listed(store) == keys
@@ -109,7 +109,7 @@ def test_a_small_prefix_is_one_request() -> None:
 
 
 @pytest.mark.parametrize("layout", ["{0:06d}.jpg", "{1:03d}/{0:06d}.jpg", "{1:03d}/{2}/{0:06d}.jpg"])
-def test_what_waits_is_bounded(layout: str) -> None:
+def test_the_buffer_is_bounded(layout: str) -> None:
     keys = sorted(layout.format(number, number // 1200, number // 600 % 2) for number in range(60_000))
     store = Store(keys, size=20)
     ahead = []
@@ -122,7 +122,7 @@ def test_what_waits_is_bounded(layout: str) -> None:
     assert max(ahead) < len(keys) / 2
 
 
-def test_a_listing_that_is_left_asks_for_no_more() -> None:
+def test_an_abandoned_listing_sends_no_more_requests() -> None:
     store = Store([f"{number:06d}.jpg" for number in range(100_000)], size=100)
     walking = walk(store, None)
     assert next(walking).path == "000000.jpg"
@@ -130,7 +130,7 @@ def test_a_listing_that_is_left_asks_for_no_more() -> None:
     assert len(store.requests) < 40
 
 
-def test_folders_that_are_not_wanted_are_not_listed() -> None:
+def test_excluded_folders_are_not_listed() -> None:
     keys = [
         f"{year}/{month:02d}/{number}.jpg" for year in (2023, 2024) for month in range(1, 13) for number in range(9)
     ]
@@ -140,7 +140,7 @@ def test_folders_that_are_not_wanted_are_not_listed() -> None:
     assert {folder for folder, _ in store.requests} == {"", "2024/", "2024/02/"}
 
 
-def test_a_page_that_fails_for_now_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_with_a_transient_failure_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("captioning.remote_listing.current_policy", lambda: RetryPolicy(attempts=3, seconds=5))
     monkeypatch.setattr("captioning.retries.time.sleep", lambda seconds: None)
     keys = [f"{year}/{number:05d}.jpg" for year in range(5) for number in range(200)]

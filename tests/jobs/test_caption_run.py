@@ -243,7 +243,7 @@ def layout_of(output: Path) -> RunLayout:
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_a_second_driver_is_told_who_holds_the_output(tmp_path: Path, caption) -> None:
+def test_a_second_driver_is_told_who_has_the_lock(tmp_path: Path, caption) -> None:
     photos, output = write_photos(tmp_path / "photos", 4), tmp_path / "out"
     with RunLock(layout_of(output), notify=print, command="caption, elsewhere"):
         refused = caption(photos, "-o", output)
@@ -257,7 +257,7 @@ def test_a_second_driver_is_told_who_holds_the_output(tmp_path: Path, caption) -
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_a_driver_that_lost_its_hold_stops_and_what_it_finished_is_kept(tmp_path: Path, caption, monkeypatch) -> None:
+def test_a_driver_that_lost_its_lock_stops_and_finished_shards_are_kept(tmp_path: Path, caption, monkeypatch) -> None:
     photos, output = write_photos(tmp_path / "photos", 16), tmp_path / "out"
     other = replace(LockOwner.current("caption, the other one"), token="other")
 
@@ -314,7 +314,7 @@ def test_an_input_is_added_to_a_run_that_was_killed_at_once(tmp_path: Path, capt
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_what_is_odd_about_an_archive_that_grew_is_said_once(tmp_path: Path, caption) -> None:
+def test_notes_about_a_grown_archive_are_shown_once(tmp_path: Path, caption) -> None:
     photos, output = write_photos(tmp_path / "photos", 5), tmp_path / "out"
     (photos / "notes.pdf").write_bytes(b"")
     assert "Passed over 1 files" in caption(photos, "-o", output).stderr

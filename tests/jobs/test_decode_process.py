@@ -59,13 +59,15 @@ def test_reasons_come_through(decoder: Decoder) -> None:
 
 
 @pytest.mark.parametrize(("order", "error_class"), [*ORDERS.items(), ("kill", "crash")])
-def test_poison_is_a_row_and_the_next_image_is_decoded(decoder: Decoder, order: str, error_class: str) -> None:
+def test_a_harmful_image_is_an_error_and_the_next_one_is_decoded(
+    decoder: Decoder, order: str, error_class: str
+) -> None:
     decoder.decode(GOOD)
     assert refused(decoder, poisoned(order)).error_class == error_class
     assert decoder.decode(GOOD)[0].width == 40
 
 
-def test_a_process_that_others_kill_makes_no_image_guilty(decoder: Decoder) -> None:
+def test_a_process_killed_externally_blames_no_image(decoder: Decoder) -> None:
     """Every second process is killed from outside while it decodes, in isolation too."""
     made: list[int] = []
     start = decoder._start_child
@@ -98,7 +100,7 @@ def test_a_single_crash_is_not_enough(decoder: Decoder, monkeypatch: pytest.Monk
     assert decoder.decode(GOOD)[0].width == 40
 
 
-def test_memory_that_others_left_is_no_images_fault(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_left_by_other_images_blames_no_image(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = itertools.count()
     request = decoder._request
 
@@ -111,7 +113,7 @@ def test_memory_that_others_left_is_no_images_fault(decoder: Decoder, monkeypatc
     assert decoder.decode(GOOD)[0].width == 40
 
 
-def test_a_process_that_does_not_start_is_no_images_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_does_not_start_blames_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     die = "import os, sys\nif 'jobs.workers.decode_child' in sys.orig_argv: os._exit(3)\n"
     (tmp_path / "sitecustomize.py").write_text(die)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -145,7 +147,7 @@ def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
         time.sleep(0.02)
 
 
-def test_ctrl_c_is_the_parents_to_answer_from_the_first_moment_on() -> None:
+def test_ctrl_c_is_left_to_the_parent_from_the_start() -> None:
     """A terminal sends it to all processes, also to one that is still being started."""
     start = Decoder(SETTINGS, DecodeSettings())._start
     with ChildProcess("jobs.workers.decode_child") as child:

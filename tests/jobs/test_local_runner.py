@@ -130,21 +130,21 @@ def test_a_store_that_is_lost_ends_the_run_and_what_is_finished_is_kept(tmp_path
         ),
     ],
 )
-def test_errors_cross_from_a_worker_as_they_are(error: CaptioningError) -> None:
+def test_errors_of_workers_survive_json(error: CaptioningError) -> None:
     again = error_from_json(json.loads(json.dumps(error_to_json(error))))
     assert type(again) is type(error)
     assert again is not None
     assert (str(again), vars(again)) == (str(error), vars(error))
 
 
-def test_a_bug_in_a_worker_is_no_users_error() -> None:
+def test_a_bug_in_a_worker_is_not_a_user_error() -> None:
     found = error_from_json(error_to_json(KeyError("shard")))
     assert isinstance(found, RuntimeError)
     assert "KeyError: 'shard'" in str(found)
     assert error_from_json({"shard": 1, "images": 2}) is None
 
 
-def test_small_jobs_stay_here_unless_there_is_a_cluster_or_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_jobs_run_locally_without_a_cluster_or_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "has_gpu", lambda: False)
     monkeypatch.setattr(choice, "_has_ray", lambda: False)
     auto = RuntimeSettings()

@@ -65,7 +65,7 @@ def test_the_nodes_and_what_is_free_of_them() -> None:
 @pytest.mark.parametrize(
     ("asked", "told"), [({"cpus_per_actor": 64.0}, "64 CPU"), ({"gpus_per_actor": 1.0}, "0.5 CPU and 1 GPU")]
 )
-def test_a_run_that_finds_no_place_ends_and_says_who_asked_for_what(
+def test_a_run_without_resources_ends_and_says_what_it_requests(
     asked: dict[str, float], told: str, tmp_path: Path
 ) -> None:
     layout = RunLayout(Location.parse(str(tmp_path / "out")))

@@ -12,7 +12,7 @@ def names(count: int) -> list[str]:
     return [f"{number // 1000:05d}/IMG_{number:08d}.jpg" for number in range(count)]
 
 
-def test_equal_texts_have_equal_digests_wherever_they_stand() -> None:
+def test_equal_strings_have_equal_digests_at_any_position() -> None:
     texts = ["", "a", "a\0", "\0", "12345678", "123456789", "é" * 100, "é" * 100 + "x", "12345678" * 2]
     found = text_digests(pa.array(texts))
     assert len({digest.tobytes() for digest in found}) == len(texts)
@@ -26,7 +26,7 @@ def test_equal_texts_have_equal_digests_wherever_they_stand() -> None:
     assert len(text_digests(pa.array([], pa.string()))) == 0
 
 
-def test_many_alike_texts_have_digests_without_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digests_of_similar_strings_are_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hashing, "_BATCH", 1000)
     found = text_digests(pa.array(names(50_000)), key=1)
     for lane in ("high", "low"):
@@ -38,7 +38,7 @@ def test_many_alike_texts_have_digests_without_pattern(monkeypatch: pytest.Monke
     assert not (text_digests(pa.array(names(10)), key=2)["high"] == found["high"][:10]).any()
 
 
-def test_one_other_bit_changes_half_of_the_digest() -> None:
+def test_one_changed_bit_changes_half_of_the_digest() -> None:
     text = b"photos/2024/a-very-ordinary-name.jpg"
     other = [bytes([*text[:at], text[at] ^ 1, *text[at + 1 :]]).decode() for at in range(len(text))]
     found = text_digests(pa.array([text.decode(), *other]))
@@ -57,7 +57,7 @@ def test_digests_are_found_among_many() -> None:
 
 
 @pytest.mark.parametrize("held", [10_000, 64])
-def test_what_came_twice_is_among_the_suspects(monkeypatch: pytest.MonkeyPatch, held: int) -> None:
+def test_duplicates_are_among_the_candidates(monkeypatch: pytest.MonkeyPatch, held: int) -> None:
     monkeypatch.setattr(duplicates, "_MAX_IN_MEMORY", held)
     found = DuplicateFinder()
     texts = names(1000)
@@ -70,7 +70,7 @@ def test_what_came_twice_is_among_the_suspects(monkeypatch: pytest.MonkeyPatch, 
     assert len(found.candidates()) == 0
 
 
-def test_nothing_came_twice() -> None:
+def test_no_candidates_without_duplicates() -> None:
     found = DuplicateFinder()
     assert len(found.candidates()) == 0
     found.add(pa.array(names(10)))

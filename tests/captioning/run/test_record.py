@@ -100,7 +100,7 @@ def test_an_archive_may_grow_but_not_be_another(tmp_path: Path, record: RunRecor
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"format_version": 1}', b'{"format_version": "x"}'])
-def test_a_damaged_record_is_said(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_record_raises(tmp_path: Path, content: bytes) -> None:
     layout = layout_of(tmp_path)
     layout.run_json.write_bytes(content)
     with pytest.raises(UsageError, match=r"run\.json"):

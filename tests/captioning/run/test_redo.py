@@ -71,7 +71,7 @@ def rows(layout: RunLayout) -> dict[str, dict[str, Any]]:
     return {row["image_id"]: row for row in found}
 
 
-def test_the_failed_rows_alone_change_and_the_newest_reason_stays(tmp_path: Path, archive: Path) -> None:
+def test_only_failed_rows_change_and_have_the_newest_error(tmp_path: Path, archive: Path) -> None:
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
     before = rows(layout)
@@ -90,7 +90,7 @@ def test_the_failed_rows_alone_change_and_the_newest_reason_stays(tmp_path: Path
     assert RedoPlan.load(layout) is None
 
 
-def test_only_the_classes_that_were_asked_for(tmp_path: Path, archive: Path) -> None:
+def test_only_the_given_error_classes(tmp_path: Path, archive: Path) -> None:
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
     assert make_plan(layout, "retry", failed_images(layout, index, ("network",), StorageSettings())) is None
@@ -100,7 +100,7 @@ def test_only_the_classes_that_were_asked_for(tmp_path: Path, archive: Path) -> 
     assert names == ["004.jpg", "009.jpg", "014.jpg", "019.jpg"]
 
 
-def test_a_changed_image_that_is_gone_before_its_turn_keeps_its_row(tmp_path: Path, archive: Path) -> None:
+def test_a_changed_image_that_is_deleted_meanwhile_keeps_its_row(tmp_path: Path, archive: Path) -> None:
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
     before = rows(layout)
@@ -124,7 +124,9 @@ def test_a_changed_image_that_is_gone_before_its_turn_keeps_its_row(tmp_path: Pa
     assert verify(layout).ok
 
 
-def test_a_kill_at_any_change_changes_nothing(tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_at_any_write_does_not_change_the_result(
+    tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drive(layout_of(tmp_path / "whole"), [str(archive)])
     redo(layout_of(tmp_path / "whole"), Index.load(layout_of(tmp_path / "whole")))
     expected = rows(layout_of(tmp_path / "whole"))
@@ -150,7 +152,7 @@ def test_a_kill_at_any_change_changes_nothing(tmp_path: Path, archive: Path, mon
     assert at > 15
 
 
-def test_a_plan_goes_on_with_what_is_staged(tmp_path: Path, archive: Path) -> None:
+def test_a_plan_resumes_with_staged_rows(tmp_path: Path, archive: Path) -> None:
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
     plan = make_plan(layout, "retry", failed_images(layout, index, (), StorageSettings()), classes=("truncated",))
@@ -168,7 +170,7 @@ def test_a_plan_goes_on_with_what_is_staged(tmp_path: Path, archive: Path) -> No
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other rows", "an earlier plan's"])
-def test_a_staged_file_that_is_not_right_is_made_again(tmp_path: Path, archive: Path, damage: str) -> None:
+def test_an_invalid_staged_file_is_replaced(tmp_path: Path, archive: Path, damage: str) -> None:
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
     plan = make_plan(layout, "retry", failed_images(layout, index, (), StorageSettings()))
@@ -189,7 +191,7 @@ def test_a_staged_file_that_is_not_right_is_made_again(tmp_path: Path, archive: 
     assert layout.retry_dir.names() == []
 
 
-def test_a_part_that_somebody_deleted_meanwhile_is_left_to_captioning(tmp_path: Path, archive: Path) -> None:
+def test_a_part_deleted_meanwhile_is_left_to_captioning(tmp_path: Path, archive: Path) -> None:
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
     before = rows(layout)
@@ -236,7 +238,7 @@ def refresh(layout: RunLayout, archive: Path) -> Index:
     return index
 
 
-def test_what_changed_is_made_again_and_known_from_then_on(tmp_path: Path, archive: Path) -> None:
+def test_changed_images_are_captioned_again_and_the_index_is_updated(tmp_path: Path, archive: Path) -> None:
     layout = layout_of(tmp_path / "out")
     drive(layout, [str(archive)])
     make_archive(archive, photos(3, "new/"))
@@ -257,7 +259,7 @@ def test_what_changed_is_made_again_and_known_from_then_on(tmp_path: Path, archi
     assert [entry.image_id for shard in index.shards()[:2] for entry in index.rows(shard)] == photos(4)
 
 
-def test_a_retry_takes_the_present_size_and_version(tmp_path: Path, archive: Path) -> None:
+def test_a_retry_uses_the_current_size_and_version(tmp_path: Path, archive: Path) -> None:
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
     (archive / "004.jpg").write_bytes(b"a mended photo")
@@ -270,7 +272,7 @@ def test_a_retry_takes_the_present_size_and_version(tmp_path: Path, archive: Pat
     assert grow(index, open_sources([str(archive)]), shard_size=2).changed == 0
 
 
-def test_a_damaged_plan_is_said(tmp_path: Path, archive: Path) -> None:
+def test_a_damaged_plan_raises(tmp_path: Path, archive: Path) -> None:
     layout = layout_of(tmp_path / "out")
     drive(layout, [str(archive)])
     (layout.retry_dir / "plan.json").write_bytes(b"{")
@@ -278,7 +280,7 @@ def test_a_damaged_plan_is_said(tmp_path: Path, archive: Path) -> None:
         RedoPlan.load(layout)
 
 
-def test_on_s3_too_and_uploads_that_a_killed_writer_left_are_aborted(archive: Path) -> None:
+def test_redo_on_s3_aborts_uploads_of_killed_writers(archive: Path) -> None:
     with s3_server("archive") as storage:
         bucket = Location.parse("s3://archive", storage)
         for name in photos(9):

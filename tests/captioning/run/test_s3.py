@@ -60,7 +60,7 @@ def test_files_on_s3(storage: StorageSettings) -> None:
     assert [file.path for file in root.walk()] == ["a/b.txt", "c+d e%20é.txt"]
 
 
-def test_what_is_not_there_is_missing(storage: StorageSettings) -> None:
+def test_missing_objects(storage: StorageSettings) -> None:
     for uri in ("s3://photos/none.jpg", "s3://no-such-bucket/x.jpg"):
         with pytest.raises(StorageError, match=uri.rpartition("/")[2]) as caught:
             Location.parse(uri, storage).read_bytes()
@@ -170,7 +170,7 @@ def test_a_uri_that_names_no_bucket_or_keys_is_refused(uri: str, says: str) -> N
 
 
 @pytest.mark.parametrize("where", ["setting", "environment"])
-def test_an_endpoint_that_is_no_url_is_said(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_that_is_no_url_raises(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if where == "setting":
         with pytest.raises(ValueError, match="must be a URL such as"):
             StorageSettings(endpoint="localhost:9000")

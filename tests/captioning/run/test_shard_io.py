@@ -31,7 +31,7 @@ def again(layout: RunLayout, archive: str) -> tuple[ShardIO, Index]:
 
 
 @pytest.mark.parametrize("begin", [first, again])
-def test_a_machine_that_does_not_see_output_makes_none_of_its_own(
+def test_a_machine_that_does_not_see_output_creates_nothing(
     tmp_path: Path, begin: Callable[[RunLayout, str], tuple[ShardIO, Index]]
 ) -> None:
     output, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
