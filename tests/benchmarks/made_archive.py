@@ -27,6 +27,7 @@ _TEXT = "a two man woman dog child in red blue shirt runs stands sits on the gra
 class MadeSource(Source):
     """A listing of `images` images, ten thousand a folder; nothing is where it says."""
 
+    kind = "made"
     images = 0
 
     @classmethod
