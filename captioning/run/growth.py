@@ -77,17 +77,17 @@ class _IndexedImages:
     changed_examples: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, index: Index, *, keep_rows: bool, keep_places: bool) -> "_IndexedImages":
+    def of(cls, index: Index, *, keep_rows: bool, keep_uris: bool) -> "_IndexedImages":
         ids, versions = np.empty(index.rows_total, DIGEST), np.empty(index.rows_total, np.uint64)
-        places = index.rows_total if keep_places else 0
-        uris, tars = np.zeros(places, np.uint64), np.full(places, -1, np.int32)
+        size = index.rows_total if keep_uris else 0
+        uris, tars = np.zeros(size, np.uint64), np.full(size, -1, np.int32)
         numbers: dict[str, int] = {}
         start = 0
         for table in _tables(index):
             chunk = slice(start, start + table.num_rows)
             ids[chunk] = text_digests(table["image_id"])
             versions[chunk] = _versions(table)
-            if keep_places and "uri" in table.column_names:
+            if keep_uris and "uri" in table.column_names:
                 uris[chunk] = text_digests(table["uri"])["high"]
                 coded = table["tar"].combine_chunks().dictionary_encode()
                 known = [numbers.setdefault(name, len(numbers)) for name in coded.dictionary.to_pylist()]
@@ -95,15 +95,15 @@ class _IndexedImages:
             start += table.num_rows
         assert start == len(ids), "the files have the rows that the markers say"
         order = np.argsort(ids["high"], kind="stable")
-        made = cls(ids[order], versions[order], order if keep_rows else None, np.zeros(len(order), np.bool_))
-        if keep_places:
-            made.uris, made.tars, made.tar_names = uris[order], tars[order], [*numbers]
-        return made
+        images = cls(ids[order], versions[order], order if keep_rows else None, np.zeros(len(order), np.bool_))
+        if keep_uris:
+            images.uris, images.tars, images.tar_names = uris[order], tars[order], [*numbers]
+        return images
 
     def lookup(self, image_ids: Sequence[str], uris: Sequence[str]) -> tuple[Sequence[bool], Sequence[str | None]]:
         """See `sources.base.PreviousListing`."""
-        assert self.uris is not None, "it was made with places"
-        assert self.tars is not None, "it was made with places"
+        assert self.uris is not None, "created with keep_uris"
+        assert self.tars is not None, "created with keep_uris"
         at = find(self.ids, text_digests(pa.array(image_ids, pa.string())))
         known = at >= 0
         own = known.copy()
@@ -161,10 +161,10 @@ def grow(
     Raises `InputError` and `StorageError` as the first listing does, and leaves no file behind.
     """
     assert index.segments, "a run without an index begins with write_segment"
-    places = any(source.ids_depend_on_order for source in sources)
-    known = _IndexedImages.of(index, keep_rows=on_changed is not None or bool(just_captioned), keep_places=places)
+    keep_uris = any(source.ids_depend_on_order for source in sources)
+    known = _IndexedImages.of(index, keep_rows=on_changed is not None or bool(just_captioned), keep_uris=keep_uris)
     for source in sources:
-        source.previous = known if places else None
+        source.previous = known if keep_uris else None
     was_just_captioned = (lambda row: index.shard_of_row(row).number in just_captioned) if just_captioned else None
     listing = Listing(sources, may_be_empty=[source.given for source in sources if source.given not in added])
     if selection.takes_new_images:

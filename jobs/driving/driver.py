@@ -86,17 +86,19 @@ class RunDriver:
                 yield
             except KeyboardInterrupt:
                 self.log_event("interrupted")
-                raise KeyboardInterrupt(f"{self._kept()} {hint}") from None
+                raise KeyboardInterrupt(f"{self._kept_message()} {hint}") from None
             except RunLockedError:
                 raise  # the event log now belongs to another driver
             except CaptioningError as error:
                 self.log_event("stopped", reason=str(error))
                 if isinstance(error, StorageError) and self.run_exists:
-                    message = f"{error.message} {self._kept()} Once this is mended: {hint[:1].lower()}{hint[1:]}"
+                    message = (
+                        f"{error.message} {self._kept_message()} Once this is mended: {hint[:1].lower()}{hint[1:]}"
+                    )
                     raise StorageError(error.error_class, message) from error
                 raise
 
-    def _kept(self) -> str:
+    def _kept_message(self) -> str:
         if not self.run_exists:
             return "Nothing was written yet."
         return f"{counted(self.tally.images, 'image')} of this run finished and kept."

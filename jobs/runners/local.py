@@ -41,7 +41,7 @@ class LocalRunner:
         self._spare: ChildProcess | None = None
 
     def __enter__(self) -> "LocalRunner":
-        self._spare = self._make()
+        self._spare = self._start_worker()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -81,7 +81,7 @@ class LocalRunner:
         try:
             yield from workers.results()
         finally:
-            workers.end()
+            workers.close()
             self.close()
 
     def call(self, function: Callable[..., Any], *arguments: Any, pools: Pools) -> Any:  # noqa: ARG002
@@ -93,9 +93,9 @@ class LocalRunner:
         """A worker that has not received its work yet."""
         with self._lock:
             spare, self._spare = self._spare, None
-        return spare or self._make()
+        return spare or self._start_worker()
 
-    def _make(self) -> ChildProcess:
+    def _start_worker(self) -> ChildProcess:
         worker = ChildProcess("jobs.runners.shard_worker")
         with self._lock:
             self._workers.add(worker)
@@ -115,7 +115,7 @@ class _WorkerPool:
         self._start = [pickle.dumps((work, pools.batch_size, secrets.token_hex(8)))]
         self._pending = deque(shards)
         self._count = len(shards)
-        self._found: queue.SimpleQueue[ShardResult | BaseException] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[ShardResult | BaseException] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._deaths = 0
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(pools.actors)]
@@ -125,12 +125,12 @@ class _WorkerPool:
         for thread in self._threads:
             thread.start()
         for _ in range(self._count):
-            found = self._found.get()
-            if isinstance(found, BaseException):
-                raise found
-            yield found
+            result = self._results.get()
+            if isinstance(result, BaseException):
+                raise result
+            yield result
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Distribute no more shards."""
         self._closed.set()
         self._pending.clear()
@@ -140,7 +140,7 @@ class _WorkerPool:
             self._caption_shards()
         except BaseException as error:
             if not self._closed.is_set():
-                self._found.put(error)
+                self._results.put(error)
 
     def _caption_shards(self) -> None:
         worker: ChildProcess | None = None
@@ -159,11 +159,11 @@ class _WorkerPool:
                 self._count_death(error)
                 continue
             row: dict[str, Any] = json.loads(answer)
-            error_found = error_from_json(row)
-            if error_found is not None:
-                raise error_found
+            failure = error_from_json(row)
+            if failure is not None:
+                raise failure
             self._deaths = 0
-            self._found.put(ShardResult.from_row(row))
+            self._results.put(ShardResult.from_row(row))
             shard, following = following, self._next_shard()
 
     def _next_shard(self) -> int | None:

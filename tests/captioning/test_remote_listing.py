@@ -1,4 +1,4 @@
-"""Listing of object stores: whole, in order, beside each other, and never all in memory."""
+"""Listing of object stores: complete, in order, in parallel, and in bounded memory."""
 
 import random
 import threading
@@ -15,7 +15,7 @@ from captioning.retries import RetryPolicy
 
 
 class Store(Pages):
-    """Keys as S3 pages them, `size` a page; counts requests, those under way together, and what was handed out."""
+    """Keys in pages of `size`, as in S3; counts requests, concurrent requests, and the items returned."""
 
     recursive = True
 

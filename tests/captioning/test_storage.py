@@ -255,7 +255,7 @@ def test_check_writable_leaves_no_file(anywhere: Location) -> None:
 
 
 class _Flaky(LocalFiles):
-    """Fails a number of times with a failure that passes, then works."""
+    """Fails a number of times with a transient error, then works."""
 
     def __init__(self, failures: int, error: Exception) -> None:
         self.left, self.error = failures, error

@@ -1,4 +1,4 @@
-"""Images behind web addresses: what is fetched, what is refused, and that nothing is unbounded."""
+"""Images at web addresses: what is fetched, what is refused, and the limits."""
 
 import socket
 from typing import Any

@@ -1,4 +1,4 @@
-"""One shard: every image has its row, whatever happens to it. No Ray here."""
+"""One shard, without Ray: every image has its row, whatever happens to it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

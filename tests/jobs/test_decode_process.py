@@ -1,4 +1,4 @@
-"""Images that end, fill or hang the process that decodes them, and processes that others end."""
+"""Images that crash, fill or hang the process that decodes them, and processes that are killed externally."""
 
 import contextlib
 import itertools

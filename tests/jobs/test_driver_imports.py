@@ -1,4 +1,4 @@
-"""Whoever drives or looks at a run does not wait for PyTorch: only a process that loads a captioner imports it."""
+"""Drivers and read-only verbs start quickly: only a process that loads a captioner imports PyTorch."""
 
 import ast
 import subprocess

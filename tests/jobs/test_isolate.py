@@ -1,4 +1,4 @@
-"""Images that a captioner cannot bear: out of memory, failing, hanging, ending its process. No Ray here."""
+"""Images on which a captioner runs out of memory, fails, hangs or crashes. Without Ray."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Jobs that need no Ray: the same code and the same table, in processes of this machine."""
+"""The runner without Ray: the same code and the same table, in local processes."""
 
 import json
 import os

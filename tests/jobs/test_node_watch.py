@@ -1,4 +1,4 @@
-"""Machines that join and leave while a run goes on."""
+"""Nodes that join and leave during a run."""
 
 from jobs.runners.node_watch import NodeWatch
 

@@ -1,4 +1,4 @@
-"""What is told of a run on Ray: its metrics as Prometheus reads them, and why nothing moves."""
+"""Observing a run on Ray: its metrics in Prometheus' format, and the reports of stalls."""
 
 import time
 import urllib.request

@@ -1,4 +1,4 @@
-"""Plans that can run: on one CPU, on many, on GPUs, and after a node is lost."""
+"""Plans of pools: on one CPU, on many, on GPUs, and after the loss of a node."""
 
 import pytest
 from hypothesis import given, settings

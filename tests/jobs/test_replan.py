@@ -1,4 +1,4 @@
-"""When a run starts over because the cluster has grown: only for what pays, and not while it still grows."""
+"""Restarting the pools on a grown cluster: only if it is worthwhile, and not while the cluster is still growing."""
 
 import dataclasses
 

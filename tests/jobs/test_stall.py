@@ -1,4 +1,4 @@
-"""What is said of a run that makes no progress, and when."""
+"""The reports of a run that makes no progress."""
 
 from jobs.caption_settings import RuntimeSettings
 from jobs.runners.pools import Node, plan_pools

@@ -1,4 +1,4 @@
-"""Whatever is killed, and whenever: going on gives the table of an undisturbed run."""
+"""Kills at any point: the resumed run gives the table of an undisturbed one."""
 
 import threading
 from pathlib import Path

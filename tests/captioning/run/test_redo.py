@@ -1,4 +1,4 @@
-"""Rows made again: exactly the chosen ones change, and no kill loses or doubles a row."""
+"""Rows captioned again: exactly the selected ones change, and no kill loses or duplicates a row."""
 
 import os
 from collections.abc import Sequence

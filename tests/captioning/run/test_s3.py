@@ -1,4 +1,4 @@
-"""A run on an object store: an S3 of this machine, made by moto."""
+"""A run on an object store: a local S3 server (moto)."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -126,7 +126,7 @@ def test_tables_and_tars_on_s3(storage: StorageSettings, tmp_path: Path) -> None
 
 
 def test_an_object_is_read_by_one_request(storage: StorageSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another costs as much again, and where it fails nobody says why."""
+    """A second request would cost as much again, and its response would not say why it failed."""
     photo = Location.parse("s3://photos/once/a.jpg", storage)
     photo.write_bytes(b"image")
     files = photo._files()

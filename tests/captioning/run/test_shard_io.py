@@ -1,4 +1,4 @@
-"""What workers are given, on a machine that sees OUTPUT and on one that does not."""
+"""A shard's input and output, on a machine that sees OUTPUT and on one that does not."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +17,13 @@ from tests.captioning.run.runs import drive, layout_of, make_archive, photos, sh
 
 
 def first(layout: RunLayout, archive: str) -> tuple[ShardIO, Index]:
-    """Of a run that begins."""
+    """For a new run."""
     index = write_segment(layout, open_sources([archive]), shard_size=5).commit()
     return IndexShardIO(index), index
 
 
 def again(layout: RunLayout, archive: str) -> tuple[ShardIO, Index]:
-    """Of rows that are made again."""
+    """For rows that are captioned again."""
     index = drive(layout, [archive], shard_size=5)
     plan = make_plan(layout, "retry", failed_images(layout, index, (), StorageSettings()))
     assert plan is not None

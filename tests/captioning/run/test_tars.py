@@ -1,4 +1,4 @@
-"""Tars as people have them: cut, damaged, joined, with links, long names and headers that lie."""
+"""Real-world tars: truncated, damaged, joined, with links, long names and wrong headers."""
 
 import io
 import os

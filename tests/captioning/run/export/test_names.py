@@ -1,4 +1,4 @@
-"""Names in an export: never outside of it, never two alike, and the id wherever that can be."""
+"""Names in an export: never outside of its folder, unique, and equal to the id where possible."""
 
 import os
 import string
