@@ -1,4 +1,4 @@
-"""The errors that Captioning raises for the people who use it.
+"""The errors that Captioning raises for its users.
 
     CaptioningError                 anything a user can act on; never a bug
     ├── UsageError                  bad usage, settings or input: exit code 2, nothing written
@@ -11,7 +11,7 @@
     ├── LogitsError                 logits of a model that no token can be chosen from
     ├── DivergedError               a training whose loss is NaN or infinite
     └── UnfinishedError             the work stopped or failed its check: exit code 1
-        └── HeldError               another driver works in the OUTPUT, or has taken it over
+        └── RunLockedError          another driver works in the OUTPUT, or has taken it over
 
 A message says what was wrong, where, and what to do next.
 """
@@ -47,26 +47,26 @@ class UnfinishedError(CaptioningError):
     """The work is not complete, or did not pass its check. The command ends with exit code 1."""
 
 
-class HeldError(UnfinishedError):
-    """Another driver works in the OUTPUT: one at a time."""
+class RunLockedError(UnfinishedError):
+    """Another driver has the OUTPUT's lock, or has taken it over."""
 
 
 class StorageError(CaptioningError):
     """A file or an object that could not be read or written.
 
-    `error_class` is one of `missing`, `forbidden`, `credentials` (keys that the store does not take),
-    `region` (the bucket lies in another one), `throttled`, `timeout`, `network`, `no_space`, `too_large`,
-    `changed` (since it was listed), `storage`; `passing` says whether trying again can help.
+    `error_class` is one of `missing`, `forbidden`, `credentials` (keys that the store does not accept),
+    `region` (the bucket is in another one), `throttled`, `timeout`, `network`, `no_space`, `too_large`,
+    `changed` (since it was listed), `storage`; `transient` says whether a retry can help.
     """
 
-    def __init__(self, error_class: str, message: str, *, passing: bool = False) -> None:
+    def __init__(self, error_class: str, message: str, *, transient: bool = False) -> None:
         super().__init__(message)
         self.error_class = error_class
         self.message = message
-        self.passing = passing
+        self.transient = transient
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _storage_error, (self.error_class, self.message, self.passing)
+        return _storage_error, (self.error_class, self.message, self.transient)
 
 
 class LogitsError(CaptioningError):
@@ -96,7 +96,7 @@ class DivergedError(CaptioningError):
 
 
 class ImageError(CaptioningError):
-    """An image that cannot be decoded. `error_class` is the short reason written to the table."""
+    """An image that cannot be decoded. `error_class` is the short reason in the table."""
 
     def __init__(self, error_class: str, message: str) -> None:
         super().__init__(message)
@@ -107,6 +107,6 @@ class ImageError(CaptioningError):
         return ImageError, (self.error_class, self.message)
 
 
-def _storage_error(error_class: str, message: str, passing: bool) -> StorageError:
-    """Rebuild a `StorageError` that crossed a process border."""
-    return StorageError(error_class, message, passing=passing)
+def _storage_error(error_class: str, message: str, transient: bool) -> StorageError:
+    """Rebuild a pickled `StorageError`."""
+    return StorageError(error_class, message, transient=transient)

@@ -1,7 +1,7 @@
-"""Files of this machine (or of a file system mounted on it): atomic writes, sorted listings.
+"""Files of the local file system (and of file systems mounted in it): atomic writes, sorted listings.
 
-Paths are absolute texts; bytes of a name that are not UTF-8 stand in them as Python's surrogate
-escapes. This module raises the operating system's errors; `storage` words them for people.
+Paths are absolute strings, in which bytes that are not UTF-8 are Python's surrogate escapes. This module
+raises the operating system's errors; `storage` turns them into `StorageError`.
 """
 
 import os
@@ -16,8 +16,8 @@ from typing import BinaryIO
 class FileInfo:
     """One file of a listing.
 
-    `path` is relative to the folder listed, with `/`; `size` is in bytes; `version` changes when
-    the content does (an ETag, or the time of modification in nanoseconds).
+    `path` is relative to the folder listed, with `/`; `size` is in bytes; `version` changes with the
+    content (an ETag, or the modification time in nanoseconds).
     """
 
     path: str
@@ -25,15 +25,15 @@ class FileInfo:
     version: str
 
 
-#: Whether a folder, by its path relative to the one listed, is worth listing.
+#: Whether to list a folder, given its path relative to the root of the listing.
 Enter = Callable[[str], bool]
 
 
 class LocalFiles:
     """The operations of `storage.Location` on local paths."""
 
-    def read(self, path: str, seconds: float | None = None) -> bytes:  # noqa: ARG002 - nothing can end a local read
-        """The whole file."""
+    def read(self, path: str, seconds: float | None = None) -> bytes:  # noqa: ARG002 - a local read has no timeout
+        """The content of the file."""
         with open(path, "rb") as file:
             return file.read()
 
@@ -44,13 +44,13 @@ class LocalFiles:
             return file.read(length)
 
     def open_read(self, path: str) -> BinaryIO:
-        """A seekable binary file."""
+        """Open a seekable binary file."""
         return open(path, "rb")
 
     def write(self, path: str, data: bytes, temp_folder: str | None) -> None:
-        """Write so that `path` holds either what it held before or all of `data`, whatever is killed.
+        """Write atomically: whatever is killed, `path` has either its old content or all of `data`.
 
-        The temporary file is made in `temp_folder` (on the same file system), else beside `path`.
+        The temporary file is created in `temp_folder` (on the same file system), else beside `path`.
         """
         temp = _write_temp(path, data, temp_folder)
         try:
@@ -61,14 +61,14 @@ class LocalFiles:
         _sync_folder(os.path.dirname(path))
 
     def create(self, path: str, data: bytes, temp_folder: str | None) -> bool:
-        """`write`, but only where there is no file yet: False, and nothing changed, when there is one."""
+        """As `write`, but only if `path` does not exist; returns whether it was written."""
         temp = _write_temp(path, data, temp_folder)
         try:
             os.link(temp, path)
         except FileExistsError:
             return False
         except OSError:
-            # A file system without hard links: look first, then rename.
+            # A file system without hard links: check first, then rename.
             if os.path.lexists(path):
                 return False
             os.replace(temp, path)
@@ -78,7 +78,7 @@ class LocalFiles:
         return True
 
     def append(self, path: str, data: bytes) -> None:
-        """Add `data` at the end of the file in one system call, making it first if need be."""
+        """Append `data` in one system call, creating the file if necessary."""
         os.makedirs(os.path.dirname(path), exist_ok=True)
         descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o666)
         try:
@@ -87,14 +87,14 @@ class LocalFiles:
             os.close(descriptor)
 
     def delete(self, path: str) -> None:
-        """Remove the file. Does nothing when there is none."""
+        """Remove the file, if it exists."""
         try:
             os.unlink(path)
         except FileNotFoundError:
             return
 
     def info(self, path: str) -> FileInfo | None:
-        """Size and version of a file (`path` is its name), or None when it is a folder or nothing."""
+        """Size and version of a file (`path` is its name); None for a folder or a missing file."""
         try:
             status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -115,16 +115,16 @@ class LocalFiles:
             return []
 
     def walk(self, path: str, max_depth: int | None, enter: Enter | None = None) -> Iterator[FileInfo]:
-        """Every file below `path`, in the order of their relative paths.
+        """Every file below `path`, sorted by relative path.
 
-        Links to folders are followed, except one that leads back to a folder it lies in. Memory
-        is bounded by the largest folder.
+        Links to folders are followed, except those that lead back to a folder above them. Memory is
+        bounded by the largest folder.
         """
         status = os.stat(path)
         yield from _walk(path, "", max_depth, enter, ((status.st_dev, status.st_ino),))
 
     def check_writable(self, path: str) -> None:
-        """Make sure that files can be written at or below `path`, and leave nothing behind."""
+        """Check that files can be written at or below `path`; leaves no file behind."""
         folder = path
         while not os.path.lexists(folder):
             folder = os.path.dirname(folder)
@@ -140,18 +140,18 @@ def _walk(
     folder: str, prefix: str, max_depth: int | None, enter: Enter | None, above: tuple[tuple[int, int], ...]
 ) -> Iterator[FileInfo]:
     with os.scandir(folder) as entries:
-        # A folder sorts as its name with the slash that follows it in every path below it: so
-        # the walk's order is the order of the whole paths.
+        # A folder sorts by its name with the slash that follows it in every path below it, so that
+        # the walk is in the order of whole paths.
         listed = sorted((entry.name + "/" if _is_folder(entry) else entry.name) for entry in entries)
     for name in listed:
         full = os.path.join(folder, name)
         try:
             status = os.stat(full)
         except OSError:
-            # A link that leads nowhere is listed: it is the reader that says what is wrong with it.
+            # A dangling link is listed: reading it reports what is wrong.
             status = os.lstat(full)
         if not name.endswith("/"):
-            # Pipes, sockets and devices would block their reader for ever.
+            # Reading a pipe, a socket or a device could block for ever.
             if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
                 yield FileInfo(prefix + name, status.st_size, str(status.st_mtime_ns))
         elif (status.st_dev, status.st_ino) not in above and max_depth != 1:
@@ -164,12 +164,12 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        # A link that leads to itself.
+        # A link to itself.
         return False
 
 
 def _write_temp(path: str, data: bytes, temp_folder: str | None) -> str:
-    """Write `data` to a new temporary file, synced, and make the folder of `path`. Returns its path."""
+    """Write `data` to a new temporary file, synced, and create the folder of `path`; the temporary file's path."""
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     if temp_folder is not None:
@@ -195,7 +195,7 @@ def _sync_folder(folder: str) -> None:
     try:
         os.fsync(descriptor)
     except OSError:
-        # Some network file systems know no fsync of a folder; the rename itself has been done.
+        # Some network file systems cannot fsync a folder; the rename itself is done.
         return
     finally:
         os.close(descriptor)

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from captioning.errors import CheckpointError, StorageError
-from captioning.patience import HURRIED, STEADY, patience
+from captioning.retries import DEFAULT_POLICY, INTERACTIVE, retry_policy
 from captioning.storage import Location, StorageSettings
 
 #: The captioner that is used by default.
@@ -56,7 +56,7 @@ def _assets() -> Path:
 
 def _fetch(location: Location) -> Path:
     try:
-        with patience(HURRIED):
+        with retry_policy(INTERACTIVE):
             files = list(location.walk())
         if not files:
             raise CheckpointError(f"There is no captioner at {location}: nothing is there.")
@@ -81,7 +81,7 @@ def _fetch_once(location: Location, folder: Path) -> None:
         part = folder.with_name(f"{folder.name}.part")
         for stale in (part, folder):
             shutil.rmtree(stale, ignore_errors=True)
-        with patience(STEADY):
+        with retry_policy(DEFAULT_POLICY):
             location.download(part)
         (part / ".complete").touch()
         part.rename(folder)

@@ -1,9 +1,9 @@
-"""Objects of any store that fsspec knows (S3, GCS, Azure, memory …), without stale listings.
+"""Objects of any store that fsspec supports (S3, GCS, Azure, memory …), without stale listings.
 
-There is one file system object a process and store, whatever the thread: its connections are
-used again (fsspec's own registry keeps one a thread, and every new one connects anew). Nothing
-here crosses a process border. This module raises the clients' own errors; `storage` words them
-and tries again. fsspec is imported with the first store: whoever has only local files does without.
+Each process has one file system object per store, shared by its threads, so that connections are reused
+(fsspec's own registry keeps one per thread, and every new one connects again). This module raises the
+clients' own errors; `storage` turns them into `StorageError` and retries. fsspec is imported with the first
+store, so that runs on local files alone do without it.
 """
 
 import inspect
@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 from captioning.config import settings
 from captioning.errors import UsageError
 from captioning.local_files import Enter, FileInfo
-from captioning.patience import HURRIED, current_patience
 from captioning.remote_listing import FolderPages, Pages, S3Pages, walk
+from captioning.retries import INTERACTIVE, current_policy
 from captioning.storage_errors import classify
 
-#: Connections that are kept open to one store, at most.
+#: The most open connections to one store.
 MAX_CONNECTIONS = 64
 
 _PACKAGES = {
@@ -36,20 +36,20 @@ _PACKAGES = {
 
 @settings
 class StorageSettings:
-    """How object stores are reached. Local files need none of it."""
+    """How object stores are accessed. Local files need none of it."""
 
     endpoint: str | None = None
-    """URL of an S3-compatible (or GCS-compatible) service other than the cloud's own."""
+    """URL of an S3-compatible (or GCS-compatible) service."""
     profile: str | None = None
     """Name of a profile in the AWS configuration files."""
     anonymous: bool = False
     """Read public buckets without credentials."""
     requester_pays: bool = False
-    """Agree to pay for reading buckets that ask for it."""
+    """Pay for reading buckets that are configured as requester pays."""
     allow_http: bool = False
-    """Fetch web addresses (http and https) that lists and tables of images name."""
+    """Fetch web addresses (http and https) that lists and tables of images contain."""
     allow_private: bool = False
-    """Fetch them also from this machine and from private networks: only for lists that you trust wholly."""
+    """Fetch them also from this machine and from private networks: only for lists that you trust completely."""
 
     def __post_init__(self) -> None:
         if self.endpoint and not self.endpoint.lower().startswith(("http://", "https://")):
@@ -65,35 +65,35 @@ class RemoteFiles:
     def __init__(self, protocol: str, storage: StorageSettings) -> None:
         self.protocol = protocol
         self._fs = _filesystem(protocol, storage)
-        # s3fs asks for an object's size before it reads it whole, in pieces where it is large: a second request an
-        # image, to which the answer does not say why it failed.
-        takes = getattr(self._fs, "_cat_file", None)
-        known = inspect.signature(takes).parameters if takes is not None else {}
-        self._at_once = {"max_concurrency": 1} if "max_concurrency" in known else {}
+        # By default s3fs asks for an object's size before it reads it, to read large ones in pieces: a second request
+        # per image, whose response does not say why it failed.
+        cat_file = getattr(self._fs, "_cat_file", None)
+        parameters = inspect.signature(cat_file).parameters if cat_file is not None else {}
+        self._read_options = {"max_concurrency": 1} if "max_concurrency" in parameters else {}
 
     def read(self, uri: str, seconds: float | None = None) -> bytes:
-        """The whole object; after `seconds` a `TimeoutError`."""
+        """The content of the object. Raises `TimeoutError` after `seconds`."""
         return self._cat(uri, None, None, seconds)
 
     def read_range(self, uri: str, offset: int, length: int, seconds: float | None = None) -> bytes:
-        """`length` bytes from `offset`, fewer at the end of the object; after `seconds` a `TimeoutError`."""
+        """`length` bytes from `offset`, fewer at the end of the object. Raises `TimeoutError` after `seconds`."""
         if length == 0:
             return b""
         return self._cat(uri, offset, offset + length, seconds)
 
     def open_read(self, uri: str) -> BinaryIO:
-        """A seekable binary file that reads ahead."""
+        """Open a seekable binary file with read-ahead."""
         return cast(BinaryIO, self._fs.open(self._path(uri), "rb"))
 
     def write(self, uri: str, data: bytes, temp_folder: str | None) -> None:  # noqa: ARG002 - one PUT needs no temporary file
-        """Put the object in one step: readers see the old one or the new one, never half."""
+        """Put the object in one step: readers see the old content or the new, never a part."""
         self._fs.pipe_file(self._path(uri), data)
 
     def create(self, uri: str, data: bytes, temp_folder: str | None) -> bool:
-        """`write`, but only where there is no object yet: False, and nothing changed, when there is one.
+        """As `write`, but only if the object does not exist; returns whether it was written.
 
-        Of two writers at the very same moment one alone succeeds where the store knows conditional
-        writes (S3 does); elsewhere the later one wins.
+        Of two writers at the same moment only one succeeds where the store has conditional writes (S3);
+        elsewhere the later one wins.
         """
         if self.info(uri) is not None:
             return False
@@ -108,12 +108,12 @@ class RemoteFiles:
 
     @contextmanager
     def open_write(self, uri: str) -> Iterator[BinaryIO]:
-        """An object that is written in pieces (a multipart upload), completed when the body has ended."""
+        """Write an object in pieces (a multipart upload), which is completed when the body has ended."""
         file = self._fs.open(self._path(uri), "wb")
         try:
             yield cast(BinaryIO, file)
         except BaseException:
-            # Closing it would complete what is there so far.
+            # Closing the file would complete the upload.
             if hasattr(file, "discard"):
                 file.discard()
             file.closed = True
@@ -121,9 +121,9 @@ class RemoteFiles:
         file.close()
 
     def put_if(self, uri: str, data: bytes, version: str | None) -> str | None:
-        """Put the object on S3 if its version still is `version`, or if there is none (None).
+        """Put the object on S3 if its ETag is still `version`, or if it does not exist (None).
 
-        The new version, or None when the condition does not hold.
+        Returns the new ETag, or None when the condition does not hold.
         """
         condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": f'"{version}"'}
         bucket, key, _ = self._fs.split_path(self._path(uri))
@@ -138,7 +138,7 @@ class RemoteFiles:
         return str(answer["ETag"]).strip('"')
 
     def abort_uploads(self, uri: str) -> int:
-        """Abort the multipart uploads under way of objects whose URI begins with `uri`; how many there were."""
+        """Abort the multipart uploads in progress of objects whose URI begins with `uri`; how many there were."""
         if self.protocol not in ("s3", "s3a"):
             return 0
         bucket, prefix, _ = self._fs.split_path(self._path(uri))
@@ -148,14 +148,14 @@ class RemoteFiles:
         return len(found)
 
     def delete(self, uri: str) -> None:
-        """Remove the object. Does nothing when there is none."""
+        """Remove the object, if it exists."""
         try:
             self._fs.rm_file(self._path(uri))
         except FileNotFoundError:
             return
 
     def info(self, uri: str) -> FileInfo | None:
-        """Size and version of an object (`path` is its name), or None when it is a prefix or nothing."""
+        """Size and version of an object (`path` is its name); None for a prefix or a missing object."""
         found = self._info(uri)
         if found is None:
             return None
@@ -170,7 +170,7 @@ class RemoteFiles:
             return found is not None
         if self.protocol not in ("s3", "s3a"):
             return False
-        # A key may be a file and a folder at once: Hadoop marks folders so.
+        # A key may be both a file and a folder: Hadoop marks folders with empty objects.
         bucket, key, _ = self._fs.split_path(self._path(uri))
         below = self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{key}/", MaxKeys=1)
         return bool(below.get("Contents"))
@@ -195,7 +195,7 @@ class RemoteFiles:
         return walk(pages, max_depth, enter, where=uri)
 
     def check_writable(self, uri: str) -> None:
-        """Make sure that objects can be written below `uri`, and leave none behind."""
+        """Check that objects can be written below `uri`; leaves none behind."""
         probe = f"{uri}/.write-check"
         self.write(probe, b"", None)
         self.delete(probe)
@@ -207,7 +207,7 @@ class RemoteFiles:
         except FileNotFoundError:
             return None
         except OSError as error:
-            # The answer to a HEAD has no body: that of a listing says why (wrong keys, another region).
+            # The response to a HEAD has no body; that to a listing says why (wrong keys, another region).
             if self.protocol in ("s3", "s3a") and classify(error)[0] in ("forbidden", "storage"):
                 self._fs.call_s3("list_objects_v2", Bucket=path.partition("/")[0], MaxKeys=1)
             raise
@@ -217,10 +217,12 @@ class RemoteFiles:
 
         path = self._path(uri)
         if seconds is not None and isinstance(self._fs, AsyncFileSystem):
-            # Not `cat_file`, which knows no time limit: the request is cancelled, its connection closed.
-            reading = self._fs._cat_file
-            return bytes(sync(self._fs.loop, reading, path, start=start, end=end, timeout=seconds, **self._at_once))
-        return bytes(self._fs.cat_file(path, start=start, end=end, **self._at_once))
+            # `cat_file` has no timeout; this one cancels the request and closes its connection.
+            cat_file = self._fs._cat_file
+            return bytes(
+                sync(self._fs.loop, cat_file, path, start=start, end=end, timeout=seconds, **self._read_options)
+            )
+        return bytes(self._fs.cat_file(path, start=start, end=end, **self._read_options))
 
     def _path(self, uri: str) -> str:
         return str(self._fs._strip_protocol(uri))
@@ -231,20 +233,20 @@ _making = threading.Lock()
 
 
 def _filesystem(protocol: str, storage: StorageSettings) -> Any:
-    hurried = current_patience() == HURRIED
+    interactive = current_policy() == INTERACTIVE
     # A forked process must not use its parent's connections.
-    key = (os.getpid(), protocol, storage, hurried)
+    key = (os.getpid(), protocol, storage, interactive)
     with _making:
         if key not in _filesystems:
-            _filesystems[key] = _make_filesystem(protocol, storage, hurried)
+            _filesystems[key] = _make_filesystem(protocol, storage, interactive)
         return _filesystems[key]
 
 
-def _make_filesystem(protocol: str, storage: StorageSettings, hurried: bool) -> Any:
+def _make_filesystem(protocol: str, storage: StorageSettings, interactive: bool) -> Any:
     import fsspec
 
     try:
-        filesystem = fsspec.filesystem(protocol, **_options(protocol, storage, hurried))
+        filesystem = fsspec.filesystem(protocol, **_options(protocol, storage, interactive))
     except ImportError as error:
         package = _PACKAGES.get(protocol, "the package that brings it")
         extra = ' (pip install "captioning[s3]")' if package == "s3fs" else ""
@@ -252,21 +254,21 @@ def _make_filesystem(protocol: str, storage: StorageSettings, hurried: bool) -> 
     except ValueError as error:
         raise UsageError(f"{protocol}:// is no kind of storage that is known here: {error}") from error
     if protocol in ("s3", "s3a"):
-        # botocore tries each request again and `Location` each operation: a third layer makes a dead
-        # endpoint take minutes.
+        # botocore retries each request and `Location` each operation: with a third layer of retries, a dead
+        # endpoint would take minutes to fail.
         filesystem.retries = 1
     return filesystem
 
 
-def _options(protocol: str, storage: StorageSettings, hurried: bool) -> dict[str, Any]:
-    # A cached listing would hide the files that other processes have written since.
+def _options(protocol: str, storage: StorageSettings, interactive: bool) -> dict[str, Any]:
+    # A cached listing would hide files that other processes have written since.
     options: dict[str, Any] = {"use_listings_cache": False}
     if protocol in ("s3", "s3a"):
         options["config_kwargs"] = {
-            "retries": {"mode": "standard", "total_max_attempts": 2 if hurried else 3},
+            "retries": {"mode": "standard", "total_max_attempts": 2 if interactive else 3},
             "connect_timeout": 5,
-            # Between two pieces of an answer: a connection that stalls is given up, a slow one is not.
-            "read_timeout": 5 if hurried else 20,
+            # Between two pieces of a response: a stalled connection is given up, a slow one is not.
+            "read_timeout": 5 if interactive else 20,
             "max_pool_connections": MAX_CONNECTIONS,
         }
         if storage.endpoint:
@@ -288,7 +290,7 @@ def _options(protocol: str, storage: StorageSettings, hurried: bool) -> dict[str
 
 
 def _code(error: BaseException) -> str:
-    """S3's own word for what went wrong."""
+    """S3's error code."""
     response = getattr(error.__cause__, "response", None) or {}
     return str(response.get("Error", {}).get("Code", ""))
 

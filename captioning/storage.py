@@ -1,9 +1,9 @@
-"""Where files are: local paths and fsspec URIs behind one small interface.
+"""Files on local paths and fsspec URIs behind one small interface.
 
     Location.parse("s3://bucket/photos") / "cat.jpg"      .read_bytes()   .walk()   .write_bytes(…)
 
-Writes are atomic, listings are sorted and never stale, failures are `StorageError` with a class,
-and failures that can pass are tried again. This module knows nothing of images or runs.
+Writes are atomic, listings are sorted and never stale, failures raise `StorageError` with an error class,
+and transient failures are retried.
 """
 
 import os
@@ -17,9 +17,9 @@ from typing import BinaryIO, TypeVar, cast
 
 from captioning.errors import StorageError, UsageError
 from captioning.local_files import Enter, FileInfo, LocalFiles
-from captioning.patience import Patience, retrying
-from captioning.patient_file import PatientFile
 from captioning.remote_files import RemoteFiles, StorageSettings
+from captioning.retries import RetryPolicy, call_with_retries
+from captioning.retrying_file import RetryingFile
 from captioning.storage_errors import storage_errors
 from captioning.web_files import WebFiles
 
@@ -28,7 +28,7 @@ __all__ = ["FileInfo", "Location", "StorageSettings", "escape_name", "unescape_n
 T = TypeVar("T")
 
 _PROTOCOL = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://")
-#: Protocols whose places begin with a bucket.
+#: Protocols whose URIs begin with a bucket.
 _BUCKETS = ("s3", "s3a", "gs", "gcs")
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 _LOOKS_ESCAPED = re.compile(rb"\\(?=x[0-9a-f]{2})")
@@ -37,14 +37,14 @@ _LOOKS_ESCAPED = re.compile(rb"\\(?=x[0-9a-f]{2})")
 def escape_name(name: str) -> str:
     r"""`name` as valid Unicode: a byte that is not UTF-8 becomes `\xNN`.
 
-    A backslash that would read as such an escape becomes `\x5c`, so that no two names give one.
+    A backslash that would read as such an escape becomes `\x5c`, so that no two names give the same text.
     """
     raw = _LOOKS_ESCAPED.sub(rb"\\x5c", name.encode("utf-8", "surrogateescape"))
     return raw.decode("utf-8", "backslashreplace")
 
 
 def unescape_name(text: str) -> str:
-    """The name that `escape_name` made `text` from, as the file system takes it."""
+    """The inverse of `escape_name`: the name as the file system has it."""
     raw = _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), text.encode("utf-8", "surrogateescape"))
     return raw.decode("utf-8", "surrogateescape")
 
@@ -61,7 +61,7 @@ class Location:
 
     @classmethod
     def parse(cls, text: str, settings: StorageSettings | None = None) -> "Location":
-        """The location that a person wrote: a path (`~` and relative ones too) or a URI."""
+        """The location of a path (also relative, or with `~`) or a URI as a user writes it."""
         settings = settings or StorageSettings()
         if not text:
             raise UsageError("An empty path was given where a file or a folder is needed.")
@@ -84,7 +84,7 @@ class Location:
 
     @classmethod
     def from_uri(cls, uri: str, settings: StorageSettings | None = None) -> "Location":
-        """The location whose `uri` is `uri`: what an index or a table says, escapes undone."""
+        """The location whose `uri` is `uri`, as an index or a table has it; undoes its escapes."""
         return cls.parse(unescape_name(uri), settings)
 
     @property
@@ -99,12 +99,12 @@ class Location:
 
     @property
     def parent(self) -> "Location":
-        """The folder this lies in."""
+        """The folder that contains this location."""
         return Location(self.path.rpartition("/")[0] or "/", self.settings)
 
     @property
     def is_local(self) -> bool:
-        """Whether this is a path of this machine's file systems."""
+        """Whether this is a path in the local file system."""
         return _PROTOCOL.match(self.path) is None
 
     @property
@@ -120,30 +120,30 @@ class Location:
         slash = "" if self.path.endswith("/") else "/"
         return Location(f"{self.path}{slash}{name}", self.settings)
 
-    def read_bytes(self, *, patience: Patience | None = None) -> bytes:
-        """The whole file. Raises `StorageError`, also when it takes longer than `patience` allows."""
-        return self._try_within(lambda files, seconds: files.read(self.path, seconds), "read", patience)
+    def read_bytes(self, *, retry: RetryPolicy | None = None) -> bytes:
+        """The content of the file. Raises `StorageError`, also when it takes longer than `retry` allows."""
+        return self._try_within(lambda files, seconds: files.read(self.path, seconds), "read", retry)
 
     def read_text(self) -> str:
-        """The whole file as UTF-8; bytes that are not are kept as surrogate escapes."""
+        """The content of the file as UTF-8; invalid bytes become surrogate escapes."""
         return self.read_bytes().decode("utf-8", "surrogateescape")
 
-    def read_range(self, offset: int, length: int, *, patience: Patience | None = None) -> bytes:
+    def read_range(self, offset: int, length: int, *, retry: RetryPolicy | None = None) -> bytes:
         """`length` bytes from `offset`, fewer at the end of the file."""
         return self._try_within(
-            lambda files, seconds: files.read_range(self.path, offset, length, seconds), "read", patience
+            lambda files, seconds: files.read_range(self.path, offset, length, seconds), "read", retry
         )
 
     def open_read(self) -> BinaryIO:
-        """A seekable binary file, to be closed by the caller."""
+        """Open a seekable binary file; the caller closes it."""
         file = self._try(lambda files: files.open_read(self.path), "read")
-        return file if self.is_local else cast(BinaryIO, PatientFile(file, self.uri))
+        return file if self.is_local else cast(BinaryIO, RetryingFile(file, self.uri))
 
     def write_bytes(self, data: bytes, *, temp: "Location | None" = None) -> None:
-        """Write the whole file in one atomic step, making its folders.
+        """Write the file in one atomic step, creating its folders.
 
         Locally a temporary file is written in the folder `temp` (default: beside the file), synced
-        and renamed; remotely there is one PUT.
+        and renamed; remotely this is one PUT.
         """
         temp_folder = temp.path if temp is not None else None
         self._try(lambda files: files.write(self.path, data, temp_folder), "write")
@@ -153,45 +153,45 @@ class Location:
         self.write_bytes(text.encode("utf-8", "surrogateescape"), temp=temp)
 
     def create_bytes(self, data: bytes, *, temp: "Location | None" = None) -> bool:
-        """`write_bytes` only if there is no file yet; False, and nothing changed, when there is one."""
+        """As `write_bytes`, but only if the file does not exist; returns whether it was written."""
         temp_folder = temp.path if temp is not None else None
         attempts = 0
 
         def create(files: LocalFiles | RemoteFiles) -> bool:
             nonlocal attempts
             attempts += 1
-            # An earlier attempt may have written it, only its answer was lost.
+            # An earlier attempt may have written it, and only its response was lost.
             return files.create(self.path, data, temp_folder) or (attempts > 1 and files.read(self.path) == data)
 
         return self._try(create, "write")
 
     @contextmanager
     def open_write(self) -> Iterator[BinaryIO]:
-        """An object to write in pieces: there when the body has ended, and given up when it fails."""
+        """A remote file to write in pieces: it exists once the body has ended, and is discarded if the body fails."""
         assert not self.is_local, f"{self.uri} is local"
         with storage_errors(self.uri, "write"), RemoteFiles(self._protocol(), self.settings).open_write(self.path) as f:
             yield f
 
     def append_bytes(self, data: bytes) -> None:
-        """Add `data` at the end: one system call locally, the object written again remotely."""
+        """Append `data`: one system call locally; remotely the whole object is rewritten."""
         if self.is_local:
             with storage_errors(self.uri, "write"):
                 LocalFiles().append(self.path, data)
         else:
-            # Read and written each with attempts of their own: no attempt adds the data twice.
+            # The read and the write are retried separately, so that no retry appends the data twice.
             before = self.read_bytes() if self.info() is not None else b""
             self.write_bytes(before + data)
 
     def info(self) -> FileInfo | None:
-        """Size and version of the file (`path` is its name); None when it is a folder or missing."""
+        """Size and version of the file (`path` is its name); None for a folder or a missing file."""
         return self._try(lambda files: files.info(self.path), "read")
 
     def exists(self) -> bool:
-        """Whether there is a file or a folder."""
+        """Whether there is a file or a folder here."""
         return self.info() is not None or self.is_dir()
 
     def is_dir(self) -> bool:
-        """Whether there is a folder (remotely: anything below this prefix)."""
+        """Whether there is a folder here (remotely: any object below this prefix)."""
         return self._try(lambda files: files.is_dir(self.path), "read")
 
     def names(self) -> list[str]:
@@ -199,9 +199,9 @@ class Location:
         return self._try(lambda files: files.names(self.path), "list")
 
     def walk(self, max_depth: int | None = None, enter: Enter | None = None) -> Iterator[FileInfo]:
-        """Every file below this folder, sorted by relative path; `max_depth` 1 means its own files only.
+        """Every file below this folder, sorted by relative path; `max_depth` 1 means only those directly in it.
 
-        Folders that `enter` (given a relative path) refuses are left out.
+        Folders for which `enter`, called with their relative path, is false are skipped.
         """
         with storage_errors(self.uri, "list"):
             yield from self._files().walk(self.path, max_depth, enter)
@@ -213,9 +213,9 @@ class Location:
         self._try(lambda files: files.delete(self.path), "delete")
 
     def abort_uploads(self, prefix: str) -> int:
-        """Abort uploads in pieces, of objects whose names begin with `prefix`, that a killed writer left; how many.
+        """Abort multipart uploads, of objects whose names begin with `prefix`, that a killed writer left; how many.
 
-        Only S3 has such, and charges for them. Nobody may be writing such an object at the moment.
+        Only S3 has them, and charges for them. No process may be writing such an object at the moment.
         """
         with storage_errors(self.uri, "list"):
             files = self._files()
@@ -239,7 +239,7 @@ class Location:
             raise StorageError("missing", f"There is nothing at {self.uri}. Check the spelling.")
 
     def check_writable(self) -> None:
-        """Raise `StorageError` unless files can be written below this folder; leaves nothing behind."""
+        """Raise `StorageError` unless files can be written below this folder; leaves no file behind."""
         self._try(lambda files: files.check_writable(self.path), "write to")
 
     def _files(self) -> LocalFiles | RemoteFiles:
@@ -260,15 +260,15 @@ class Location:
         self,
         operation: Callable[[LocalFiles | RemoteFiles, float | None], T],
         action: str,
-        patience: Patience | None,
+        retry: RetryPolicy | None,
     ) -> T:
         def attempt(seconds: float | None) -> T:
             with storage_errors(self.uri, action):
                 return operation(self._files(), seconds)
 
-        return retrying(attempt, patience)
+        return call_with_retries(attempt, retry)
 
 
 def _absolute(path: str) -> str:
-    # POSIX lets two leading slashes mean something else; here they are one.
+    # POSIX leaves the meaning of two leading slashes open; here they are one.
     return "/" + os.path.abspath(path).lstrip("/")

@@ -1,7 +1,7 @@
-"""What went wrong with a file, in the few classes that a row or a message can carry.
+"""Classifies storage failures into the few error classes of `StorageError`.
 
-Operating systems, object stores and their clients each name failures in their own way. This
-module turns all of them into `StorageError`. It does not know how files are read or written.
+Operating systems, object stores and their clients each report failures in their own way; this module
+turns all of them into `StorageError`. `storage` does the reading and writing.
 """
 
 import errno
@@ -80,24 +80,23 @@ _ADVICE = {
 
 @contextmanager
 def storage_errors(where: str, action: str = "read") -> Iterator[None]:
-    """Turn every failure inside into a `StorageError` that says what could not be done to `where`.
+    """Turn storage failures inside into a `StorageError` that says what could not be done to `where`.
 
-    Errors of Captioning itself, and failures that are not the storage's (a `TypeError`, say),
-    pass through as they are.
+    Captioning's own errors, and failures of another kind (such as a `TypeError`), pass through unchanged.
     """
     try:
         yield
     except CaptioningError:
         raise
     except Exception as error:
-        error_class, passing = classify(error)
+        error_class, transient = classify(error)
         if error_class is None:
             raise
-        raise StorageError(error_class, _message(where, action, error_class, error), passing=passing) from error
+        raise StorageError(error_class, _message(where, action, error_class, error), transient=transient) from error
 
 
 def classify(error: BaseException) -> tuple[str | None, bool]:
-    """The `error_class` of `error` and whether trying again can help; None when it is no storage failure."""
+    """The `error_class` of `error` and whether it is transient; None for the class when it is no storage failure."""
     code = _service_code(error)
     if code is not None:
         return _classify_code(code)
@@ -126,9 +125,9 @@ def classify(error: BaseException) -> tuple[str | None, bool]:
     if module in ("botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs", "requests", "fsspec"):
         return "storage", False
     if isinstance(error, ValueError) and str(error).startswith("Invalid endpoint"):
-        return "storage", False  # of the environment, or of a profile
+        return "storage", False  # in the environment, or in a profile
     if isinstance(error, ValueError) and "null" in str(error):
-        # A path with a NUL in it: the operating system's own words are an "embedded null byte".
+        # A path with a NUL in it, for which Python says "embedded null byte".
         return "missing", False
     return None, False
 
@@ -152,7 +151,7 @@ _NETWORK_NAMES = {
 
 
 def _service_code(error: BaseException) -> str | None:
-    """The object store's own error code, on the error or on what caused it."""
+    """The object store's own error code, of the error or of its cause."""
     at: BaseException | None = error
     for _ in range(4):
         if at is None:

@@ -1,11 +1,11 @@
-"""Characters that belong to the letter before them: vowel signs and accents, as in Hindi and Arabic, and joiners.
+"""Combining characters: vowel signs and accents, as in Hindi and Arabic, and joiners.
 
-Python counts none of them among letters. Those that make emoji what they are have no part in words.
+Python's `\\w` matches none of them. The variation selectors of emoji are not part of words and are left out.
 """
 
 import unicodedata
 
-#: For a set of characters within a regular expression.
+#: For use in a character class of a regular expression.
 MARKS = (
     "".join(
         mark

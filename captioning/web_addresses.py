@@ -1,8 +1,7 @@
-"""Which addresses of the internet may be connected to: public ones, unless a setting allows others.
+"""Connects to hosts on the public internet only, unless a setting allows private addresses.
 
-A name is resolved here, every address that it has is judged, and the connection is made to a
-judged address itself: a name that answers otherwise the second time reaches nothing. Knows
-nothing of HTTP.
+The host name is resolved here, each of its addresses is checked, and the connection is made to a checked
+address, so that a name which resolves differently the second time (DNS rebinding) gains nothing.
 """
 
 import ipaddress
@@ -12,24 +11,21 @@ from captioning.errors import StorageError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-#: IPv4 addresses as IPv6-only networks have them (RFC 6052).
-_TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
+#: IPv4 addresses embedded in IPv6, as in IPv6-only networks (NAT64, RFC 6052).
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def is_public(text: str) -> bool:
-    """Whether an IP address is one of the public internet: not private, loopback, link-local, multicast or reserved."""
+    """Whether an IP address is public: not private, loopback, link-local, multicast or reserved."""
     try:
         address: Address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return False
-    return all(_is_public(one) for one in _meant(address))
+    return all(_is_public(each) for each in _destinations(address))
 
 
 def connect(host: str, port: int, *, timeout: float, allow_private: bool = False) -> socket.socket:
-    """A connection to `host`. Raises `StorageError` (`forbidden`) when all its addresses are private ones.
-
-    Other failures are the operating system's `OSError`.
-    """
+    """Connect to `host`. Raises `StorageError` (`forbidden`) when all its addresses are private, else `OSError`."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     allowed = [entry for entry in found if allow_private or is_public(str(entry[4][0]))]
     if not allowed:
@@ -59,13 +55,13 @@ def _is_public(address: Address) -> bool:
     )
 
 
-def _meant(address: Address) -> list[Address]:
-    """The addresses that this one may lead to: an IPv6 one may stand for an IPv4 one, or hold one."""
+def _destinations(address: Address) -> list[Address]:
+    """The addresses that this one may lead to: an IPv6 address may map or embed an IPv4 one."""
     if isinstance(address, ipaddress.IPv4Address):
         return [address]
     if address.ipv4_mapped is not None:
         return [address.ipv4_mapped]
-    if address in _TRANSLATED:
+    if address in _NAT64:
         return [ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)]
-    held = [address.sixtofour, *(address.teredo or ())]
-    return [address, *(one for one in held if one is not None)]
+    embedded = [address.sixtofour, *(address.teredo or ())]
+    return [address, *(each for each in embedded if each is not None)]

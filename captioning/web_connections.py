@@ -1,6 +1,6 @@
-"""Requests over HTTP connections that are kept and used again, to judged addresses only.
+"""HTTP GET requests over pooled connections, to permitted addresses only (`web_addresses`).
 
-Knows connections and time; knows nothing of what is asked for, nor of redirects.
+Redirects and the content of responses are left to `web_files`.
 """
 
 import http.client
@@ -14,17 +14,17 @@ from dataclasses import dataclass
 
 from captioning.web_addresses import connect
 
-#: Seconds that the other side may be silent.
-SILENCE = 20.0
-#: Connections that wait to be used again.
-_KEPT = 32
+#: Seconds without data after which a connection is given up.
+IDLE_TIMEOUT = 20.0
+#: The most idle connections that are kept open.
+_MAX_IDLE = 32
 
 _Key = tuple[int, str, str, int, bool]
 
 
 @dataclass(frozen=True)
-class Address:
-    """Where a request goes. `host` is as the name service takes it, `target` quoted, with its query."""
+class Endpoint:
+    """Where a request goes. `host` is as DNS takes it, `target` the quoted path with its query."""
 
     scheme: str
     host: str
@@ -34,33 +34,33 @@ class Address:
 
     @property
     def key(self) -> _Key:
-        """What connections are shared by. A forked process has none of its parent's."""
+        """The key of the connection pool. A forked process uses none of its parent's connections."""
         return os.getpid(), self.scheme, self.host, self.port, self.allow_private
 
 
 @contextmanager
-def ask(address: Address, headers: Mapping[str, str], until: float) -> Iterator[http.client.HTTPResponse]:
-    """The answer to a GET, which must be there at `until` (of `time.monotonic`).
+def get(endpoint: Endpoint, headers: Mapping[str, str], deadline: float) -> Iterator[http.client.HTTPResponse]:
+    """The response to a GET, which must be complete at `deadline` (of `time.monotonic`).
 
-    Its connection is kept when the answer was read to its end. Raises `StorageError` for an address
-    that is refused, else what `http.client` and the operating system raise.
+    The connection is kept if the response is read to its end. Raises `StorageError` for an address
+    that is not permitted, else what `http.client` and the operating system raise.
     """
-    connection, used = _take(address)
+    connection, reused = _acquire(endpoint)
     try:
         try:
-            answer = _request(connection, address.target, headers, until)
+            response = _request(connection, endpoint.target, headers, deadline)
         except (http.client.RemoteDisconnected, ConnectionError, http.client.CannotSendRequest):
             connection.close()
-            if not used:
+            if not reused:
                 raise
-            # It was closed while it waited, which says nothing of the server.
-            connection = _new(address)
-            answer = _request(connection, address.target, headers, until)
-        yield answer
-        if answer.length == 0:
-            answer.close()  # read to its end, which it does not notice by itself
-        if answer.isclosed() and not answer.will_close:
-            _keep(address.key, connection)
+            # The server closed it while it was idle, which is no failure.
+            connection = _new(endpoint)
+            response = _request(connection, endpoint.target, headers, deadline)
+        yield response
+        if response.length == 0:
+            response.close()  # http.client does not notice by itself that it was read to its end
+        if response.isclosed() and not response.will_close:
+            _release(endpoint.key, connection)
             return
     except BaseException:
         connection.close()
@@ -68,34 +68,34 @@ def ask(address: Address, headers: Mapping[str, str], until: float) -> Iterator[
     connection.close()
 
 
-def left(until: float) -> float:
-    """Seconds that the other side may be silent now. Raises `TimeoutError` when `until` is over."""
-    seconds = until - time.monotonic()
+def remaining(deadline: float) -> float:
+    """The timeout of the next socket operation in seconds. Raises `TimeoutError` after `deadline`."""
+    seconds = deadline - time.monotonic()
     if seconds <= 0:
         raise TimeoutError("the answer took too long as a whole")
-    return min(seconds, SILENCE)
+    return min(seconds, IDLE_TIMEOUT)
 
 
 class _Http(http.client.HTTPConnection):
-    """A connection to judged addresses only."""
+    """A connection to permitted addresses only."""
 
     def __init__(self, host: str, port: int, allow_private: bool) -> None:
-        super().__init__(host, port, timeout=SILENCE)
+        super().__init__(host, port, timeout=IDLE_TIMEOUT)
         self._allow_private = allow_private
 
     def connect(self) -> None:
-        self.sock = connect(self.host, self.port, timeout=SILENCE, allow_private=self._allow_private)
+        self.sock = connect(self.host, self.port, timeout=IDLE_TIMEOUT, allow_private=self._allow_private)
 
 
 class _Https(_Http):
-    """The same, encrypted; the certificate must be the name's."""
+    """The same over TLS; the certificate must be that of the host name."""
 
     def connect(self) -> None:
         super().connect()
         self.sock = _context().wrap_socket(self.sock, server_hostname=self.host)
 
 
-_waiting: dict[_Key, list[_Http]] = {}
+_idle: dict[_Key, list[_Http]] = {}
 _lock = threading.Lock()
 _contexts: list[ssl.SSLContext] = []
 
@@ -107,38 +107,38 @@ def _context() -> ssl.SSLContext:
         return _contexts[0]
 
 
-def _new(address: Address) -> _Http:
-    kind = _Https if address.scheme == "https" else _Http
-    return kind(address.host, address.port, address.allow_private)
+def _new(endpoint: Endpoint) -> _Http:
+    kind = _Https if endpoint.scheme == "https" else _Http
+    return kind(endpoint.host, endpoint.port, endpoint.allow_private)
 
 
-def _take(address: Address) -> tuple[_Http, bool]:
+def _acquire(endpoint: Endpoint) -> tuple[_Http, bool]:
     """A connection, and whether it was used before."""
     with _lock:
-        waiting = _waiting.get(address.key)
-        if waiting:
-            connection = waiting.pop()
-            if not waiting:
-                del _waiting[address.key]
+        idle = _idle.get(endpoint.key)
+        if idle:
+            connection = idle.pop()
+            if not idle:
+                del _idle[endpoint.key]
             return connection, True
-    return _new(address), False
+    return _new(endpoint), False
 
 
-def _keep(key: _Key, connection: _Http) -> None:
+def _release(key: _Key, connection: _Http) -> None:
     with _lock:
-        _waiting.setdefault(key, []).append(connection)
-        if sum(map(len, _waiting.values())) <= _KEPT:
+        _idle.setdefault(key, []).append(connection)
+        if sum(map(len, _idle.values())) <= _MAX_IDLE:
             return
-        oldest = next(iter(_waiting))
-        surplus = _waiting[oldest].pop(0)
-        if not _waiting[oldest]:
-            del _waiting[oldest]
+        oldest = next(iter(_idle))
+        surplus = _idle[oldest].pop(0)
+        if not _idle[oldest]:
+            del _idle[oldest]
     surplus.close()
 
 
-def _request(connection: _Http, target: str, headers: Mapping[str, str], until: float) -> http.client.HTTPResponse:
+def _request(connection: _Http, target: str, headers: Mapping[str, str], deadline: float) -> http.client.HTTPResponse:
     if connection.sock is not None:
-        connection.sock.settimeout(left(until))
+        connection.sock.settimeout(remaining(deadline))
     connection.request("GET", target, headers=dict(headers))
-    connection.sock.settimeout(left(until))
+    connection.sock.settimeout(remaining(deadline))
     return connection.getresponse()

@@ -86,7 +86,7 @@ def _empty_output(output: str, parsed: AverageSettings) -> Location:
     try:
         place.check_writable()
     except StorageError as error:
-        if error.passing:
+        if error.transient:
             raise
         raise UsageError(f"-o {output} cannot be written to: {error}") from error
     return place

@@ -1,4 +1,4 @@
-"""Settings of the `caption` verb. Knows how they are written, not what is done with them."""
+"""Settings of the `caption` verb, and the checks across several of them."""
 
 from collections.abc import Sequence
 from dataclasses import field
@@ -20,10 +20,10 @@ from jobs.workers.decode_process import DecodeSettings
 
 @settings
 class OutputSettings:
-    """How the table is cut."""
+    """How the table is divided."""
 
     shard_size: Annotated[int, Ge(1), Le(4096)] | None = None
-    """Images a shard, the unit of work and of resume; chosen from the archive's size when not given.
+    """Images per shard, the unit of work and of resume; chosen from the archive's size when not given.
     Fixed for a run once it has begun."""
 
 
@@ -32,51 +32,52 @@ class RuntimeSettings:
     """Who does the work, and how fast. Only `precision` can change captions."""
 
     runner: Literal["auto", "ray", "local"] = "auto"
-    """Where captioners run: on Ray (the cluster of RAY_ADDRESS, or one of its own on this machine), or as processes of
-    this machine, which start sooner. `auto` takes those for up to 50,000 images, where no cluster and no GPU is and
-    `decode_tasks` is left at auto."""
+    """Where captioners run: on Ray (the cluster at RAY_ADDRESS, or a local one), or as local processes, which start
+    sooner. `auto` uses local processes for up to 50,000 images if there is no cluster and no GPU and `decode_tasks` is
+    left at auto."""
 
     actors: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
-    """Captioner processes: one a GPU, else one a core, unless given."""
+    """Number of captioner processes; by default one per GPU, else one per core."""
 
     max_actors: Annotated[int, Ge(1)] | None = None
-    """The most captioners on GPUs that an autoscaling cluster is asked for, while each further one finds ten minutes
-    of work; with `actors` left at auto. Not set: the cluster is never asked to grow."""
+    """The most captioners on GPUs to request from an autoscaling cluster, as long as each further one has ten minutes
+    of work; with `actors` left at auto. If not set, the cluster is never asked to scale up."""
 
     gpus_per_actor: Annotated[float, Ge(0)] | Literal["auto"] = "auto"
-    """GPUs, or the share of one, that each captioner takes; 0 captions on CPUs."""
+    """GPUs, or the fraction of one, per captioner; 0 captions on CPUs."""
 
     batch_size: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
-    """Images that go through the model together: 64 on CPUs and 128 on a GPU, unless given."""
+    """Images per batch of the model; by default 64 on CPUs and 128 on a GPU."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes GPUs where the cluster has them."""
+    """`auto` uses GPUs if the cluster has any."""
 
     precision: Precision = "fp32"
-    """bf16 is faster where the hardware has it; int8, for the image encoder of CNNs, on any CPU. Both can change
-    captions: part of the fingerprint."""
+    """bf16 is faster on hardware that supports it; int8, for the image encoder of CNNs, on any CPU. Both can change
+    captions, and so are part of the fingerprint."""
 
     encoder: EncoderBackend = "auto"
     """What runs the image encoder on CPUs: `auto` measures, when a captioner is loaded, whether `onednn` (packed
-    and fused layers) or `eager` (PyTorch as it is) is faster; `compile` is built for a minute by a C compiler."""
+    and fused layers) or `eager` (plain PyTorch) is faster; `compile` needs a C compiler, and a minute to compile."""
 
     cuda_graphs: bool = False
-    """On a GPU, the steps of a CLIP-GPT2's decoder are recorded and played back instead of started kernel by kernel."""
+    """On a GPU, capture the decoding steps of a CLIP-GPT2 as CUDA graphs and replay them instead of launching each
+    kernel."""
 
     decode_tasks: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
-    """Shards that are fetched and decoded at the same time, at most."""
+    """The most shards that are fetched and decoded at the same time."""
 
     max_retries: Annotated[int, Ge(0)] = 3
-    """How often a decoding task whose process died is tried again before the run gives up. (An image cannot
-    end it: see `decode`. A captioner's process is replaced as often as it takes, and a shard at which two have
-    died is captioned in isolation.)"""
+    """How often a decoding task whose process died is retried before the run gives up. (Images do not end it, see
+    `decode`. A captioner's process is always replaced, and a shard at which two have died is captioned in
+    isolation.)"""
 
     hang_s: Annotated[float, Ge(0)] = 900.0
-    """Seconds that a captioner may take over one micro-batch; one that is still at it then is ended (0: never)."""
+    """The time limit of a captioner for one micro-batch in seconds, after which its process is ended (0: none)."""
 
     stall_s: Annotated[float, Ge(0)] = 1800.0
-    """Seconds in which a run on Ray may make no progress at all, such as when no node has room for it; then it
-    ends with exit code 1, to be given again (0: it waits for ever). Why it waits is said after a minute."""
+    """Seconds without any progress after which a run on Ray ends with exit code 1, such as when no node has room for
+    it; give the command again to go on (0: it waits for ever). The reason for waiting is shown after a minute."""
 
 
 @settings
@@ -89,7 +90,7 @@ class ErrorSettings:
 
 @settings
 class CaptionSettings:
-    """Everything that `--config` and `--set` of `caption` can say."""
+    """All settings of `caption`, as given with `--config` and `--set`."""
 
     input: InputSettings = field(default_factory=InputSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
@@ -102,17 +103,16 @@ class CaptionSettings:
 
 
 def read_caption_settings(config: Path | None, overrides: Sequence[str]) -> tuple[CaptionSettings, dict[str, Any]]:
-    """The settings as given, and the decoding keys that were given.
+    """The settings, and the decoding keys that were given.
 
-    The decoding of a checkpoint is its own default: what was given here is laid over that, not
-    over this program's defaults. Raises `SettingsError`.
+    A checkpoint has its own decoding defaults, which the keys given here override. Raises `SettingsError`.
     """
     text, where = read_config(config)
     values = read_values(text, overrides, where=where)
     checked = dict(values)
     given = values.get("decoding") or {}
     if isinstance(given, dict) and "num_captions" in given and "beam_size" not in given:
-        # Whether there are beams enough is for the checkpoint's own beam size to say, later.
+        # Whether the checkpoint's beam size allows so many captions is checked later.
         checked["decoding"] = {**given, "beam_size": 100}
     parsed = build(CaptionSettings, checked, where=where)
     if not isinstance(given, dict):

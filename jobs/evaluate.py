@@ -138,7 +138,7 @@ def _output(output: str, parsed: EvaluateSettings) -> Location:
     try:
         place.parent.check_writable()
     except StorageError as error:
-        if error.passing:
+        if error.transient:
             raise
         raise UsageError(f"-o {output} cannot be written: {error}") from error
     return place

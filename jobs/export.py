@@ -1,4 +1,4 @@
-"""The verb `export`: a run's captions in the form in which other tools take them."""
+"""The verb `export`: a run's captions in the formats of other tools."""
 
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -23,7 +23,7 @@ class FormatName(StrEnum):
 
 
 class ImagesChoice(StrEnum):
-    """What becomes of the images."""
+    """What happens to the images."""
 
     copy = "copy"
     link = "link"
@@ -31,7 +31,7 @@ class ImagesChoice(StrEnum):
 
 
 class ErrorsChoice(StrEnum):
-    """What becomes of error rows."""
+    """What happens to error rows."""
 
     skip = "skip"
     include = "include"
@@ -143,7 +143,7 @@ def export(
 
 
 def _lines(result: "ExportResult", target: "Location | None") -> list[str]:
-    """What a person is told at the end, a line each."""
+    """Lines to show to the user at the end."""
     from jobs.progress import counted
 
     counts = result.counts

@@ -47,7 +47,7 @@ def status(
     else:
         for line in status_lines(found, output):
             print(line)
-    if not found.standing.finished:
+    if not found.progress.finished:
         raise typer.Exit(UNFINISHED)
 
 
@@ -55,7 +55,7 @@ def status_lines(found: "Status", output: str) -> list[str]:
     """The status as the lines of a small table."""
     from jobs.progress import duration, percent
 
-    at = found.standing
+    at = found.progress
     rows = [("run", f"{output}: {found.state}" + (f", {found.holder}" if found.holder else ""))]
     rows.append(
         ("images", f"{at.done:,} of {at.images:,} done ({percent(at.done, at.images)}), {at.pending:,} pending")
@@ -70,7 +70,7 @@ def status_lines(found: "Status", output: str) -> list[str]:
     rows.append(
         (
             "table",
-            f"{at.parts:,} of {at.parts_in_all:,} parts; {at.shards_done:,} of {at.shards:,} shards done, "
+            f"{at.parts:,} of {at.parts_total:,} parts; {at.shards_done:,} of {at.shards:,} shards done, "
             f"{at.staged:,} of them staged",
         )
     )
@@ -82,7 +82,7 @@ def status_lines(found: "Status", output: str) -> list[str]:
 
 def status_json(found: "Status") -> dict[str, Any]:
     """The status as plain values."""
-    at = found.standing
+    at = found.progress
     return {
         "state": found.state,
         "holder": found.holder,
@@ -96,7 +96,7 @@ def status_json(found: "Status") -> dict[str, Any]:
         "shards": at.shards,
         "shards_done": at.shards_done,
         "parts": at.parts,
-        "parts_in_all": at.parts_in_all,
+        "parts_in_all": at.parts_total,
         "staged": at.staged,
         "last_events": list(found.last),
     }

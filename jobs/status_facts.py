@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from captioning.errors import StorageError, UsageError
-from captioning.run.events import AGAIN, ENDS, FIRST_TIME, read_events
-from captioning.run.hold import Holder, holder
+from captioning.run.events import CAPTION_EVENTS, END_EVENTS, REDO_EVENTS, read_events
 from captioning.run.layout import RunLayout
-from captioning.run.standing import Standing, standing
+from captioning.run.lock import LockOwner, lock_owner
+from captioning.run.progress import RunProgress, run_progress
 from captioning.storage import Location
 from captioning.storage_errors import storage_errors
 
@@ -28,7 +28,7 @@ _LAST_EVENTS = 3
 class Status:
     """A run's status. `errors` counts error rows by class, in the table if `errors_read`, else in the event log."""
 
-    standing: Standing
+    progress: RunProgress
     state: str
     """`done`, `running` or `stopped`."""
     holder: str | None
@@ -44,7 +44,7 @@ def status_of(layout: RunLayout, *, read_errors: bool = False, now: datetime | N
     """The status of the run in `layout`. Raises `UsageError` where there is none, and `StorageError`."""
     if not layout.exists():
         raise UsageError(f"There is no run in {layout.root} (it has no _run/run.json). Give the OUTPUT of `caption`.")
-    stands = standing(layout)
+    stands = run_progress(layout)
     events = read_events(layout)
     holds, alive = _holder(layout)
     at_work = alive if alive is not None else _is_at_work(events, now or datetime.now(UTC))
@@ -52,7 +52,7 @@ def status_of(layout: RunLayout, *, read_errors: bool = False, now: datetime | N
     rate = rate_of_late(events)
     left = stands.pending / rate if rate and state == "running" else None
     return Status(
-        standing=stands,
+        progress=stands,
         state=state,
         holder=str(holds) if at_work and holds is not None else None,
         errors=errors_in_table(layout) if read_errors else errors_in_log(events),
@@ -75,7 +75,7 @@ def rate_of_late(events: Sequence[Mapping[str, Any]]) -> float | None:
         if at is None:
             continue
         kind = event.get("event")
-        if kind in FIRST_TIME + AGAIN:
+        if kind in CAPTION_EVENTS + REDO_EVENTS:
             begun, marks = at, []
         elif kind == "shards" and isinstance(event.get("images"), int):
             marks.append((at, event["images"]))
@@ -99,7 +99,7 @@ def errors_in_log(events: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     again = False
     for event in events:
         kind, classes = event.get("event"), event.get("error_classes")
-        again = kind in AGAIN or (again and kind not in FIRST_TIME)
+        again = kind in REDO_EVENTS or (again and kind not in CAPTION_EVENTS)
         if not isinstance(classes, Mapping):
             continue
         counts = {str(name): count for name, count in classes.items() if isinstance(count, int)}
@@ -134,17 +134,17 @@ def _error_classes(file: Location) -> list[dict[str, Any]]:
     return counted
 
 
-def _holder(layout: RunLayout) -> tuple[Holder | None, bool | None]:
+def _holder(layout: RunLayout) -> tuple[LockOwner | None, bool | None]:
     """Who holds the OUTPUT, and whether it is alive; None where that cannot be read, and only the event log tells."""
     try:
-        found = holder(layout)
+        found = lock_owner(layout)
     except StorageError:
         return None, None
     return found, found.alive() if found is not None else False
 
 
 def _is_at_work(events: Sequence[Mapping[str, Any]], now: datetime) -> bool:
-    if not events or events[-1].get("event") in ENDS:
+    if not events or events[-1].get("event") in END_EVENTS:
         return False
     last = _time(events[-1])
     return last is not None and now.timestamp() - last < _SILENCE_SECONDS

@@ -1,4 +1,4 @@
-"""The verb `verify`: proves that a run's table is whole."""
+"""The verb `verify`: checks that a run's table is complete."""
 
 from typing import Annotated
 

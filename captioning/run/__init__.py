@@ -1,4 +1,4 @@
-"""The bookkeeping of captioning one archive: its index, shards, table and checks.
+"""The bookkeeping of one run: its index, shards, table and checks.
 
-Knows nothing of models or of what schedules the work.
+Independent of models and of what schedules the work.
 """

@@ -1,7 +1,7 @@
-"""Parquet and Arrow files as rows: their schema, and batches of some of their columns from a row on.
+"""Reads Parquet and Arrow files: their schema, and batches of some of their columns from a given row on.
 
-Memory is bounded by a batch, whatever the size of a Parquet row group. Knows Parquet, Arrow's
-file format (Feather) and Arrow's stream format (what `datasets` writes); nothing of images.
+Formats are Parquet, Arrow's file format (Feather) and Arrow's stream format (which `datasets` writes). Memory is
+bounded by a batch, whatever the size of a Parquet row group.
 """
 
 import sys
@@ -20,10 +20,10 @@ from captioning.errors import StorageError
 from captioning.storage import Location
 from captioning.storage_errors import storage_errors
 
-#: How names end that are taken for such files, in lower case.
+#: File name suffixes of these formats, in lower case.
 COLUMNAR_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc")
 
-#: Bytes of a Parquet column that are read at a time.
+#: Bytes buffered per Parquet column.
 _BUFFER = 1 << 20
 
 
@@ -36,21 +36,21 @@ class ColumnarFile(ABC):
     def batches(self, columns: Sequence[str], *, start: int, rows: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Batches of these columns with the number of their first row, in order, until the end.
 
-        The first batch may begin before row `start`; what lies far before it is not read where the
-        format lets it be. Parquet gives at most `rows` a batch, Arrow what was written as one.
+        The first batch may begin before row `start`; rows far before it are skipped if the format allows.
+        Parquet batches have at most `rows` rows, Arrow batches those of the file.
         """
 
-    def span(self, row: int) -> tuple[int, int]:  # noqa: ARG002 - where nothing is known
-        """The first row, and one more than the last, of the piece of the file that holds `row`.
+    def span(self, row: int) -> tuple[int, int]:  # noqa: ARG002 - the default is the whole file
+        """The first row, and one more than the last, of the piece of the file that contains `row`.
 
-        Pieces are read independently of each other.
+        Damage in one piece does not affect the others.
         """
         return 0, sys.maxsize
 
 
 @contextmanager
 def open_columnar(location: Location) -> Iterator[ColumnarFile]:
-    """The file at `location`, open meanwhile. Failures inside are `StorageError`, damage too."""
+    """Open the file at `location`. Failures in the body, damage included, raise `StorageError`."""
     with columnar_errors(location), location.open_read() as file:
         head = file.read(6)
         file.seek(0)
@@ -68,12 +68,12 @@ def open_columnar(location: Location) -> Iterator[ColumnarFile]:
 
 @contextmanager
 def columnar_errors(location: Location) -> Iterator[None]:
-    """Turn what goes wrong inside into a `StorageError` about `location`."""
+    """Turn failures inside into a `StorageError` about `location`."""
     try:
         with storage_errors(location.uri, "read"):
             yield
     except StorageError as error:
-        # What Arrow finds wrong within a file it often calls an OSError: one without a number.
+        # Arrow often reports damage within a file as an OSError, one without an errno.
         if type(error.__cause__) is OSError and error.__cause__.errno is None:
             raise _damaged(location, error.__cause__) from error
         raise
@@ -97,7 +97,7 @@ class _Parquet(ColumnarFile):
     def batches(self, columns: Sequence[str], *, start: int, rows: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         group = self._group(start)
         at = self._starts[group]
-        # One group after another: damage in one does not reach into the next.
+        # One group at a time: damage in one does not affect the next.
         for number in range(group, len(self._starts) - 1):
             for batch in self._file.iter_batches(
                 batch_size=rows, row_groups=[number], columns=list(columns), use_threads=False
@@ -110,7 +110,7 @@ class _Parquet(ColumnarFile):
         return self._starts[group], self._starts[min(group + 1, len(self._starts) - 1)]
 
     def _group(self, row: int) -> int:
-        """The row group of a row; their number for a row behind the last."""
+        """The row group of a row; the number of groups for a row behind the last."""
         return bisect_right(self._starts, row) - 1
 
 
@@ -155,7 +155,7 @@ def _only(schema: pa.Schema, columns: Sequence[str]) -> Any:
 
 @contextmanager
 def _arrow_source(location: Location, file: Any) -> Iterator[Any]:
-    """A memory map where the file is local, so that columns that are not asked for are not read."""
+    """A memory map if the file is local, so that other columns are not read."""
     try:
         source = pa.memory_map(location.path) if location.is_local else pa.PythonFile(file, mode="r")
     except (UnicodeEncodeError, OSError):

@@ -1,7 +1,7 @@
-"""Sets of text by 128-bit digest: 16 bytes an item, for archives whose ids do not fit in memory.
+"""Sets of strings by 128-bit digest: 16 bytes per item, for archives whose ids do not fit in memory.
 
-Two texts are taken for the same when their digests are equal, which by chance they never are
-(odds of 1e-22 in a set of a hundred million). Knows nothing of what the texts are.
+Two strings with the same digest count as equal; a chance collision has odds of 1e-22 in a set of a hundred
+million.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ def digests(texts: Sequence[str]) -> Digests:
 
 
 def find(ordered: Digests, wanted: Digests) -> NDArray[np.int64]:
-    """The position of each `wanted` digest (N,) in `ordered`, sorted by `high`; -1 where it is not in it."""
+    """The position of each `wanted` digest (N,) in `ordered`, which is sorted by `high`; -1 if it is not there."""
     found = np.full(len(wanted), -1, dtype=np.int64)
-    # In their order: a search then finds in the cache what the one before it has read.
+    # Searching in sorted order makes good use of the processor's cache.
     order = np.argsort(wanted["high"])
     high = wanted["high"][order]
     left, right = np.empty_like(found), np.empty_like(found)
@@ -43,34 +43,34 @@ def find(ordered: Digests, wanted: Digests) -> NDArray[np.int64]:
 class DigestSet:
     """A set that grows in batches: sorted runs, merged when the newer one is as large as the older.
 
-    Single additions gather in a small Python set first, so that both ways of use are quick.
+    Recent additions are in a small Python dict, so that adding one at a time is quick as well.
     """
 
-    _FRESH = 65536
+    _MAX_RECENT = 65536
 
     def __init__(self) -> None:
         self._runs: list[Digests] = []
-        self._fresh: dict[bytes, None] = {}
+        self._recent: dict[bytes, None] = {}
 
     def add(self, batch: Digests) -> Flags:
-        """Add the digests (N,); says of each whether it was new: not in the set, nor earlier in the batch."""
+        """Add the digests (N,); returns for each whether it was new: not in the set, nor earlier in the batch."""
         new = np.ones(len(batch), dtype=np.bool_)
         for run in self._runs:
             new &= find(run, batch) < 0
         raw = batch.tobytes()
         for at in np.flatnonzero(new):
             item = raw[16 * at : 16 * at + 16]
-            if item in self._fresh:
+            if item in self._recent:
                 new[at] = False
             else:
-                self._fresh[item] = None
-        if len(self._fresh) >= self._FRESH:
-            self._settle()
+                self._recent[item] = None
+        if len(self._recent) >= self._MAX_RECENT:
+            self._flush()
         return new
 
-    def _settle(self) -> None:
-        run = np.frombuffer(b"".join(self._fresh), dtype=DIGEST)
-        self._fresh = {}
+    def _flush(self) -> None:
+        run = np.frombuffer(b"".join(self._recent), dtype=DIGEST)
+        self._recent = {}
         while self._runs and len(self._runs[-1]) <= len(run):
             run = np.concatenate([self._runs.pop(), run])
         self._runs.append(run[np.argsort(run["high"], kind="stable")])

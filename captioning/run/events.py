@@ -1,7 +1,6 @@
-"""A run's event log: one JSON object a line, only ever added to, for people and for the report.
+"""A run's event log: one JSON object per line, append-only, for users and for the report.
 
-Nothing depends on it: a damaged line is passed over; no credentials are in it. Of what the events mean it knows only
-which of them begin and end a stretch of work.
+Correctness does not depend on it: damaged lines are skipped. It contains no credentials.
 """
 
 import json
@@ -11,25 +10,25 @@ from typing import Any
 from captioning.redaction import redacted
 from captioning.run.layout import RunLayout
 
-#: A stretch of work begins, with images that have no row yet.
+#: A period of work begins, with images that have no row yet.
 START = "start"
-#: A stretch begins: for the first time, or with images whose rows are made again.
-FIRST_TIME, AGAIN = (START,), ("retry", "refresh")
-#: Nobody works on until the next stretch begins.
-ENDS = ("finished", "interrupted", "stopped")
+#: Events that begin a period of work: on images without a row, or on rows that are captioned again.
+CAPTION_EVENTS, REDO_EVENTS = (START,), ("retry", "refresh")
+#: Events that end a period of work.
+END_EVENTS = ("finished", "interrupted", "stopped")
 
 
 def append_event(layout: RunLayout, kind: str, **fields: Any) -> None:
-    """Add an event with the present time (UTC). Raises `StorageError`.
+    """Append an event with the current time (UTC). Raises `StorageError`.
 
-    On an object store the file is written again each time: for events that are seconds apart.
+    On an object store this rewrites the file: for events that are seconds apart.
     """
     event = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": kind, **redacted(fields)}
     layout.events.append_bytes((json.dumps(event, ensure_ascii=True) + "\n").encode())
 
 
 def read_events(layout: RunLayout) -> list[dict[str, Any]]:
-    """The events so far, in the order they were written."""
+    """The events so far, in the order of writing."""
     if layout.events.info() is None:
         return []
     events = []

@@ -1,7 +1,7 @@
-"""The bytes of one image: a file, an object, a piece of a tar, a cell of a table. Knows nothing of what is in them.
+"""Fetches the bytes of one image: from a file, an object, a tar, or a cell of a table.
 
-A failure that can pass (throttling, a reset, a 5xx, a time-out) is tried again within the image's
-own time; what cannot (missing, forbidden) is its reason at once.
+Transient failures (throttling, a reset, a 5xx, a time-out) are retried within the image's own time limit; other
+failures (missing, forbidden) are its error at once.
 """
 
 from tarfile import BLOCKSIZE
@@ -11,32 +11,32 @@ from annotated_types import Ge, Gt, Le
 
 from captioning.config import settings
 from captioning.errors import ImageError, StorageError
-from captioning.patience import Patience
-from captioning.run.cells import changed
+from captioning.retries import RetryPolicy
+from captioning.run.cells import changed_error
 from captioning.run.fetch_cell import fetch_cell
 from captioning.run.sources import Entry
 from captioning.run.tars import is_member
 from captioning.storage import Location, StorageSettings, unescape_name
 
-#: A file beyond this many bytes is not read: no photo has so many, and it might not fit in memory.
+#: Larger files are not read: no photo is as large, and it might not fit in memory.
 MAX_BYTES = 1 << 30
 
 
 @settings
 class FetchSettings:
-    """How images are read from where they are. None of it changes a caption."""
+    """How the bytes of images are read. None of these settings changes a caption."""
 
     attempts: Annotated[int, Ge(1), Le(100)] = 8
-    """How often an image's read is tried while its failure is one that can pass; pauses double, from half a second."""
+    """The most attempts to read an image whose failures are transient; pauses double, from half a second."""
 
     timeout_s: Annotated[float, Gt(0)] = 120.0
-    """Seconds that an image may take to be read, all attempts together; then its error is `timeout`."""
+    """The time limit for reading an image in seconds, all attempts together; then its error is `timeout`."""
 
     parallel: Annotated[int, Ge(1), Le(256)] = 16
-    """Reads under way at once in a decoding task, where the images are in an object store."""
+    """Concurrent reads per decoding task, if the images are in an object store."""
 
     max_mb: Annotated[int, Ge(1)] = MAX_BYTES >> 20
-    """A file of more MiB than this is not read (class `too_large`)."""
+    """The largest file in MiB that is read; larger ones get the error class `too_large`."""
 
     @property
     def max_bytes(self) -> int:
@@ -44,9 +44,9 @@ class FetchSettings:
         return self.max_mb << 20
 
     @property
-    def patience(self) -> Patience:
-        """The limits of one image. An attempt has half of its time, so that one that hangs leaves time for another."""
-        return Patience(attempts=self.attempts, seconds=self.timeout_s, attempt_seconds=self.timeout_s / 2)
+    def retry_policy(self) -> RetryPolicy:
+        """The retry policy of one image. An attempt has half of the time, so that one that hangs leaves another."""
+        return RetryPolicy(attempts=self.attempts, seconds=self.timeout_s, attempt_seconds=self.timeout_s / 2)
 
 
 def fetch(entry: Entry, storage: StorageSettings | None = None, settings: FetchSettings = FetchSettings()) -> bytes:
@@ -55,27 +55,29 @@ def fetch(entry: Entry, storage: StorageSettings | None = None, settings: FetchS
     if entry.size_bytes is not None and entry.size_bytes > limit:
         raise _too_large(f"{entry.size_bytes:,}", limit)
     if entry.table is not None:
-        data = fetch_cell(entry, storage, settings.patience)
+        data = fetch_cell(entry, storage, settings.retry_policy)
         if len(data) > limit:
             raise _too_large(f"{len(data):,}", limit)
         return data
     if entry.tar is None:
         location = Location.from_uri(entry.uri, storage)
         if entry.size_bytes is not None:
-            return location.read_bytes(patience=settings.patience)
-        # Nobody has said how large it is: no more is read than may be.
-        data = _read_start(location, limit + 1, settings.patience)
+            return location.read_bytes(retry=settings.retry_policy)
+        # The size is unknown: read no more than the limit.
+        data = _read_start(location, limit + 1, settings.retry_policy)
         if len(data) > limit:
             raise _too_large(f"more than {limit:,}", limit)
         return data
-    assert entry.offset is not None, "an image in a tar has a place"
+    assert entry.offset is not None, "an image in a tar has an offset"
     assert entry.size_bytes is not None, "an image in a tar has a size"
     location = Location.from_uri(entry.tar, storage)
     start = entry.offset - BLOCKSIZE
-    block = location.read_range(start, BLOCKSIZE + entry.size_bytes, patience=settings.patience)
+    block = location.read_range(start, BLOCKSIZE + entry.size_bytes, retry=settings.retry_policy)
     name = unescape_name(entry.uri.removeprefix(f"{entry.tar}#"))
     if len(block) < BLOCKSIZE or not is_member(block[:BLOCKSIZE], name, entry.size_bytes):
-        raise changed(f"{location} has been written again since it was listed: at this image's place lies another.")
+        raise changed_error(
+            f"{location} has been written again since it was listed: at this image's place lies another."
+        )
     data = block[BLOCKSIZE:]
     if len(data) < entry.size_bytes:
         raise ImageError("truncated", f"The tar ends after {len(data):,} of the image's {entry.size_bytes:,} bytes.")
@@ -86,11 +88,11 @@ def _too_large(size: str, limit: int) -> ImageError:
     return ImageError("too_large", f"The file has {size} bytes; at most {limit:,} are read (fetch.max_mb).")
 
 
-def _read_start(location: Location, length: int, patience: Patience) -> bytes:
+def _read_start(location: Location, length: int, retry: RetryPolicy) -> bytes:
     try:
-        return location.read_range(0, length, patience=patience)
+        return location.read_range(0, length, retry=retry)
     except StorageError as error:
         info = location.info() if error.error_class == "storage" else None
         if info is not None and info.size == 0:
-            return b""  # a store has no range of an empty object
+            return b""  # stores refuse a range of an empty object
         raise

@@ -1,7 +1,4 @@
-"""What makes two runs the same: a hash over plain values, and the difference said in words.
-
-Knows nothing of which values go in.
-"""
+"""Fingerprints of runs: a hash over plain values, and a readable difference between two sets of values."""
 
 import hashlib
 import json
@@ -12,13 +9,13 @@ _ABSENT = "(none)"
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
-    """A hash of JSON-like values, 32 hexadecimal digits; the order of keys does not matter."""
+    """A hash of JSON-like values as 32 hexadecimal digits, independent of the order of keys."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The values that differ, a line each: `key.path: old → new`, sorted by key."""
+    """The values that differ, one line each: `key.path: old → new`, sorted by key."""
     return [f"{key}: {before} → {after}" for key, before, after in differences(old, new)]
 
 

@@ -1,8 +1,7 @@
-"""Glob patterns over local folders and object stores alike.
+"""Glob patterns for local folders and object stores.
 
-`*` and `?` stay within one name, `**` spans folders, `[abc]` and `{jpg,png}` are alternatives,
-`{000..128}` is a range of numbers (with `..STEP` at its end, one of every so many), `{a..f}` of
-letters. Knows nothing of images.
+`*` and `?` match within one name, `**` spans folders, `[abc]` and `{jpg,png}` are alternatives, `{000..128}` is a
+range of numbers (`{000..128..2}` with a step), and `{a..f}` one of letters.
 """
 
 import re
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from captioning.errors import InputError
-from captioning.run.layout import is_of_run
+from captioning.run.layout import is_run_file
 from captioning.storage import FileInfo, Location
 
 _SPECIAL = re.compile(r"[*?\[{]")
@@ -25,18 +24,18 @@ def is_glob(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Glob:
-    """A pattern below `root`, the folder that its fixed part names."""
+    """A pattern below `root`, the folder of its fixed part."""
 
     root: Location
     pattern: str
     output: str | None = None
-    """The folder of an OUTPUT below `root`, with a slash at its end, nothing for `root` itself: its run is left out."""
+    """An OUTPUT below `root` (with a trailing slash, "" for `root` itself), the files of whose run are excluded."""
 
     @classmethod
     def parse(cls, location: Location) -> "Glob":
-        """Split at the first component with a special character that is no folder by that very name.
+        """Split at the first component with a special character, unless a folder has that very name.
 
-        Raises `InputError` where that is a bucket.
+        Raises `InputError` if that component is a bucket.
         """
         at = -1
         while (match := _SPECIAL.search(location.path, at + 1)) is not None:
@@ -52,28 +51,28 @@ class Glob:
         return cls(Location(folder or "/", location.settings), location.path[len(folder) :].removeprefix("/"))
 
     def without(self, output: Location | None) -> "Glob":
-        """The same without the files of the run in `output`."""
+        """The same pattern, excluding the files of the run in `output`."""
         root = self.root.path.rstrip("/") + "/"
         if output is None or not f"{output.path}/".startswith(root):
             return self
         return replace(self, output=f"{output.path}/".removeprefix(root))
 
     def files(self) -> Iterator[FileInfo]:
-        """The files that match, sorted, with paths relative to `root`; nothing when there is no `root`."""
+        """The files that match, sorted, with paths relative to `root`; none if `root` does not exist."""
         if not self.root.is_dir():
             return
         wanted = _Pattern(self.pattern)
         depth = None if "**" in self.pattern else self.pattern.count("/") + 1
-        for file in self.root.walk(depth, _folders(self.pattern)):
+        for file in self.root.walk(depth, _folder_filter(self.pattern)):
             if wanted.matches(file.path) and not self._is_of_run(file.path):
                 yield file
 
     def _is_of_run(self, path: str) -> bool:
-        return self.output is not None and path.startswith(self.output) and is_of_run(path.removeprefix(self.output))
+        return self.output is not None and path.startswith(self.output) and is_run_file(path.removeprefix(self.output))
 
 
-class _Folders:
-    """Which folders can hold a match, by the pattern's first components."""
+class _FolderFilter:
+    """Whether a folder can contain a match, by the pattern's first components."""
 
     def __init__(self, components: list[str]) -> None:
         self._patterns = [_Pattern("/".join(components[: at + 1])) for at in range(len(components))]
@@ -83,16 +82,16 @@ class _Folders:
         return depth >= len(self._patterns) or self._patterns[depth].matches(folder)
 
 
-def _folders(pattern: str) -> _Folders:
+def _folder_filter(pattern: str) -> _FolderFilter:
     components = pattern.split("/")[:-1]
     if re.search(r"\{[^}]*/|\[[^]]*/", pattern):
-        return _Folders([])  # alternatives that span folders
+        return _FolderFilter([])  # alternatives that span folders
     free = next((at for at, component in enumerate(components) if "**" in component), len(components))
-    return _Folders(components[:free])
+    return _FolderFilter(components[:free])
 
 
 class _Pattern:
-    """A compiled pattern. Ranges of numbers are compared as numbers, however long they are."""
+    """A compiled pattern. Ranges of numbers are compared as numbers, not expanded."""
 
     def __init__(self, pattern: str) -> None:
         self._ranges: list[tuple[range, int]] = []
@@ -110,7 +109,7 @@ class _Pattern:
         )
 
     def _translate(self, pattern: str) -> str:
-        """The regular expression, with a group for every range of numbers."""
+        """The pattern as a regular expression, with a group for every range of numbers."""
         out = ""
         at = 0
         braces = 0
@@ -148,7 +147,7 @@ class _Pattern:
 
 
 def _range(first: str, last: str, step: str | None) -> tuple[range, int]:
-    """The numbers of `{first..last..step}`, and the width to which zeros pad them, 0 for none."""
+    """The numbers of `{first..last..step}`, and the width of their zero padding, 0 for none."""
     width = max(len(text) if text.startswith("0") and len(text) > 1 else 0 for text in (first, last))
     low, high = sorted((int(first), int(last)))
     stride = max(int(step or 1), 1)

@@ -1,12 +1,11 @@
 """The index of a run: the archive's images in a fixed order, cut into shards.
 
     pending = write_segment(layout, sources, shard_size=None)     lists the archive
-    index = pending.commit()                                      from here on it counts
+    index = pending.commit()                                      makes the segment part of the index
     index.rows(shard)                                             the entries of one shard
 
-A segment counts once its marker exists; rows and shards of a committed segment never change.
-Two drivers may write the same segment: one marker wins, and both go on with that one. Knows
-nothing of what is done with the images.
+A segment is part of the index once its marker exists; rows and shards of a committed segment never change.
+Two drivers may write the same segment: the first marker wins, and both go on with its segment.
 """
 
 import platform
@@ -20,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from captioning.errors import InputError, StorageError
-from captioning.run.layout import SHARDS_A_PART, PartRange, RunLayout, Shard
+from captioning.run.layout import SHARDS_PER_PART, PartRange, RunLayout, Shard
 from captioning.run.listing import Listing
 from captioning.run.segment import (
     INDEX_SCHEMA,
@@ -39,43 +38,44 @@ from captioning.run.segment import (
 from captioning.run.selection import EVERYTHING, Selection
 from captioning.run.sources import Entry, Source, kept_schema
 
-#: The most images in a shard, unless a setting says otherwise.
+#: The most images in a shard, unless a setting gives another size.
 MAX_SHARD_SIZE = 512
 
-#: A small archive is cut into about this many shards, so that every core has work, and little is left for one alone.
-_WANTED_SHARDS = 128
+#: A small archive is cut into about this many shards, so that every core has work until the end.
+_TARGET_SHARDS = 128
 
 
 def choose_shard_size(images: int) -> int:
-    """Images a shard for an archive of `images`: a multiple of 8, from 8 to 512.
+    """Images per shard for an archive of `images`: a multiple of 8, from 8 to 512.
 
-    Some 128 shards keep many cores busy to the end, but a shard of few images wastes a model that works in
-    batches: from 256 images on there are at least 32 in each.
+    Some 128 shards keep many cores busy to the end, but small shards waste a model that works in batches:
+    from 256 images on each has at least 32.
     """
     least = 32 if images >= 256 else 8
-    return max(least, min(MAX_SHARD_SIZE, -(-images // (_WANTED_SHARDS * 8)) * 8))
+    return max(least, min(MAX_SHARD_SIZE, -(-images // (_TARGET_SHARDS * 8)) * 8))
 
 
 @dataclass(frozen=True)
 class Index:
-    """The committed segments of a run. Small and picklable: rows are read when asked for."""
+    """The committed segments of a run. Small and picklable: rows are read on demand."""
 
     layout: RunLayout
     segments: tuple[Segment, ...]
 
     @classmethod
     def load(cls, layout: RunLayout) -> "Index":
-        """The index as it stands now; one without segments when none was committed yet."""
+        """The index as of now, without segments if none is committed yet."""
         names = set(layout.index_dir.names())
         segments: list[Segment] = []
         while (where := marker(layout, len(segments))).name in names:
             segments.append(Segment.from_json(where.read_bytes(), where))
         return cls(layout, tuple(segments))
 
-    def require_here(self) -> None:
-        """See that the index is there, for workers: a machine that does not share OUTPUT would make one of its own.
+    def require_reachable(self) -> None:
+        """Raise `StorageError` unless this machine sees the index.
 
-        Raises `StorageError`. It is a look at a local folder; an object store is the same from everywhere.
+        Called by workers: a machine that does not share a local OUTPUT would create one of its own. Object stores
+        are not checked, for they are the same from everywhere.
         """
         place = self.layout.index_dir
         if place.is_local and not place.local_path.is_dir():
@@ -101,18 +101,18 @@ class Index:
         return [seg.shard(number) for seg in self.segments for number in range(seg.first_shard, seg.stop_shard)]
 
     def shard(self, number: int) -> Shard:
-        """The shard of this number."""
+        """The shard with this number."""
         return self._segment(number).shard(number)
 
     def shard_of_row(self, row: int) -> Shard:
-        """The shard that a row of the index lies in."""
+        """The shard that contains a row of the index."""
         for segment in self.segments:
             if segment.first_row <= row < segment.stop_row:
                 return segment.shard(segment.first_shard + (row - segment.first_row) // segment.shard_size)
         raise IndexError(f"the index has no row {row}")
 
     def ranges(self) -> list[PartRange]:
-        """The ranges of shards that become a part each, in order."""
+        """The ranges of shards, each of which becomes a part, in order."""
         return [part for segment in self.segments for part in segment.ranges()]
 
     def range_of(self, shard: int) -> PartRange:
@@ -126,11 +126,11 @@ class Index:
 
     @property
     def kept_schema(self) -> pa.Schema:
-        """The columns that the caption table takes over from the archive; most often none."""
+        """The archive's columns that the caption table keeps (`input.keep_columns`); usually none."""
         return self.segments[0].kept_schema if self.segments else pa.schema([])
 
     def kept(self, shard: Shard) -> pa.Table | None:
-        """The values of those columns for the images of one shard, in order; None when there are no such columns."""
+        """The kept columns of one shard's images, in order; None when there are none."""
         schema = self.kept_schema
         if not len(schema):
             return None
@@ -143,28 +143,28 @@ class Index:
         return read_columns(self.layout, name, ["image_id"])["image_id"]
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """These columns (all of `INDEX_SCHEMA` unless given) of all rows, in order, a part's range at a time."""
+        """All rows in order, one table per part; `columns` are by default those of `INDEX_SCHEMA`."""
         for segment in self.segments:
             for name in segment.files:
                 yield read_columns(self.layout, name, columns or INDEX_SCHEMA.names)
 
     def batches(self) -> Iterator[list[Entry]]:
-        """All entries, in order, a part's range at a time: for few images only, `tables` is far faster."""
+        """All entries in order, one list per part. For few images only: `tables` is far faster."""
         for table in self.tables():
             yield table_to_entries(table)
 
     def range_table(self, part: PartRange) -> pa.Table:
-        """All columns that the index has of the images of a part, in order."""
+        """All columns of the index for the images of a part, in order."""
         return read_table(self.layout, self._segment(part.first).file_of(part.first)[0])
 
     def shard_numbers(self, part: PartRange) -> NDArray[np.int64]:
-        """For each image of a part, in order, the number of its shard."""
+        """The shard number of each image of a part, in order."""
         return np.repeat(np.array(part.numbers), [self.shard(number).rows for number in part.numbers])
 
-    def amend(self, part: PartRange, newer: pa.Table) -> None:
-        """Take the present place, size and version of images of a part; which images a shard has never changes.
+    def update_part(self, part: PartRange, newer: pa.Table) -> None:
+        """Update location, size and version of images of a part; the images of a shard never change.
 
-        `newer` has the columns of the index. One file of it is replaced in one atomic step. Raises `StorageError`.
+        `newer` has the columns of the index. Replaces one file of the index in one atomic step. Raises `StorageError`.
         """
         segment = self._segment(part.first)
         before = self.range_table(part)
@@ -181,26 +181,26 @@ class Index:
 
 @dataclass(frozen=True)
 class PendingSegment:
-    """A segment whose files are written and whose marker is not: it does not count yet."""
+    """A segment whose files are written but whose marker is not: not part of the index yet."""
 
     index: Index
     segment: Segment
 
     @property
     def shard_size(self) -> int:
-        """The images a shard."""
+        """Images per shard."""
         return self.segment.shard_size
 
     @property
     def rows(self) -> int:
-        """The images in the segment."""
+        """The number of images in the segment."""
         return self.segment.rows
 
     def commit(self) -> Index:
-        """Write the marker, and return the index with the segment in it.
+        """Write the marker, and return the index with the segment.
 
-        When another driver committed this segment first, its segment is the one that counts, and
-        the files of this one are dropped.
+        If another driver committed a segment of this number first, that one is kept and the files of this
+        one are deleted.
         """
         layout = self.index.layout
         marker(layout, self.segment.number).create_bytes(self.segment.to_json(), temp=layout.tmp_dir)
@@ -209,7 +209,7 @@ class PendingSegment:
         return index
 
     def discard(self) -> None:
-        """Remove the files again."""
+        """Delete the segment's files."""
         for name in self.segment.files:
             (self.index.layout.index_dir / name).delete()
 
@@ -222,17 +222,17 @@ def write_segment(
     index: Index | None = None,
     selection: Selection = EVERYTHING,
 ) -> PendingSegment:
-    """List the archive and write what is selected of it as the run's first segment, not committed yet.
+    """List the archive and write the selected images as the run's first segment, not committed yet.
 
-    Without `shard_size` it is chosen from the number of images. Raises `InputError` for a source
-    without images, for an id that comes twice and for a selection of nothing, `UsageError` for one
-    of unknown columns, `StorageError` when a listing fails; then nothing is left behind.
+    By default `shard_size` is chosen from the number of images. Raises `InputError` for a source without
+    images, a repeated id or an empty selection, `UsageError` for a selection by unknown columns, and
+    `StorageError` when a listing fails; in each case no file is left behind.
     """
     index = index or Index.load(layout)
     assert not index.segments, "a run that has an index grows (see growth)"
     selection.check(kept_schema(sources))
     listing = Listing(sources)
-    pending = write_tables(index, selection.of(listing.tables()), sources, shard_size, check=listing.check_ids)
+    pending = write_tables(index, selection.apply(listing.tables()), sources, shard_size, check=listing.check_ids)
     if not pending.rows:
         raise InputError(f"There are images, but none that is selected ({selection}). Select others.")
     return pending
@@ -246,23 +246,23 @@ def write_tables(
     *,
     check: Callable[[], None],
 ) -> PendingSegment:
-    """Write rows of `index_schema` as the next segment of `index`, a part's range at a time; not committed yet.
+    """Write rows of `index_schema` as the next segment of `index`, one file per part; not committed yet.
 
-    `check` is called when all has been listed; what it raises undoes all, as any other error does.
+    `check` is called at the end of the listing; any error deletes the files again.
     """
     kept = kept_schema(sources)
-    stream = _Rows(tables, index_schema(kept))
+    stream = _RowStream(tables, index_schema(kept))
     number = len(index.segments)
     token = secrets.token_hex(4)
     first_shard, rows = index.shards_total, 0
     files: list[str] = []
     try:
-        # So many images that the choice is the same for more of them.
-        size = shard_size or choose_shard_size(stream.ahead(MAX_SHARD_SIZE * _WANTED_SHARDS))
+        # Above this number of images the choice stays the same.
+        size = shard_size or choose_shard_size(stream.peek_count(MAX_SHARD_SIZE * _TARGET_SHARDS))
         shard = first_shard
-        while (table := stream.take((SHARDS_A_PART - shard % SHARDS_A_PART) * size)).num_rows:
+        while (table := stream.take((SHARDS_PER_PART - shard % SHARDS_PER_PART) * size)).num_rows:
             if stream.ended:
-                check()  # so that nothing at all is written of a small archive that is refused
+                check()  # before anything is written, for a small archive
             name = f"segment-{number:04d}-{token}-{len(files):05d}.parquet"
             files.append(name)
             write_file(index.layout, name, table, size)
@@ -291,41 +291,41 @@ def write_tables(
     return PendingSegment(index, segment)
 
 
-class _Rows:
-    """A stream of tables from which rows are taken by number."""
+class _RowStream:
+    """A stream of tables from which a given number of rows is taken at a time."""
 
     def __init__(self, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
         self._tables = iter(tables)
         self._empty = schema.empty_table()
-        self._held: list[pa.Table] = []
+        self._buffer: list[pa.Table] = []
         self._count = 0
         self.ended = False
-        """Whether all rows there are were taken or are held."""
+        """Whether all tables have been read: the remaining rows are buffered."""
 
-    def ahead(self, rows: int) -> int:
-        """How many rows are to come, counted up to about `rows`."""
+    def peek_count(self, rows: int) -> int:
+        """The number of rows to come, counted up to about `rows`."""
         while self._count < rows and not self.ended:
             table = next(self._tables, None)
             if table is None:
                 self.ended = True
             else:
-                self._held.append(table)
+                self._buffer.append(table)
                 self._count += table.num_rows
         return self._count
 
     def take(self, rows: int) -> pa.Table:
         """The next rows, fewer at the end."""
-        self.ahead(rows)
-        held = pa.concat_tables([self._empty, *self._held])
-        rest = held.slice(rows)
-        self._held, self._count = [rest], rest.num_rows
-        return held.slice(0, rows)
+        self.peek_count(rows)
+        buffered = pa.concat_tables([self._empty, *self._buffer])
+        rest = buffered.slice(rows)
+        self._buffer, self._count = [rest], rest.num_rows
+        return buffered.slice(0, rows)
 
 
 def _drop_leftovers(index: Index, number: int) -> None:
-    """Delete files of committed segments that no marker names: what a killed or slower driver left.
+    """Delete files of committed segments that no marker names: leftovers of a killed or slower driver.
 
-    Files of a segment that is not committed yet may be another driver's, at work this moment.
+    Files of a segment that is not committed yet may be those of another driver at work.
     """
     named = {name for segment in index.segments for name in segment.files}
     for name in index.layout.index_dir.names():

@@ -1,12 +1,12 @@
-"""Where everything of a run lies: names of files, and nothing about what is in them.
+"""The paths of a run's files; their content is left to the modules named here.
 
-OUTPUT/part-00000000-00000255.parquet     the table, a file for a range of shards
-OUTPUT/_run/run.json                      what was run (`record`)
+OUTPUT/part-00000000-00000255.parquet     the table, one file per range of shards (`table`)
+OUTPUT/_run/run.json                      inputs, settings and versions (`record`)
 OUTPUT/_run/index/                        the listing of the archive (`index`)
-OUTPUT/_run/staging/shard-00000000.parquet  finished shards that are not in a part yet
-OUTPUT/_run/retry/                        rows that are made again (`redo`)
+OUTPUT/_run/staging/shard-00000000.parquet  finished shards that are not in a part yet (`staging`)
+OUTPUT/_run/retry/                        rows that are captioned again (`redo`)
 OUTPUT/_run/tmp/                          files being written
-OUTPUT/_run/hold.json                     which driver works here at the moment (`hold`)
+OUTPUT/_run/hold.json                     the lock: which driver is at work (`lock`)
 OUTPUT/_run/events.jsonl, summary.json
 """
 
@@ -16,22 +16,22 @@ from dataclasses import dataclass
 from captioning.storage import Location
 
 #: A part's range of shards ends at a multiple of this, or at the end of its segment.
-SHARDS_A_PART = 256
+SHARDS_PER_PART = 256
 
 _PART = re.compile(r"^part-(\d{8,})-(\d{8,})\.parquet$")
 _STAGED = re.compile(r"^shard-(\d{8,})\.parquet$")
 
 
-def is_of_run(path: str) -> bool:
-    """Whether a file at this path below an OUTPUT is the run's own, and no image or table of an archive around it."""
+def is_run_file(path: str) -> bool:
+    """Whether a file at this path below an OUTPUT belongs to the run, not to an archive in the same folder."""
     return path.startswith("_run/") or _PART.match(path) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A run of index rows: the unit of scheduling, of commit and of resume.
+    """Consecutive index rows: the unit of scheduling, of commit and of resume.
 
-    `start` and `stop` are row numbers of the whole index, `stop` not included.
+    `start` and `stop` (exclusive) are row numbers of the whole index.
     """
 
     number: int
@@ -47,7 +47,7 @@ class Shard:
 
 @dataclass(frozen=True, order=True)
 class PartRange:
-    """The shards `first` to `last` (included) that one part holds."""
+    """The shards `first` to `last` (inclusive) of one part."""
 
     first: int
     last: int
@@ -71,12 +71,12 @@ class RunLayout:
 
     @property
     def run_dir(self) -> Location:
-        """The folder of all that is not the table."""
+        """The folder of everything but the table."""
         return self.root / "_run"
 
     @property
     def run_json(self) -> Location:
-        """The record of what was run."""
+        """The record of inputs, settings and versions."""
         return self.run_dir / "run.json"
 
     @property
@@ -91,7 +91,7 @@ class RunLayout:
 
     @property
     def retry_dir(self) -> Location:
-        """The folder of rows that are made again, until their parts are rewritten."""
+        """The folder of rows captioned again whose parts are not rewritten yet."""
         return self.run_dir / "retry"
 
     @property
@@ -100,13 +100,13 @@ class RunLayout:
         return self.run_dir / "tmp"
 
     @property
-    def hold(self) -> Location:
-        """Which driver works here at the moment."""
+    def lock_file(self) -> Location:
+        """The lock, which names the driver at work."""
         return self.run_dir / "hold.json"
 
     @property
     def events(self) -> Location:
-        """The run's event log, a JSON object a line."""
+        """The run's event log, one JSON object per line."""
         return self.run_dir / "events.jsonl"
 
     @property
@@ -116,11 +116,11 @@ class RunLayout:
 
     @property
     def report(self) -> Location:
-        """The page that `report` makes."""
+        """The HTML page that `report` writes."""
         return self.run_dir / "report.html"
 
     def exists(self) -> bool:
-        """Whether a run has begun here."""
+        """Whether there is a run in OUTPUT."""
         return self.run_json.info() is not None
 
     def part(self, part: PartRange) -> Location:
@@ -128,7 +128,7 @@ class RunLayout:
         return self.root / part.name
 
     def parts(self) -> list[PartRange]:
-        """The ranges of the parts that are in the root, in order."""
+        """The ranges of the existing parts, in order."""
         matches = (_PART.match(name) for name in self.root.names())
         return sorted(PartRange(int(match[1]), int(match[2])) for match in matches if match)
 

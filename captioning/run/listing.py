@@ -1,10 +1,10 @@
-"""The archive as a stream of small tables, listed once, in which no image id may come twice.
+"""Lists an archive as a stream of small tables, and checks that its image ids are unique.
 
     listing = Listing(sources)
     for table in listing.tables(): …         rows of the index, in order
-    listing.check_ids()                      raises when an id came twice, and names the two INPUTs
+    listing.check_ids()                      raises for a repeated id, and names the two INPUTs
 
-That an id came twice is found at the end, before anything of the listing counts. Knows nothing of segments.
+Repeated ids are detected at the end of the listing, before its segment is committed.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -13,25 +13,27 @@ from itertools import islice
 import pyarrow as pa
 
 from captioning.errors import InputError
-from captioning.run.hashing import Words
-from captioning.run.repeats import Repeats, are_among
+from captioning.run.duplicates import DuplicateFinder, is_in
+from captioning.run.hashing import UInt64Array
 from captioning.run.segment import entries_to_table
-from captioning.run.sources import Source, require_image
+from captioning.run.sources import Source, no_images_error
 
 _BATCH = 8192
 
 
 class Listing:
-    """One pass over `sources`, in their order. Those of the INPUTs `may_be_empty` need not have an image."""
+    """One pass over `sources`, in order. The INPUTs in `may_be_empty` need not have an image."""
 
     def __init__(self, sources: Sequence[Source], *, may_be_empty: Collection[str] = ()) -> None:
         self._sources = sources
         self._may_be_empty = may_be_empty
-        self._repeats = Repeats()
+        self._repeats = DuplicateFinder()
 
     def tables(self) -> Iterator[pa.Table]:
-        """The images, some thousands a table of `index_schema`. Raises `StorageError`, and `InputError` for a source
-        without images unless that is allowed."""
+        """The images as tables of `index_schema`, some thousands in each.
+
+        Raises `StorageError`, and `InputError` for a source without images unless that is allowed.
+        """
         for source in self._sources:
             found = False
             for table in _tables(source):
@@ -39,16 +41,16 @@ class Listing:
                 self._repeats.add(table["image_id"])
                 yield table
             if not found and source.given not in self._may_be_empty:
-                raise require_image(source)
+                raise no_images_error(source)
 
     def check_ids(self) -> None:
-        """Raise `InputError` if two of the images listed have one id; lists again only where it looks like that.
+        """Raise `InputError` if two images have the same id; lists again only if there are candidates.
 
-        Once is enough: another call finds nothing.
+        A second call finds nothing.
         """
-        suspects = self._repeats.suspects()
-        if len(suspects):
-            _find_shared(self._sources, suspects)
+        candidates = self._repeats.candidates()
+        if len(candidates):
+            _raise_for_duplicates(self._sources, candidates)
 
 
 def _tables(source: Source) -> Iterator[pa.Table]:
@@ -57,19 +59,19 @@ def _tables(source: Source) -> Iterator[pa.Table]:
         yield entries_to_table(batch, source.kept)
 
 
-def _find_shared(sources: Sequence[Source], suspects: Words) -> None:
-    """Raise `InputError` for the first id that comes twice."""
-    holders: dict[str, Source] = {}
+def _raise_for_duplicates(sources: Sequence[Source], candidates: UInt64Array) -> None:
+    """Raise `InputError` for the first repeated id."""
+    sources_by_id: dict[str, Source] = {}
     for source in sources:
         for table in _tables(source):
-            ids = table["image_id"].filter(pa.array(are_among(table["image_id"], suspects)))
+            ids = table["image_id"].filter(pa.array(is_in(table["image_id"], candidates)))
             for image_id in ids.to_pylist():
-                if image_id in holders:
-                    raise _shared(holders[image_id], source, image_id)
-                holders[image_id] = source
+                if image_id in sources_by_id:
+                    raise _duplicate_error(sources_by_id[image_id], source, image_id)
+                sources_by_id[image_id] = source
 
 
-def _shared(first: Source, second: Source, image_id: str) -> InputError:
+def _duplicate_error(first: Source, second: Source, image_id: str) -> InputError:
     if first is second:
         return InputError(f"INPUT {second.given} has two images with the id {image_id!r}. Give the two different ids.")
     return InputError(

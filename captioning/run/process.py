@@ -1,6 +1,6 @@
-"""Which process this is, in words that a process elsewhere or later can check: host, boot, pid, start.
+"""Identifies a process, so that another process can later check whether it is still running.
 
-Knows Linux's /proc; where there is none, nothing is said to be dead.
+Uses Linux's /proc; without it no process is reported as dead.
 """
 
 import os
@@ -11,10 +11,10 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _NAMESPACE = Path("/proc/self/ns/pid")
 
 
-def machine() -> str:
-    """Where a process id means the same process: this boot of this kernel, and this container's view of it.
+def machine_id() -> str:
+    """The scope in which process ids are unique: the kernel's boot id and the container's PID namespace.
 
-    Host names do not tell: containers may share one. Empty where it cannot be said.
+    Host names do not suffice, for containers may share one. Empty if unknown.
     """
     try:
         return f"{_BOOT.read_text().strip()} {os.readlink(_NAMESPACE)}"
@@ -22,13 +22,13 @@ def machine() -> str:
         return ""
 
 
-def start_of(pid: int) -> int | None:
-    """When the process began, in clock ticks since boot; None for one that is gone, or not to be seen.
+def start_time(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; None for one that has ended or is not visible.
 
-    A process id is given again, the pair of both is not.
+    Process ids are reused; the pair of id and start time is unique.
     """
     try:
-        # The name, in parentheses, may hold anything; the numbers follow the last one.
+        # The name, in parentheses, may contain anything; the numbers follow the last parenthesis.
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else int(fields[19])
     except (OSError, ValueError, IndexError):
@@ -37,19 +37,19 @@ def start_of(pid: int) -> int | None:
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process, told apart from every other one."""
+    """The identity of a process."""
 
     machine: str
     pid: int
     started: int | None
 
     @classmethod
-    def mine(cls) -> "ProcessId":
+    def current(cls) -> "ProcessId":
         """This process."""
-        return cls(machine(), os.getpid(), start_of(os.getpid()))
+        return cls(machine_id(), os.getpid(), start_time(os.getpid()))
 
     def alive(self) -> bool | None:
-        """Whether it still runs; None when that cannot be seen from here."""
-        if not self.machine or self.started is None or self.machine != machine():
+        """Whether it is still running; None if that cannot be determined on this machine."""
+        if not self.machine or self.started is None or self.machine != machine_id():
             return None
-        return start_of(self.pid) == self.started
+        return start_time(self.pid) == self.started

@@ -1,7 +1,4 @@
-"""`run.json`: what was run, kept beside its table so that it can be finished, checked and repeated.
-
-Knows nothing of what the settings mean.
-"""
+"""`run.json`: inputs, settings and versions of a run, kept so that it can be resumed, checked and repeated."""
 
 import importlib.metadata
 import json
@@ -33,7 +30,7 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a run depends on, those that are installed."""
+    """Versions of Python and of the installed packages that a run depends on."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -49,11 +46,11 @@ def _now() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What `run.json` says, in which no credentials are: INPUTs and settings are redacted.
+    """The content of `run.json`. INPUTs and settings are redacted: it contains no credentials.
 
-    `inputs` are the INPUTs as `Source.given` has them, `kinds` what each was taken for (`Source.kind`), `archive` what
-    their image ids are relative to; `settings` are resolved; `fingerprint_parts` are what the fingerprint hashes;
-    `selection` is what `Selection.to_dict` says, nothing for all images.
+    `inputs` are the INPUTs as in `Source.given`, `kinds` their kinds (`Source.kind`), `archive` the locations that
+    image ids are relative to; `settings` are resolved; `fingerprint_parts` are the values that the fingerprint hashes;
+    `selection` is the result of `Selection.to_dict`, empty for all images.
     """
 
     inputs: tuple[str, ...]
@@ -68,7 +65,7 @@ class RunRecord:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        # Frozen; two records of the same run are equal whether they were read or made.
+        # Redacted here, so that a record equals the one read back from its file.
         for name in ("inputs", "archive"):
             object.__setattr__(self, name, tuple(redacted(getattr(self, name))))
         object.__setattr__(self, "settings", redacted(self.settings))
@@ -80,7 +77,7 @@ class RunRecord:
 
     @classmethod
     def read(cls, layout: RunLayout) -> "RunRecord | None":
-        """The record of the run in `layout`, None when none has begun. Raises `UsageError` when it is unreadable."""
+        """The record of the run in `layout`, None if there is none. Raises `UsageError` if it cannot be read."""
         if not layout.exists():
             return None
         try:
@@ -111,9 +108,9 @@ class RunRecord:
             ) from error
 
     def create(self, layout: RunLayout) -> "RunRecord":
-        """Write the record if there is none, else check that the one there is of the same run and return it.
+        """Write the record if there is none, else check that the existing one is of the same run and return it.
 
-        Of two drivers that begin at once, one writes it. Raises `RunConflictError`.
+        Of two drivers that start at once, only one writes it. Raises `RunConflictError`.
         """
         if layout.run_json.create_bytes(self._to_json(), temp=layout.tmp_dir):
             return self
@@ -131,9 +128,9 @@ class RunRecord:
         selection: Mapping[str, Any],
         add: bool = False,
     ) -> None:
-        """Raise `RunConflictError`, with the difference, unless this is a run of the same captioner and archive.
+        """Raise `RunConflictError`, with the differences, unless captioner, INPUTs and selection are those of this run.
 
-        With `add`, further INPUTs are allowed: the archive grows.
+        With `add`, further INPUTs are allowed.
         """
         lines = difference(self.fingerprint_parts, fingerprint_parts)
         lines += difference(
@@ -152,7 +149,7 @@ class RunRecord:
             )
 
     def check_captioner(self, layout: RunLayout, fingerprint_parts: Mapping[str, Any]) -> None:
-        """Raise `RunConflictError`, with the difference, unless the captioner is that of this run."""
+        """Raise `RunConflictError`, with the differences, unless the captioner is that of this run."""
         lines = difference(self.fingerprint_parts, fingerprint_parts)
         if lines:
             shown = "\n  ".join(lines)
@@ -161,14 +158,14 @@ class RunRecord:
                 "Give the captioner of that run with --model REF."
             )
 
-    def widen(
+    def extend(
         self, layout: RunLayout, *, inputs: Sequence[str], archive: Sequence[str], kinds: Sequence[str]
     ) -> "RunRecord":
-        """The record with the INPUTs of a grown archive, written in place of this one if they differ."""
-        wider = replace(self, inputs=tuple(inputs), archive=tuple(archive), kinds=tuple(kinds))
-        if wider != self:
-            layout.run_json.write_bytes(wider._to_json(), temp=layout.tmp_dir)
-        return wider
+        """The record with the INPUTs of a grown archive; replaces this one in `run.json` if they differ."""
+        extended = replace(self, inputs=tuple(inputs), archive=tuple(archive), kinds=tuple(kinds))
+        if extended != self:
+            layout.run_json.write_bytes(extended._to_json(), temp=layout.tmp_dir)
+        return extended
 
     def _to_json(self) -> bytes:
         values = {

@@ -1,8 +1,7 @@
-"""One segment of the index: what its marker says, and how its rows are written and read.
+"""One segment of the index: its marker, and reading and writing its rows.
 
-A segment is a few Parquet files, one for each part of the table, in which every shard is a row
-group; and a marker, `segment-0000.json`, written last. A file that no marker names does not
-count. Knows nothing of how the archive was listed.
+A segment is a few Parquet files, one for each part of the table, in which every shard is a row group, and a
+marker, `segment-0000.json`, written last. A file that no marker names is not part of the index.
 """
 
 import base64
@@ -19,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from captioning.errors import StorageError
-from captioning.run.layout import SHARDS_A_PART, PartRange, RunLayout, Shard
+from captioning.run.layout import SHARDS_PER_PART, PartRange, RunLayout, Shard
 from captioning.run.sources import Entry
 from captioning.storage import Location
 from captioning.storage_errors import storage_errors
@@ -38,16 +37,16 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 
-#: What the name of a kept column begins with in an index file: it may be any name.
+#: Prefix of the kept columns in an index file, for they may have any name.
 KEPT_PREFIX = "kept:"
 
 
 @dataclass(frozen=True)
 class Segment:
-    """What a segment's marker says.
+    """The content of a segment's marker.
 
-    `files` are the names of its index files, one for each range of `ranges()`. `skipped`,
-    `repeated` and `notes` are what was found while listing, added up over the sources.
+    `files` are the names of its index files, one for each range of `ranges()`. `skipped`, `repeated` and
+    `notes` are findings of the listing (see `Source`), summed over the sources.
     """
 
     number: int
@@ -60,11 +59,11 @@ class Segment:
     repeated: int
     notes: tuple[str, ...]
     kept: str = ""
-    """The columns that the caption table takes over from the archive: an Arrow schema, in base64."""
+    """The archive's columns that the caption table keeps: an Arrow schema in base64."""
 
     @property
     def kept_schema(self) -> pa.Schema:
-        """The columns that the caption table takes over from the archive."""
+        """The archive's columns that the caption table keeps."""
         return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.kept))) if self.kept else pa.schema([])
 
     @property
@@ -78,30 +77,30 @@ class Segment:
         return self.first_row + self.rows
 
     def shard(self, number: int) -> Shard:
-        """The shard of this number, which must lie in the segment."""
+        """The shard with this number, which must be in the segment."""
         start = self.first_row + (number - self.first_shard) * self.shard_size
         return Shard(number, self.number, start, min(start + self.shard_size, self.stop_row))
 
     def ranges(self) -> list[PartRange]:
-        """The ranges of shards that become a part each, in order."""
+        """The ranges of shards, each of which becomes a part, in order."""
         found = []
         first = self.first_shard
         while first < self.stop_shard:
-            stop = min((first // SHARDS_A_PART + 1) * SHARDS_A_PART, self.stop_shard)
+            stop = min((first // SHARDS_PER_PART + 1) * SHARDS_PER_PART, self.stop_shard)
             found.append(PartRange(first, stop - 1))
             first = stop
         return found
 
     def range_of(self, shard: int) -> PartRange:
         """The range of the part that a shard belongs to."""
-        first = shard // SHARDS_A_PART * SHARDS_A_PART
-        return PartRange(max(first, self.first_shard), min(first + SHARDS_A_PART, self.stop_shard) - 1)
+        first = shard // SHARDS_PER_PART * SHARDS_PER_PART
+        return PartRange(max(first, self.first_shard), min(first + SHARDS_PER_PART, self.stop_shard) - 1)
 
     def file_of(self, shard: int) -> tuple[str, int]:
         """The index file that holds a shard, and the shard's row group in it."""
-        at = shard // SHARDS_A_PART - self.first_shard // SHARDS_A_PART
-        first = max(self.first_shard, shard // SHARDS_A_PART * SHARDS_A_PART)
-        return self.files[at], shard - first
+        file = shard // SHARDS_PER_PART - self.first_shard // SHARDS_PER_PART
+        first = max(self.first_shard, shard // SHARDS_PER_PART * SHARDS_PER_PART)
+        return self.files[file], shard - first
 
     def to_json(self) -> bytes:
         """The marker's content."""
@@ -109,7 +108,7 @@ class Segment:
 
     @classmethod
     def from_json(cls, data: bytes, where: Location) -> "Segment":
-        """Read a marker back. Raises `StorageError` when it is damaged."""
+        """Parse a marker. Raises `StorageError` when it is damaged."""
         try:
             values: dict[str, Any] = json.loads(data)
             return cls(**{**values, "files": tuple(values["files"]), "notes": tuple(values["notes"])})
@@ -120,12 +119,12 @@ class Segment:
 
 
 def marker(layout: RunLayout, number: int) -> Location:
-    """Where the marker of a segment is."""
+    """The location of a segment's marker."""
     return layout.index_dir / f"segment-{number:04d}.json"
 
 
 def encode_schema(schema: pa.Schema) -> str:
-    """A schema as `Segment.kept` has it; nothing when it has no columns."""
+    """A schema as in `Segment.kept`: base64, empty when it has no columns."""
     return base64.b64encode(schema.serialize().to_pybytes()).decode() if len(schema) else ""
 
 
@@ -135,29 +134,29 @@ def index_schema(kept: pa.Schema) -> pa.Schema:
 
 
 def entries_to_table(entries: Sequence[Entry], kept: pa.Schema | None = None) -> pa.Table:
-    """The entries as rows of `index_schema(kept)`, in their order; `kept` are the columns of `Entry.kept`."""
+    """The entries as rows of `index_schema(kept)`, in order; `kept` is the schema of `Entry.kept`."""
     arrays = [pa.array(list(map(attrgetter(field.name), entries)), field.type) for field in INDEX_SCHEMA]
     kept = kept if kept is not None else pa.schema([])
-    for at, field in enumerate(kept):
+    for number, field in enumerate(kept):
         null = pa.nulls(1, field.type)
-        values = (entry.kept[at] if entry.kept else None for entry in entries)
+        values = (entry.kept[number] if entry.kept else None for entry in entries)
         arrays.append(pa.concat_arrays([null if value is None else value for value in values]))
     return pa.Table.from_arrays(arrays, schema=index_schema(kept))
 
 
 def table_to_entries(table: pa.Table) -> list[Entry]:
-    """The entries of a table with the columns of the index, in its order, without what is kept of the archive."""
-    there = set(table.schema.names)
-    return [Entry(**row) for row in table.select([name for name in INDEX_SCHEMA.names if name in there]).to_pylist()]
+    """The entries of a table with the columns of the index, in order, without the kept columns."""
+    present = set(table.schema.names)
+    return [Entry(**row) for row in table.select([name for name in INDEX_SCHEMA.names if name in present]).to_pylist()]
 
 
 def kept_of(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The kept columns, of this `schema`, of a table with the columns of the index."""
+    """The kept columns (`schema`) of a table with the columns of the index."""
     return table.select([KEPT_PREFIX + name for name in schema.names]).rename_columns(schema.names).cast(schema)
 
 
 def replace_rows(old: pa.Table, new: pa.Table) -> pa.Table:
-    """The rows of `old` in their order, those of `new` in the place of the ones with their `image_id`."""
+    """The rows of `old` in order, those with an `image_id` in `new` replaced by its rows."""
     places = pc.fill_null(pc.index_in(old["image_id"], new["image_id"].combine_chunks()), -1).to_numpy()
     rows = np.where(places < 0, np.arange(old.num_rows), old.num_rows + places)
     return pa.concat_tables([old, new.cast(old.schema)]).combine_chunks().take(pa.array(rows, pa.int64()))
@@ -166,8 +165,8 @@ def replace_rows(old: pa.Table, new: pa.Table) -> pa.Table:
 def write_file(layout: RunLayout, name: str, table: pa.Table, shard_size: int) -> None:
     """Write one index file, a row group for each `shard_size` rows."""
     buffer = io.BytesIO()
-    # Names differ from row to row, and nobody asks for their least and greatest: with dictionaries and
-    # statistics of every column the footer would be as large as a shard, and is read with each.
+    # Names differ from row to row, and nobody filters by their minimum and maximum: with dictionaries and
+    # statistics of every column the footer, which is read with each shard, would be as large as the shard.
     pq.write_table(
         table,
         buffer,
@@ -185,18 +184,18 @@ def read_group(layout: RunLayout, name: str, group: int, expected: int) -> list[
 
 
 def read_kept(layout: RunLayout, name: str, group: int, expected: int, schema: pa.Schema) -> pa.Table:
-    """The kept columns, of this `schema`, of one row group. Raises `StorageError` when the file is damaged."""
+    """The kept columns (`schema`) of one row group. Raises `StorageError` when the file is damaged."""
     return kept_of(_read_group(layout, name, group, expected, [KEPT_PREFIX + field for field in schema.names]), schema)
 
 
 def _read_group(layout: RunLayout, name: str, group: int, expected: int, columns: Sequence[str]) -> pa.Table:
-    """Those of `columns` that a file has: one of an older Captioning has fewer."""
+    """Those of `columns` that the file has: one of an older Captioning has fewer."""
     location = layout.index_dir / name
     try:
         with storage_errors(location.uri), location.open_read() as file:
             parquet = pq.ParquetFile(file)
-            there = set(parquet.schema_arrow.names)
-            table = parquet.read_row_group(group, columns=[column for column in columns if column in there])
+            present = set(parquet.schema_arrow.names)
+            table = parquet.read_row_group(group, columns=[column for column in columns if column in present])
     except (pa.ArrowInvalid, IndexError) as error:
         raise _damaged(location, error) from error
     if table.num_rows != expected:
@@ -205,7 +204,7 @@ def _read_group(layout: RunLayout, name: str, group: int, expected: int, columns
 
 
 def read_columns(layout: RunLayout, name: str, columns: Sequence[str]) -> pa.Table:
-    """Those of some columns that one index file has. Raises `StorageError` when the file is damaged."""
+    """Those of `columns` that one index file has. Raises `StorageError` when the file is damaged."""
     return _read(layout, name, columns)
 
 
@@ -218,8 +217,8 @@ def _read(layout: RunLayout, name: str, columns: Sequence[str] | None) -> pa.Tab
     location = layout.index_dir / name
     try:
         parquet = pq.ParquetFile(io.BytesIO(location.read_bytes()))
-        there = parquet.schema_arrow.names
-        return parquet.read(columns=[column for column in columns if column in there] if columns is not None else there)
+        names = parquet.schema_arrow.names
+        return parquet.read(columns=[column for column in columns if column in names] if columns is not None else names)
     except pa.ArrowInvalid as error:
         raise _damaged(location, error) from error
 

@@ -1,7 +1,7 @@
-"""Which of an archive's images a run is for: all, the first, some from all over, those that a condition holds for.
+"""Selects the images of an archive to caption: all, the first N, a sample, or those that satisfy a condition.
 
-A selection is made while the archive is listed and kept in `run.json`: the index holds what it took,
-and nothing else. Knows nothing of how the archive is listed.
+A selection is applied while the archive is listed and recorded in `run.json`: the index has only the selected
+images.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,21 +12,21 @@ import numpy as np
 import pyarrow as pa
 
 from captioning.errors import UsageError
-from captioning.run.hashing import Words, text_digests
+from captioning.run.hashing import UInt64Array, text_digests
 from captioning.run.segment import KEPT_PREFIX, index_schema
 from captioning.run.where import Condition
 
-#: Rows beyond the sample that gather before the sample is drawn anew.
+#: Rows buffered beyond twice the sample before it is reduced.
 _SLACK = 131_072
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The images to take of those that are listed. Without any of these: all of them.
+    """The images to take of those that are listed; by default all of them.
 
-    `where` is a condition on columns of the index and on those kept of the archive. Of the images
-    that it holds for, the first `limit` are taken, or `sample` from all over: those whose ids have
-    the least digests under `seed`, so that the same archive gives the same sample.
+    `where` is a condition on columns of the index and on the kept ones. Of the images that satisfy it, the first
+    `limit` are taken, or a `sample`: those whose ids have the smallest digests under `seed`, so that the same
+    archive gives the same sample.
     """
 
     limit: int | None = None
@@ -44,37 +44,37 @@ class Selection:
             Condition.parse(self.where, None)
 
     def __bool__(self) -> bool:
-        """Whether it leaves anything out."""
+        """Whether it excludes anything."""
         return self != EVERYTHING
 
     def __str__(self) -> str:
         return " ".join(f"--{name} {value}" for name, value in self.to_dict().items() if name != "seed") or "all images"
 
     def check(self, kept: pa.Schema) -> None:
-        """Raise `UsageError` for a `where` of columns that neither the index has nor the archive with these `kept`."""
+        """Raise `UsageError` for a `where` with columns that are neither in the index nor in `kept`."""
         if self.where is not None:
             _condition(self.where, index_schema(kept))
 
     @property
-    def grows(self) -> bool:
-        """Whether images that come into the archive later are taken too: not where a number was asked for."""
+    def takes_new_images(self) -> bool:
+        """Whether images added to the archive later are taken too: not with a limit or a sample."""
         return self.limit is None and self.sample is None
 
     @property
-    def most(self) -> int | None:
-        """The most images that it takes; None: no bound."""
+    def max_images(self) -> int | None:
+        """The most images that it takes; None for no limit."""
         return self.limit if self.limit is not None else self.sample
 
     def to_dict(self) -> dict[str, Any]:
-        """What `run.json` keeps of it: what was given, nothing for all images."""
+        """The value for `run.json`: the options that were given, empty for all images."""
         given = {"limit": self.limit, "sample": self.sample, "where": self.where}
         kept = {name: value for name, value in given.items() if value is not None}
         return kept | {"seed": self.seed} if self.sample is not None else kept
 
-    def of(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """The rows to take, in their order. Does not look further than it must."""
+    def apply(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """The selected rows, in order. Reads no more tables than necessary."""
         if self.where is not None:
-            tables = _fulfilling(tables, self.where)
+            tables = _matching(tables, self.where)
         if self.sample is not None:
             return iter(_sampled(tables, self.sample, self.seed))
         return iter(tables) if self.limit is None else _first(tables, self.limit)
@@ -84,11 +84,11 @@ EVERYTHING = Selection()
 
 
 def _condition(where: str, schema: pa.Schema) -> Condition:
-    """Over the columns of the index, and those kept of the archive under the names that they have there."""
+    """The condition over the columns of the index, and the kept ones under their own names."""
     return Condition.parse(where, schema, {name.removeprefix(KEPT_PREFIX): name for name in schema.names})
 
 
-def _fulfilling(tables: Iterable[pa.Table], where: str) -> Iterator[pa.Table]:
+def _matching(tables: Iterable[pa.Table], where: str) -> Iterator[pa.Table]:
     condition: Condition | None = None
     for table in tables:
         condition = condition or _condition(where, table.schema)
@@ -104,8 +104,8 @@ def _first(tables: Iterable[pa.Table], count: int) -> Iterator[pa.Table]:
 
 
 def _sampled(tables: Iterable[pa.Table], count: int, seed: int) -> list[pa.Table]:
-    """The `count` rows with the least digests, in their order; memory for about twice as many."""
-    held: list[tuple[pa.Table, Words]] = []
+    """The `count` rows with the smallest digests, in order; needs memory for about twice as many."""
+    held: list[tuple[pa.Table, UInt64Array]] = []
     rows, most = 0, np.uint64(2**64 - 1)
     for table in tables:
         drawn = text_digests(table["image_id"], key=seed)["high"]
@@ -113,17 +113,19 @@ def _sampled(tables: Iterable[pa.Table], count: int, seed: int) -> list[pa.Table
         held.append((table.filter(pa.array(few)), drawn[few]))
         rows += len(held[-1][1])
         if rows >= 2 * count + _SLACK:
-            held, most = _least(held, count)
+            held, most = _keep_smallest(held, count)
             rows = sum(len(numbers) for _, numbers in held)
-    return [table for table, _ in _least(held, count)[0]]
+    return [table for table, _ in _keep_smallest(held, count)[0]]
 
 
-def _least(held: list[tuple[pa.Table, Words]], count: int) -> tuple[list[tuple[pa.Table, Words]], np.uint64]:
-    """What remains of the tables when the `count` least numbers are kept, and the greatest of these."""
+def _keep_smallest(
+    held: list[tuple[pa.Table, UInt64Array]], count: int
+) -> tuple[list[tuple[pa.Table, UInt64Array]], np.uint64]:
+    """The rows of the tables with the `count` smallest numbers, and the largest of these numbers."""
     numbers = np.concatenate([np.empty(0, np.uint64), *(numbers for _, numbers in held)])
     if len(numbers) <= count:
         return held, np.uint64(2**64 - 1)
     most = np.uint64(np.partition(numbers, count - 1)[count - 1])
     kept = [(table.filter(pa.array(numbers <= most)), numbers[numbers <= most]) for table, numbers in held]
-    # One table instead of many slivers; rows that are dropped leave the memory with their old tables.
+    # Combined into one table, so that the memory of dropped rows is freed with their old tables.
     return [(pa.concat_tables([t for t, _ in kept]).combine_chunks(), np.concatenate([n for _, n in kept]))], most

@@ -1,10 +1,9 @@
-"""Shards on their way into the table: staged one by one, then folded into parts.
+"""Staging of finished shards, and folding of staged shards into parts of the table.
 
-A shard's result is staged under the shard's own name, so that a retry overwrites itself. A part
-is written when every shard of its range is staged, in one atomic step and only if it is not
-there; staged files inside an existing part's range are leftovers, deleted and never folded. So
-whatever is killed, and however many drivers fold, no row comes twice and none is lost. Knows
-nothing of what the rows say.
+A shard's rows are staged under the shard's own name, so that a retry overwrites them. A part is written when
+every shard of its range is staged, in one atomic step and only if it does not exist; staged files in the range
+of an existing part are leftovers, deleted and never folded. So whatever is killed, and however many drivers
+fold, no row is duplicated and none is lost.
 """
 
 import io
@@ -30,17 +29,17 @@ from captioning.run.table import (
 )
 from captioning.storage import Location
 
-#: Files of an object store are read and deleted this many at a time.
+#: Concurrent reads and deletions of staged files.
 _PARALLEL = 8
-#: The age of a temporary file, in nanoseconds, at which its writer is surely gone.
+#: The age of a temporary file, in nanoseconds, at which its writer is certainly gone.
 _ABANDONED_NS = 24 * 3600 * 10**9
 
 
 @dataclass(frozen=True)
 class FoldResult:
-    """What `fold` did: parts written, and shards whose staged file could not be used.
+    """The result of `fold`: the parts written, and the shards whose staged file was damaged.
 
-    Such a file was deleted, so that its shard is pending again.
+    Damaged files are deleted, so that their shards are pending again.
     """
 
     folded: tuple[PartRange, ...]
@@ -48,20 +47,20 @@ class FoldResult:
 
 
 def write_staged(layout: RunLayout, shard: Shard, rows: Sequence[Row], kept: pa.Table | None = None) -> None:
-    """Stage the rows of a finished shard, in one atomic step; `kept` is `Index.kept` of it. Raises `StorageError`."""
+    """Stage the rows of a finished shard, in one atomic step; `kept` is its `Index.kept`. Raises `StorageError`."""
     assert len(rows) == shard.rows, f"shard {shard.number} has {shard.rows} images, not {len(rows)}"
     assert len({row.image_id for row in rows}) == len(rows), f"an image comes twice in shard {shard.number}"
     layout.staged(shard.number).write_bytes(to_parquet(rows_to_table(rows, kept)), temp=layout.tmp_dir)
 
 
 def staged_shards(layout: RunLayout) -> set[int]:
-    """The numbers of the shards that have a staged file."""
+    """The numbers of the shards with a staged file."""
     return set(layout.staged_numbers())
 
 
 def pending_shards(layout: RunLayout, index: Index) -> list[Shard]:
-    """The shards that are neither staged nor in a part, in order: what there is to do."""
-    # Staged files are listed first: a shard that another driver folds in between is then seen in its part.
+    """The shards that are neither staged nor in a part, in order."""
+    # List staged files first: a shard that another driver folds in between is then found in its part.
     done = staged_shards(layout)
     for part in folded_ranges(layout, index):
         done.update(part.numbers)
@@ -71,8 +70,7 @@ def pending_shards(layout: RunLayout, index: Index) -> list[Shard]:
 def fold(layout: RunLayout, index: Index) -> FoldResult:
     """Write every part whose shards are all staged, and delete the staged files of existing parts.
 
-    Safe to call at any time, by several drivers at once, and again after a crash. Raises
-    `StorageError`.
+    Safe to call at any time, by several drivers at once, and again after a crash. Raises `StorageError`.
     """
     staged = staged_shards(layout)
     present = set(layout.parts())
@@ -92,26 +90,26 @@ def fold(layout: RunLayout, index: Index) -> FoldResult:
 
 
 def fold_range(layout: RunLayout, index: Index, part: PartRange) -> FoldResult:
-    """Write one part, all of whose shards have been staged; lists nothing. Otherwise as `fold`."""
+    """As `fold` for one part, all of whose shards have been staged; lists no folder."""
     with ThreadPoolExecutor(_PARALLEL) as pool:
         return _fold_range(layout, index, part, pool)
 
 
 def _fold_range(layout: RunLayout, index: Index, part: PartRange, pool: ThreadPoolExecutor) -> FoldResult:
-    """Write a part from its staged shards and delete these; nothing when one of them cannot be used.
+    """Write a part from its staged shards and delete these; does not write it if one of them is unusable.
 
-    The rows of a row group, or of as many shards as are read at once, are all that is in memory of it.
+    Memory is bounded by the rows of a row group, or of the shards that are read at once.
     """
     schema = table_schema(index.kept_schema)
-    at_once = max(_PARALLEL, GROUP_ROWS // index.shard(part.first).rows)
+    batch_size = max(_PARALLEL, GROUP_ROWS // index.shard(part.first).rows)
     damaged: list[int] = []
     gone = False
     buffer = io.BytesIO()
     with parquet_writer(buffer, schema) as writer:
-        for at in range(0, len(part.numbers), at_once):
-            numbers = part.numbers[at : at + at_once]
+        for start in range(0, len(part.numbers), batch_size):
+            numbers = part.numbers[start : start + batch_size]
             tables = []
-            # Read side by side, decoded here: every thread that decodes keeps memory of its own.
+            # Read in parallel but decoded in this thread: every thread that decodes keeps memory of its own.
             for number, data in zip(
                 numbers, pool.map(lambda number: _staged_bytes(layout, number), numbers), strict=True
             ):
@@ -137,7 +135,7 @@ def _delete_staged(layout: RunLayout, numbers: Iterable[int], pool: ThreadPoolEx
 
 
 def _staged_bytes(layout: RunLayout, number: int) -> bytes | None:
-    """What a shard's staged file holds; None when it is gone."""
+    """The content of a shard's staged file; None when it is gone."""
     try:
         return layout.staged(number).read_bytes()
     except StorageError as error:
@@ -147,7 +145,7 @@ def _staged_bytes(layout: RunLayout, number: int) -> bytes | None:
 
 
 def _staged_rows(data: bytes, schema: pa.Schema, shard: Shard) -> pa.Table | None:
-    """The rows in a shard's staged file; None when they cannot be used."""
+    """The rows in a shard's staged file; None when it is damaged."""
     try:
         table = from_parquet(data)
     except (pa.ArrowInvalid, OSError):
@@ -156,7 +154,7 @@ def _staged_rows(data: bytes, schema: pa.Schema, shard: Shard) -> pa.Table | Non
 
 
 def _sweep_tmp(layout: RunLayout) -> None:
-    """Delete temporary files that killed writers left. Only locally are there any; none is written for a day."""
+    """Delete the temporary files of killed writers, which are older than a day. Only local OUTPUTs have any."""
     if not layout.root.is_local:
         return
     for name in layout.tmp_dir.names():

@@ -1,6 +1,6 @@
-"""The caption table: its columns, its rows, and its parts as they are written and read.
+"""The caption table: its columns and rows, and reading and writing its parts.
 
-Knows nothing of how captions are made, nor of when a part is written (`staging`).
+`staging` decides when a part is written.
 """
 
 import io
@@ -18,7 +18,7 @@ from captioning.run.layout import PartRange, RunLayout
 from captioning.run.sources import Entry
 from captioning.storage import Location
 
-#: One entry of `alternatives`.
+#: An element of `alternatives`.
 ALTERNATIVE = pa.struct([pa.field("caption", pa.string()), pa.field("score", pa.float32())])
 
 SCHEMA = pa.schema(
@@ -39,18 +39,18 @@ SCHEMA = pa.schema(
     ]
 )
 
-#: Rows of a part that are in memory at once, also while it is written, and bytes of each of its columns.
-#: A row group of all rows is 2 to 6% smaller.
+#: Rows per row group, which are in memory at once, and bytes buffered per column.
+#: (A single row group would make a part 2 to 6% smaller.)
 GROUP_ROWS, _READ_AHEAD = 4096, 1 << 20
-_LONGEST_MESSAGE = 1000
+_MAX_MESSAGE_LENGTH = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One image's row of the table.
 
-    `score` is the mean log-probability a token, `num_tokens` counts the end token, `alternatives`
-    are (caption, score), best first and included; `width` and `height` are pixels as decoded.
+    `score` is the mean log-probability per token, `num_tokens` counts the end token, `alternatives` are
+    (caption, score), best first and included; `width` and `height` are in pixels, as decoded.
     """
 
     image_id: str
@@ -98,9 +98,9 @@ class Row:
 
 
 def table_schema(kept: pa.Schema | None = None) -> pa.Schema:
-    """`SCHEMA` and behind it the columns that are kept of the archive (`Index.kept_schema`).
+    """`SCHEMA` followed by the archive's kept columns (`Index.kept_schema`).
 
-    Raises `InputError` when one of these has the name of a column of the table.
+    Raises `InputError` when one of these has the name of a column of `SCHEMA`.
     """
     kept = kept if kept is not None else pa.schema([])
     for name in kept.names:
@@ -113,17 +113,17 @@ def table_schema(kept: pa.Schema | None = None) -> pa.Schema:
 
 
 def schema_description(kept: pa.Schema | None = None) -> dict[str, str]:
-    """Columns and their types as text: the schema's share of a run's fingerprint."""
+    """The columns and their types as text, which are part of a run's fingerprint."""
     return {field.name: str(field.type) for field in table_schema(kept)}
 
 
 def rows_to_table(rows: Sequence[Row], kept: pa.Table | None = None) -> pa.Table:
-    """The rows as a table of `SCHEMA`, in their order, and behind it the columns of `kept`, a row each."""
+    """The rows as a table of `SCHEMA`, in order, followed by the columns of `kept` (row by row)."""
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(Row)}
     columns["alternatives"] = [
         [{"caption": caption, "score": score} for caption, score in row.alternatives] for row in rows
     ]
-    columns["error_message"] = [_plain(row.error_message) for row in rows]
+    columns["error_message"] = [_clean(row.error_message) for row in rows]
     table = pa.Table.from_pydict(columns, schema=SCHEMA)
     if kept is not None:
         for name in kept.schema.names:
@@ -132,33 +132,33 @@ def rows_to_table(rows: Sequence[Row], kept: pa.Table | None = None) -> pa.Table
 
 
 def folded_ranges(layout: RunLayout, index: Index) -> list[PartRange]:
-    """The ranges of the index whose part is in the root."""
+    """The ranges of the index whose part exists."""
     present = set(layout.parts())
     return [part for part in index.ranges() if part in present]
 
 
 def read_table(layout: RunLayout, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The table's rows, a few thousand at a time, in the order of the parts. Raises `StorageError`.
+    """The table's rows in batches of a few thousand, in the order of the parts. Raises `StorageError`.
 
-    Without `columns` all of them: those of `SCHEMA`, then those kept of the archive.
+    By default all columns: those of `SCHEMA`, then the kept ones.
     """
     for part in layout.parts():
         yield from part_batches(layout, part, columns)
 
 
 def part_batches(layout: RunLayout, part: PartRange, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """One part of the table, a few thousand rows at a time, which is all that is in memory of it.
+    """The rows of one part in batches of a few thousand, one of which is in memory at a time.
 
-    Without `columns` all of them. Raises `StorageError`, also when the file is damaged or no part of this table.
+    By default all columns. Raises `StorageError`, also when the file is damaged or has other columns.
     """
     location = layout.part(part)
-    # One GET that is tried again where it fails; a local file is read as it is needed.
+    # Remotely one GET with retries; a local file is read on demand.
     file = location.open_read() if location.is_local else io.BytesIO(location.read_bytes())
     with file:
         try:
             parquet = pq.ParquetFile(file, buffer_size=_READ_AHEAD, pre_buffer=False, page_checksum_verification=True)
             _check_columns(location, parquet.schema_arrow)
-            # One column after another: a thread for each is no sooner done, and each keeps memory of its own.
+            # Columns one after another: threads are no faster here, and each keeps memory of its own.
             names = list(columns or parquet.schema_arrow.names)
             yield from parquet.iter_batches(GROUP_ROWS, columns=names, use_threads=False)
         except (pa.ArrowInvalid, OSError) as error:
@@ -166,7 +166,7 @@ def part_batches(layout: RunLayout, part: PartRange, columns: Sequence[str] | No
 
 
 def read_part(layout: RunLayout, part: PartRange) -> pa.Table:
-    """The whole of one part of the table. Raises `StorageError` as `part_batches` does."""
+    """All rows of one part. Raises `StorageError` as `part_batches` does."""
     batches = list(part_batches(layout, part))
     return pa.Table.from_batches(batches, batches[0].schema if batches else SCHEMA)
 
@@ -185,18 +185,18 @@ def to_parquet(table: pa.Table, *, row_group_size: int = GROUP_ROWS) -> bytes:
 
 
 def parquet_writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
-    """Writes tables of this schema into a Parquet file as parts of a run have it; a context manager."""
+    """A writer, also a context manager, with the compression and checksums of a run's Parquet files."""
     return pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True)
 
 
 def from_parquet(data: bytes) -> pa.Table:
-    """The table in the bytes of a Parquet file. Raises `pa.ArrowInvalid` or `OSError` for what is none."""
+    """The table in the bytes of a Parquet file. Raises `pa.ArrowInvalid` or `OSError` if they are not one."""
     return pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)
 
 
-def _plain(message: str | None) -> str | None:
+def _clean(message: str | None) -> str | None:
     """A message as valid Unicode, of bounded length and without credentials."""
     if message is None:
         return None
     text = without_secrets(message.encode("utf-8", "backslashreplace").decode("utf-8"))
-    return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 1] + "…"
+    return text if len(text) <= _MAX_MESSAGE_LENGTH else text[: _MAX_MESSAGE_LENGTH - 1] + "…"

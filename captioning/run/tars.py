@@ -1,8 +1,8 @@
-"""The members of a tar, and where each one's bytes are, without reading them.
+"""Lists the members of a tar with the position of their bytes, without reading these.
 
-Keys are WebDataset's: the member's path up to the first dot of its name. Of a damaged tar come
-all members whose headers are whole, and a note. A member's name is only ever a text here: no
-path is made of it, and a link, a device or a sparse file is never followed. Knows nothing of images.
+Keys are WebDataset's: the member's path up to the first dot of its name. A damaged tar yields all members with
+intact headers, and a note. For safety a member's name is never used as a path, and links, devices and sparse
+files are skipped.
 """
 
 import io
@@ -20,11 +20,11 @@ from captioning.storage_errors import storage_errors
 
 _KEY = re.compile(r"^((?:.*/)?[^./][^./]*)\.[^/]*$", re.DOTALL)
 
-#: Longer headers (names, pax records) are no file's: reading one whole could fill the memory.
-_LONGEST_HEADER = 1 << 20
+#: Longer headers (names, pax records) are treated as damage: reading one could fill the memory.
+_MAX_HEADER_BYTES = 1 << 20
 _SCAN = 1 << 20
-#: A name shorter than this stands in the member's own header.
-_SHORT_NAME = 100
+#: Shorter names are in the member's own header.
+_MAX_SHORT_NAME = 100
 _ZEROS = bytes(tarfile.BLOCKSIZE)
 
 _COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"))
@@ -32,9 +32,9 @@ _COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b
 
 @dataclass(frozen=True)
 class TarMember:
-    """A file in a tar: `offset` is the place of its first byte in the tar, `size` in bytes, `mtime` in seconds.
+    """A file in a tar: `offset` is the position of its first byte in the tar, `size` in bytes, `mtime` in seconds.
 
-    `key` is None for a name that WebDataset passes over: one without extension, or that begins with a dot.
+    `key` is None for a name that WebDataset skips: one without extension, or that begins with a dot.
     """
 
     name: str
@@ -45,37 +45,37 @@ class TarMember:
 
 
 def is_member(header: bytes, name: str, size: int) -> bool:
-    """Whether `header`, the block before a member's first byte, is that of a file of this name and size.
+    """Whether `header`, the block before a member's first byte, is that of a file with this name and size.
 
-    Names that a header has no room for stand elsewhere, and are not compared.
+    Names that are too long for this header are not compared.
     """
     try:
         found = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
     except tarfile.TarError:
         return False
-    whole = name.isascii() and len(name) < _SHORT_NAME
+    whole = name.isascii() and len(name) < _MAX_SHORT_NAME
     return found.isreg() and found.size == size and (not whole or found.name.lstrip("./") == name.lstrip("./"))
 
 
 def list_tar(location: Location, note: Callable[[str], None]) -> Iterator[TarMember]:
-    """The files in the tar at `location`, in its own order. `note` is told of damage and of what is no file."""
+    """The files in the tar at `location`, in order. `note` is called with messages about damage and skipped members."""
     with storage_errors(location.uri, "read"), location.open_read() as file:
-        yield from _Reading(location, file, note).members()
+        yield from _TarReader(location, file, note).members()
 
 
-class _Reading:
-    """One pass over a tar: runs of members, and what is between them where it is damaged."""
+class _TarReader:
+    """One pass over a tar: runs of members, and damage between them."""
 
     def __init__(self, location: Location, file: BinaryIO, note: Callable[[str], None]) -> None:
         self._location, self._note = location, note
         self._size = file.seek(0, os.SEEK_END)
-        self._file = _Headers(location, file)
+        self._file = _HeaderFile(location, file)
         self._count = 0
-        self._told = False
+        self._noted = False
         self._special: Counter[str] = Counter()
 
     def members(self) -> Iterator[TarMember]:
-        """Every file with a whole header."""
+        """Every file with an intact header."""
         self._file.seek(0)
         head = self._file.read(tarfile.BLOCKSIZE)
         for magic, name in _COMPRESSED:
@@ -92,7 +92,7 @@ class _Reading:
             self._note(f"{self._location} holds {kinds}, which were passed over: only plain files are read.")
 
     def _run(self, start: int) -> Generator[TarMember, None, int | None]:
-        """The members from the header at `start` on; returns where to look for more, None at the very end."""
+        """The members from the header at `start` on; returns where to look for more, None at the end."""
         self._file.seek(start)
         tar: tarfile.TarFile | None = None
         at = start
@@ -103,13 +103,13 @@ class _Reading:
                 member = tar.next()
             except CaptioningError:
                 raise
-            except Exception as error:  # a header that breaks tarfile is damage like any other
+            except Exception as error:  # a header that makes tarfile fail is damage like any other
                 if at < self._size or not self._count:
                     self._damage(at, str(error) or type(error).__name__)
-                # Headers that each want another one behind them are passed over as far as they were read: the chain
-                # from its second one on would be the same again.
+                # A chain of headers that each require another one is skipped as far as it was read: from its second
+                # header on the chain would be the same.
                 return max(at + tarfile.BLOCKSIZE, self._file.tell() if isinstance(error, RecursionError) else 0)
-            # A tar remembers every member it has met: forget them, a shard can hold millions.
+            # tarfile keeps every member in memory; a tar can have millions.
             tar.members = []  # type: ignore[attr-defined]
             if member is None:
                 if tar.offset >= self._size and self._size:
@@ -125,7 +125,7 @@ class _Reading:
                 yield TarMember(member.name, key, member.offset_data, member.size, member.mtime)
             at = tar.offset
             if at > self._size:
-                # Either the tar was cut short, or the size is wrong and more members follow.
+                # Either the tar is truncated, or the size is wrong and more members follow.
                 self._damage(member.offset_data, "it ends within a member")
                 return int(member.offset_data)
 
@@ -138,7 +138,7 @@ class _Reading:
         return False
 
     def _next_header(self, start: int) -> int | None:
-        """The first block from `start` on that is the header of a member; None when there is none."""
+        """The position of the first header from `start` on; None if there is none."""
         self._file.seek(min(start, self._size))
         while piece := self._file.read(_SCAN):
             for at in range(0, len(piece), tarfile.BLOCKSIZE):
@@ -146,7 +146,7 @@ class _Reading:
                 if block == _ZEROS[: len(block)]:
                     continue
                 if _is_header(block):
-                    self._tell(f"{self._location} goes on behind its end marker: tars were joined. All were read.")
+                    self._note_once(f"{self._location} goes on behind its end marker: tars were joined. All were read.")
                     return start + at
                 self._damage(start + at, "no header where one should be")
             start += len(piece)
@@ -154,27 +154,27 @@ class _Reading:
 
     def _damage(self, at: int, reason: str) -> None:
         if not self._count and at == 0:
-            self._tell(f"{self._location} is no tar that can be read ({escape_name(reason)}).")
-        self._tell(
+            self._note_once(f"{self._location} is no tar that can be read ({escape_name(reason)}).")
+        self._note_once(
             f"{self._location} is damaged or cut short after {self._count:,} members (byte {at:,}: "
             f"{escape_name(reason)}). What could not be read was left out."
         )
 
-    def _tell(self, text: str) -> None:
-        """Note the first thing that is wrong: the rest follows from it."""
-        if not self._told:
+    def _note_once(self, text: str) -> None:
+        """Note only the first problem: later ones follow from it."""
+        if not self._noted:
             self._note(text)
-        self._told = True
+        self._noted = True
 
 
-class _Headers(io.RawIOBase):
-    """A file that gives headers and no more: what a damaged tar asks for may be all of its gigabytes."""
+class _HeaderFile(io.RawIOBase):
+    """A file that refuses large reads: a damaged header may ask for gigabytes."""
 
     def __init__(self, location: Location, file: BinaryIO) -> None:
         self._uri, self._file = location.uri, file
 
     def read(self, size: int = -1) -> bytes:
-        if size < 0 or size > _LONGEST_HEADER:
+        if size < 0 or size > _MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {size:,} bytes")
         with storage_errors(self._uri, "read"):
             return self._file.read(size)
@@ -187,7 +187,7 @@ class _Headers(io.RawIOBase):
 
 
 def _is_header(block: bytes) -> bool:
-    """Whether a block carries the checksum of a header."""
+    """Whether a block has the checksum of a header."""
     try:
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").chksum > 0
     except Exception:

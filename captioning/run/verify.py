@@ -1,7 +1,7 @@
-"""Proves a run's table against its index: one row an image, no id twice, nothing foreign.
+"""Checks a run's table against its index: one row per image, no repeated id, no foreign row.
 
-Streams the table part by part in bounded memory, from the files alone; eight bytes an image are kept to
-find ids that come twice, beyond some millions in temporary files. Knows nothing of models.
+Streams the table part by part in bounded memory; eight bytes per image are kept to find repeated ids, in
+temporary files beyond some millions of images.
 """
 
 from collections import Counter
@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from captioning.errors import InputError, StorageError
-from captioning.run.hashing import Words
+from captioning.run.duplicates import DuplicateFinder, is_in
+from captioning.run.hashing import UInt64Array
 from captioning.run.index import Index
 from captioning.run.layout import PartRange, RunLayout
-from captioning.run.repeats import Repeats, are_among
 from captioning.run.table import SCHEMA, part_batches
 
 _EXAMPLES = 3
@@ -24,7 +24,7 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found. `inputs` images in the index, `rows` in the table, `errors` rows by error class."""
+    """The result: `inputs` images in the index, `rows` in the table, `errors` rows by error class."""
 
     ok: bool
     inputs: int
@@ -40,7 +40,7 @@ class _Findings:
     errors: Counter[str] = field(default_factory=Counter)
 
     def add(self, where: str, what: str, ids: Sequence[str]) -> None:
-        """Note the ids that something is wrong with, if there are any."""
+        """Add a problem about these ids, if there are any."""
         if ids:
             shown = ", ".join(ids[:_EXAMPLES]) + (" …" if len(ids) > _EXAMPLES else "")
             self.problems.append(f"{where}: {len(ids):,} {what}: {shown}")
@@ -57,7 +57,7 @@ def verify(layout: RunLayout) -> Verdict:
     ranges = index.ranges()
     present = set(layout.parts())
     _check_names(layout, ranges, found)
-    repeats = Repeats()
+    repeats = DuplicateFinder()
     for part in ranges:
         try:
             ids = index.range_ids(part)
@@ -72,19 +72,19 @@ def verify(layout: RunLayout) -> Verdict:
             _check_part(layout, part, ids, index.kept_schema, found)
         else:
             found.problems.append(f"{part.name} is not there: {len(ids):,} images have no row yet. Run again to go on.")
-    suspects = repeats.suspects()
-    if len(suspects):
-        _check_repeats(index, ranges, suspects, found)
+    candidates = repeats.candidates()
+    if len(candidates):
+        _check_repeats(index, ranges, candidates, found)
     return Verdict(not found.problems, index.rows_total, found.rows, tuple(found.problems), dict(found.errors))
 
 
-def _check_repeats(index: Index, ranges: Sequence[PartRange], suspects: Words, found: _Findings) -> None:
-    """Look again at the ids that seem to be in the index more than once: now at the ids themselves."""
+def _check_repeats(index: Index, ranges: Sequence[PartRange], candidates: UInt64Array, found: _Findings) -> None:
+    """Check the candidates for repeated ids in the index by the ids themselves."""
     counts: Counter[str] = Counter()
     for part in ranges:
-        with suppress(StorageError):  # which was found before
+        with suppress(StorageError):  # reported before
             ids = index.range_ids(part)
-            counts.update(ids.filter(pa.array(are_among(ids, suspects))).to_pylist())
+            counts.update(ids.filter(pa.array(is_in(ids, candidates))).to_pylist())
     found.add("index", "images listed more than once", [name for name, count in counts.items() if count > 1])
 
 
@@ -96,7 +96,7 @@ def _check_names(layout: RunLayout, ranges: Sequence[PartRange], found: _Finding
 
 
 def _check_part(layout: RunLayout, part: PartRange, ids: pa.ChunkedArray, kept: pa.Schema, found: _Findings) -> None:
-    """Compare the rows of a part with the `ids` that the index has for it, its last columns with the `kept` ones."""
+    """Compare the rows of a part with the `ids` of the index, and its last columns with the `kept` ones."""
     rows: list[pa.Array] = []
     wrong: list[str] = []
     errors: Counter[str] = Counter()
@@ -114,13 +114,13 @@ def _check_part(layout: RunLayout, part: PartRange, ids: pa.ChunkedArray, kept: 
     names = pa.chunked_array(rows, pa.string())
     found.rows += len(names)
     found.errors.update(errors)
-    # Folded parts have the order of the index; only others need to be looked at one by one.
+    # Folded parts have the order of the index; only others are compared id by id.
     if not names.equals(ids):
-        _compare_one_by_one(part, ids.to_pylist(), names.to_pylist(), found)
+        _compare_ids(part, ids.to_pylist(), names.to_pylist(), found)
     found.add(part.name, "rows that are neither a caption nor an error", wrong)
 
 
-def _compare_one_by_one(part: PartRange, ids: Sequence[str], names: Sequence[str], found: _Findings) -> None:
+def _compare_ids(part: PartRange, ids: Sequence[str], names: Sequence[str], found: _Findings) -> None:
     rows, wanted = Counter(names), set(ids)
     found.add(part.name, "images without a row", [name for name in ids if name not in rows])
     found.add(part.name, "images with more than one row", [str(name) for name, count in rows.items() if count > 1])
@@ -128,14 +128,14 @@ def _compare_one_by_one(part: PartRange, ids: Sequence[str], names: Sequence[str
 
 
 def _check_values(batch: pa.RecordBatch, errors: Counter[str]) -> list[str]:
-    """The ids of rows that are neither a caption with its score nor an error with its class; counts the errors."""
+    """The ids of rows that are neither a caption with a score nor an error with a class; counts the errors."""
     ok = pc.equal(batch["status"], "ok")
     error = pc.equal(batch["status"], "error")
     captioned = pc.and_(
         pc.is_valid(batch["caption"]), pc.and_(pc.is_valid(batch["score"]), pc.is_null(batch["error_class"]))
     )
     failed = pc.and_(pc.is_null(batch["caption"]), pc.is_valid(batch["error_class"]))
-    sound = pc.fill_null(pc.or_(pc.and_(ok, captioned), pc.and_(error, failed)), False)
+    valid = pc.fill_null(pc.or_(pc.and_(ok, captioned), pc.and_(error, failed)), False)
     for each in pc.value_counts(batch["error_class"].filter(pc.fill_null(error, False))).to_pylist():
         errors[str(each["values"])] += each["counts"]
-    return [str(name) for name in batch["image_id"].filter(pc.invert(sound)).to_pylist()]
+    return [str(name) for name in batch["image_id"].filter(pc.invert(valid)).to_pylist()]

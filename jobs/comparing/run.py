@@ -13,8 +13,8 @@ from captioning.errors import UnfinishedError, UsageError
 from captioning.run.events import read_events
 from captioning.run.fingerprint import differences
 from captioning.run.layout import RunLayout
+from captioning.run.progress import run_progress
 from captioning.run.record import RunRecord
-from captioning.run.standing import standing
 from captioning.storage import Location, StorageSettings
 from jobs.comparing.count import CIDER_IMAGES, Counts, count
 from jobs.comparing.join import COLUMNS, join
@@ -135,7 +135,7 @@ def _open_run(output: Location, name: str, options: CompareSettings) -> Compared
         raise UsageError(
             f"There is no caption run in {output} (it has no _run/run.json). Give the OUTPUT of `caption`."
         )
-    stands = standing(layout)
+    stands = run_progress(layout)
     if not stands.finished and not options.unfinished:
         raise UnfinishedError(
             f"The run in {output} is not finished: {stands.done:,} of {stands.images:,} images have their row. Give "

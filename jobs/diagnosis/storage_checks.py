@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 from captioning.errors import CaptioningError, StorageError
-from captioning.patience import HURRIED, patience
+from captioning.retries import INTERACTIVE, retry_policy
 from captioning.run.fetch import fetch
 from captioning.run.sources import Entry, open_sources
 from captioning.storage import Location, StorageSettings
@@ -26,7 +26,7 @@ def check_input(text: str, storage: StorageSettings) -> Iterator[Finding]:
     where = credentials(text, storage)
     began = time.monotonic()
     try:
-        with patience(HURRIED):
+        with retry_policy(INTERACTIVE):
             [source] = open_sources([text], storage)
             entries: list[Entry] = []
             for entry in itertools.islice(source.entries(), _LISTED):
@@ -57,7 +57,7 @@ def check_output(text: str, storage: StorageSettings) -> Iterator[Finding]:
     where = credentials(text, storage)
     began = time.monotonic()
     try:
-        with patience(HURRIED):
+        with retry_policy(INTERACTIVE):
             root = Location.parse(text, storage)
             root.check_writable()
             if not root.is_local:

@@ -1,1 +1,1 @@
-"""One process that drives a run: checks, index, shards handed out, parts folded, rows made again, the end."""
+"""The driver of a run: checks the request, builds the index, distributes shards, folds parts, verifies the table."""

@@ -1,13 +1,13 @@
-"""One run of `caption`: check, index, caption what is pending, fold, verify, sum up.
+"""One run of `caption`: check, index, caption pending shards, fold, verify, summarise.
 
-Everything that can be wrong with the request is found before anything is written or loaded.
-Knows the order of the steps; each step is somebody else's.
+Errors in the request are found before anything is written or loaded. This module is the sequence of the steps,
+each of which is implemented elsewhere.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from captioning.config import to_dict
 from captioning.errors import InputError, RunConflictError, SettingsError, StorageError, UsageError
-from captioning.patience import HURRIED, patience
-from captioning.run.book import IndexBook
+from captioning.retries import INTERACTIVE, retry_policy
 from captioning.run.events import START
 from captioning.run.folding import Folding
 from captioning.run.growth import grow
@@ -24,9 +23,10 @@ from captioning.run.index import Index, write_segment
 from captioning.run.layout import RunLayout
 from captioning.run.record import RunRecord
 from captioning.run.redo import RedoPlan, make_plan
-from captioning.run.redo_choice import changed as changed_images
+from captioning.run.redo_selection import changed_images
 from captioning.run.selection import EVERYTHING, Selection
-from captioning.run.sources import Source, kept_schema, require_image
+from captioning.run.shard_io import IndexShardIO
+from captioning.run.sources import Source, kept_schema, no_images_error
 from captioning.run.staging import fold, pending_shards
 from captioning.run.table import schema_description
 from captioning.storage import Location, unescape_name
@@ -34,22 +34,19 @@ from jobs.caption_settings import CaptionSettings
 from jobs.driving.checks import fingerprint_parts, open_inputs, require_output
 from jobs.driving.driver import REPAIRS, RunDriver
 from jobs.driving.outcome import Outcome, listing_lines
-from jobs.driving.redo import settle, work_off_plan
+from jobs.driving.redo import rewrite_parts, run_plan
 from jobs.progress import counted
-from jobs.runners.choice import FEW_IMAGES, stays_here
+from jobs.runners.choice import MAX_LOCAL_IMAGES, runs_locally
 
-if TYPE_CHECKING:
-    pass
-
-#: Counting the images beforehand takes no longer than this.
-_LOOK_AHEAD_SECONDS = 5.0
+#: The time limit for counting the images beforehand.
+_COUNT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asked for. `decoding` holds the decoding keys that were given, `selection` the images to take.
+    """The command as given. `decoding` has the decoding keys that were set, `selection` the images to take.
 
-    `add` takes further INPUTs into a run, `refresh` captions again what changed in the archive.
+    `add` adds further INPUTs to a run, `refresh` captions changed images again.
     """
 
     inputs: tuple[str, ...]
@@ -63,15 +60,15 @@ class Request:
 
 
 def caption_archive(request: Request, progress_stream: Any = None) -> Outcome:
-    """Caption what is pending of an archive; goes on with the run in OUTPUT if there is one.
+    """Caption the pending images of an archive; resumes the run in OUTPUT if there is one.
 
-    Raises `UsageError` before anything is written, `HeldError` when another driver works in
-    OUTPUT, `UnfinishedError` or `StorageError` when the work stops, and `KeyboardInterrupt` with a
-    message when it is interrupted.
+    Raises `UsageError` before anything is written, `RunLockedError` when another driver has the lock of OUTPUT,
+    `UnfinishedError` or `StorageError` when the work stops, and `KeyboardInterrupt` with a message when it is
+    interrupted.
     """
     run = _CaptionRun(request, progress_stream)
-    with run.holding("Give the same command again to go on."):
-        return run.go()
+    with run.locked("Give the same command again to go on."):
+        return run.run()
 
 
 class _CaptionRun(RunDriver):
@@ -80,31 +77,31 @@ class _CaptionRun(RunDriver):
         layout = RunLayout(Location.parse(request.output, storage))
         super().__init__(layout, request.settings, request.model, request.decoding, progress_stream)
         self.request = request
-        with patience(HURRIED):
+        with retry_policy(INTERACTIVE):
             require_output(self.layout.root)
             before = RunRecord.read(self.layout)
             self.sources: list[Source] = self._open_inputs(request.inputs, before)
             self._add_recorded_inputs(before)
             self.kept = kept_schema(self.sources)
-            # A name that the table has taken is refused now, before a new run is begun.
+            # Refuse kept columns with the name of a table column before a run is created.
             schema_description(self.kept)
             self.info = self.inspect()
             self.record = self._check_record()
 
-    def go(self) -> Outcome:
-        self.record = self._check_record()  # another driver may have begun or ended the run before this one held it
+    def run(self) -> Outcome:
+        self.record = self._check_record()  # again: before the lock, another driver may have changed the run
         index = Index.load(self.layout)
         listed = False
         if index.segments:
             fold(self.layout, index)
-            images: int | None = self._settle_and_count(index)
+            images: int | None = self._count_pending(index)
             if not images:
                 index, listed = self._grow(index), True
-                images = self._settle_and_count(index)
+                images = self._count_pending(index)
                 if not images:
                     return self.finish()
         else:
-            images = self._look_ahead()
+            images = self._count_listed()
         with self.with_runner(images):
             if not index.segments:
                 index, listed = self._list(), True
@@ -114,16 +111,16 @@ class _CaptionRun(RunDriver):
                 self._caption(index)
         return self.finish()
 
-    # Checks, in order of cost. Nothing is written and no weights are loaded.
+    # Checks, in order of cost: nothing is written and no weights are loaded.
 
     def _open_inputs(self, inputs: Sequence[str], before: RunRecord | None) -> list[Source]:
         return open_inputs(inputs, self.settings, self.layout.root, before)
 
     def _add_recorded_inputs(self, record: RunRecord | None) -> None:
-        """With `--add`, the INPUTs of the run need not be given again."""
+        """With `--add`, open the run's own INPUTs as well, which need not be given again."""
         if not self.request.add or record is None:
             return
-        if not self.request.selection.grows:
+        if not self.request.selection.takes_new_images:
             raise UsageError("--add has no place with --limit or --sample: their images were chosen once and for all.")
         given = self._given()
         others = [unescape_name(name) for name in record.inputs if name not in given]
@@ -153,7 +150,7 @@ class _CaptionRun(RunDriver):
                 f"output.shard_size is {wanted}, but the run in {self.layout.root} has shards of "
                 f"{record.shard_size} images for good. Leave the setting out, or give another OUTPUT."
             )
-        self.begun = True
+        self.run_exists = True
         return record
 
     def _given(self) -> tuple[str, ...]:
@@ -167,34 +164,34 @@ class _CaptionRun(RunDriver):
 
     # The archive.
 
-    def _look_ahead(self) -> int | None:
-        """How many images there are to caption, where they are few and soon counted; else None.
+    def _count_listed(self) -> int | None:
+        """The number of images to caption if it is small and counted within the time limit, else None.
 
-        Raises `InputError` for an INPUT without any.
+        Raises `InputError` for an INPUT without images.
         """
-        until = time.monotonic() + _LOOK_AHEAD_SECONDS
-        limit = self.request.selection.most
-        # Where it makes no difference, one is enough.
-        most = FEW_IMAGES if stays_here(self.settings.runtime, 1) else 0
+        deadline = time.monotonic() + _COUNT_SECONDS
+        limit = self.request.selection.max_images
+        # If the number does not decide the runner, one image per INPUT is enough.
+        most = MAX_LOCAL_IMAGES if runs_locally(self.settings.runtime, 1) else 0
         count = 0
         for source in self.sources:
             try:
-                some = 0
+                found = 0
                 for _ in source.entries():
-                    some += 1
-                    if count + some > most or time.monotonic() > until:
+                    found += 1
+                    if count + found > most or time.monotonic() > deadline:
                         break
             except StorageError as error:
                 raise InputError(f"INPUT cannot be listed: {error.message}") from error
-            if not some:
-                raise require_image(source)
-            count += some
+            if not found:
+                raise no_images_error(source)
+            count += found
         if limit is not None:
             return limit if limit <= most else None
-        return count if count <= most and time.monotonic() <= until else None
+        return count if count <= most and time.monotonic() <= deadline else None
 
     def _list(self) -> Index:
-        """Index the archive; from here on there is a run in OUTPUT."""
+        """Index the archive, which creates the run in OUTPUT."""
         size = self.record.shard_size if self.record else self.settings.output.shard_size
         pending = write_segment(self.layout, self.sources, shard_size=size, selection=self.request.selection)
         settings = to_dict(self.settings) | {
@@ -212,8 +209,8 @@ class _CaptionRun(RunDriver):
             selection=self.request.selection.to_dict(),
         )
         try:
-            if self.record is not None:  # of a start that was killed before its index counted
-                self.record = self.record.widen(
+            if self.record is not None:  # of a driver that was killed before it committed its index
+                self.record = self.record.extend(
                     self.layout, inputs=record.inputs, archive=record.archive, kinds=record.kinds
                 )
             else:
@@ -221,20 +218,20 @@ class _CaptionRun(RunDriver):
         except BaseException:
             pending.discard()
             raise
-        self.begun = True
+        self.run_exists = True
         index = pending.commit()
-        pa.default_memory_pool().release_unused()  # malloc's, and with it what Python's objects had
+        pa.default_memory_pool().release_unused()  # this calls malloc_trim, which frees memory of Python's objects too
         for line in listing_lines(self.sources):
-            self.say(line)
+            self.notify(line)
         if self.request.selection:
-            self.say(f"{counted(index.rows_total, 'image')} selected by {self.request.selection}.")
-        self.note("indexed", listed=index.rows_total, shards=index.shards_total)
+            self.notify(f"{counted(index.rows_total, 'image')} selected by {self.request.selection}.")
+        self.log_event("indexed", listed=index.rows_total, shards=index.shards_total)
         return index
 
     def _grow(self, index: Index) -> Index:
-        """List the archive again, and take what is new into the index."""
+        """List the archive again, and add new images to the index."""
         assert self.record is not None, "a run that grows has a record"
-        if not (self.request.selection.grows or self.request.refresh):
+        if not (self.request.selection.takes_new_images or self.request.refresh):
             return index
         changed: list[tuple[NDArray[np.int64], pa.Table]] = []
         growth = grow(
@@ -244,43 +241,45 @@ class _CaptionRun(RunDriver):
             selection=self.request.selection,
             on_changed=(lambda rows, table: changed.append((rows, table))) if self.request.refresh else None,
             added=[given for given in self._given() if given not in self.record.inputs],
-            fresh=self.tally.shards(START),
+            just_captioned=self.tally.shards(START),
         )
         for line in [*listing_lines(self.sources, index.segments), *growth.lines(refreshing=self.request.refresh)]:
-            self.say(line)
+            self.notify(line)
         if changed:
             make_plan(self.layout, "refresh", changed_images(index, changed))
         if growth.pending is None:
             return index
-        self.record = self.record.widen(self.layout, inputs=self._given(), archive=self._archive(), kinds=self._kinds())
+        self.record = self.record.extend(
+            self.layout, inputs=self._given(), archive=self._archive(), kinds=self._kinds()
+        )
         index = growth.pending.commit()
-        self.note("grown", new=growth.new, changed=growth.changed, vanished=growth.vanished)
+        self.log_event("grown", new=growth.new, changed=growth.changed, vanished=growth.vanished)
         return index
 
     # The work.
 
-    def _settle_and_count(self, index: Index) -> int:
-        """Rewrite the parts whose rows are staged, and count what is to be captioned, for the first time or again."""
+    def _count_pending(self, index: Index) -> int:
+        """Count the images to caption, for the first time or again; first rewrites parts whose rows are staged."""
         plan = RedoPlan.load(self.layout)
-        again = plan.images if plan is not None and settle(self, plan, index) else 0
-        return again + sum(shard.rows for shard in pending_shards(self.layout, index))
+        redone = plan.images if plan is not None and rewrite_parts(self, plan, index) else 0
+        return redone + sum(shard.rows for shard in pending_shards(self.layout, index))
 
     def _caption(self, index: Index) -> None:
-        """Caption and fold until nothing is pending, then what is to be made again."""
+        """Caption and fold until nothing is pending, then caption the rows of a redo plan."""
         for _ in range(1 + REPAIRS):
             pending = pending_shards(self.layout, index)
             if not pending:
                 break
             numbers = [shard.number for shard in pending]
             with Folding(index, numbers) as folding:
-                self.work_off(
-                    IndexBook(index),
+                self.caption_shards(
+                    IndexShardIO(index),
                     numbers,
                     images=sum(shard.rows for shard in pending),
                     total=index.rows_total,
-                    finished=folding.finished,
+                    on_finished=folding.finished,
                 )
             fold(self.layout, index)
         plan = RedoPlan.load(self.layout)
         if plan is not None:
-            work_off_plan(self, plan, index)
+            run_plan(self, plan, index)

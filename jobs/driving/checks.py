@@ -1,6 +1,6 @@
-"""What is found out about a request before anything is written or loaded: INPUTs, OUTPUT, and what makes a run one.
+"""Checks of a request before anything is written or loaded: its INPUTs, its OUTPUT, and the run's fingerprint.
 
-Shared by `caption`, `retry` and `plan`, so that none of them refuses what another takes.
+Shared by `caption`, `retry` and `plan`, so that all of them accept the same.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def open_inputs(
     inputs: Sequence[str], settings: CaptionSettings, output: Location | None, before: RunRecord | None
 ) -> list[Source]:
-    """The INPUTs as sources: without what is of the run in `output`, and of the kinds that `before` has of them.
+    """Open the INPUTs as sources, without the files of the run in `output`, and with the kinds recorded in `before`.
 
     Raises `InputError`.
     """
@@ -34,10 +34,10 @@ def open_inputs(
 
 
 def require_output(root: Location) -> None:
-    """Raise `UsageError` where OUTPUT is a file, or cannot be written to."""
+    """Raise `UsageError` if OUTPUT is a file, or cannot be written to."""
     try:
         found = root.info()
-        # An object store may mark a folder by an empty object.
+        # An object store may mark a folder with an empty object.
         if found is not None and (found.size or not root.is_dir()):
             raise UsageError(f"OUTPUT {root} is a file. Give a folder, which is made if it is not there.")
         root.check_writable()
@@ -46,8 +46,8 @@ def require_output(root: Location) -> None:
 
 
 def fingerprint_parts(info: "CaptionerInfo", kept: pa.Schema) -> dict[str, Any]:
-    """What a run's fingerprint hashes: everything that decides what is in the table's rows.
+    """The values that a run's fingerprint hashes: everything that decides the table's rows.
 
-    `kept` are the columns that the table takes over from the archive.
+    `kept` are the archive's columns that the table keeps.
     """
     return {"captioner": dict(info.identity), "columns": schema_description(kept)}

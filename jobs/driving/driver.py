@@ -1,6 +1,6 @@
-"""What every driver of a run does, whichever shards it works on: one owner, progress, event log, end.
+"""The base class of drivers: locks OUTPUT, captions given shards on a runner, reports progress, and finishes the run.
 
-Knows its runner by the results, and nothing of how the shards were chosen.
+Subclasses choose the shards.
 """
 
 import json
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioning.errors import CaptioningError, HeldError, StorageError
+from captioning.errors import CaptioningError, RunLockedError, StorageError
 from captioning.redaction import without_secrets
-from captioning.run.book import ShardBook
 from captioning.run.events import START, append_event
-from captioning.run.hold import Hold
 from captioning.run.layout import RunLayout
-from captioning.run.redo import forget_leftovers
+from captioning.run.lock import RunLock
+from captioning.run.redo import delete_leftovers
+from captioning.run.shard_io import ShardIO
 from captioning.run.verify import verify
 from jobs.caption_settings import CaptionSettings
 from jobs.display import print_line
@@ -34,14 +34,14 @@ from jobs.runners.work import Runner, ShardResult, Tally, Work
 if TYPE_CHECKING:
     from captioning.captioner_info import CaptionerInfo
 
-#: How often a shard whose staged file turns out damaged is captioned again.
+#: How often shards whose staged files turn out damaged are captioned again.
 REPAIRS = 3
-#: Seconds between two events of progress.
+#: Seconds between two progress events in the event log.
 _EVENT_EVERY = 5.0
 
 
 class RunDriver:
-    """A driver at work in one OUTPUT; what it does is the subclass's. `ref` is the captioner's REF."""
+    """A driver of the run in one OUTPUT. `ref` is the captioner's REF, `stream` where progress is shown."""
 
     info: "CaptionerInfo"
     runner: Runner
@@ -56,14 +56,14 @@ class RunDriver:
         self.stream = stream
         self.started = time.monotonic()
         self.tally = Tally()
-        self.steady: float | None = None
-        #: Whether there is a run in OUTPUT, and with it an event log.
-        self.begun = False
-        self.hold: Hold | None = None
-        self._noting = threading.Lock()
+        self.steady_rate: float | None = None
+        #: Whether OUTPUT has a run, and so an event log.
+        self.run_exists = False
+        self.lock: RunLock | None = None
+        self._log_lock = threading.Lock()
 
     def inspect(self) -> "CaptionerInfo":
-        """The captioner of REF, without its weights. Raises `CheckpointError`, `SettingsError`."""
+        """The captioner of REF without its weights. Raises `CheckpointError`, `SettingsError`."""
         from captioning.captioner_info import inspect_captioner
 
         return inspect_captioner(
@@ -74,171 +74,171 @@ class RunDriver:
         )
 
     @contextmanager
-    def holding(self, again: str) -> Iterator[None]:
-        """Hold OUTPUT for as long as the work takes, and note how it ended; `again` says how to go on.
+    def locked(self, hint: str) -> Iterator[None]:
+        """Lock OUTPUT during the body, and log how it ended; `hint` tells the user how to resume.
 
-        Raises `HeldError` when another driver has it, and `KeyboardInterrupt` with a message.
+        Raises `RunLockedError` when another driver has the lock, and `KeyboardInterrupt` with a message.
         """
-        with self._leaving_nothing(), Hold(self.layout, say=self.say) as self.hold:
-            with suppress(StorageError):  # not everybody may list uploads
+        with self._removing_empty_folders(), RunLock(self.layout, notify=self.notify) as self.lock:
+            with suppress(StorageError):  # credentials may not permit listing uploads
                 self.layout.root.abort_uploads("part-")
             try:
                 yield
             except KeyboardInterrupt:
-                self.note("interrupted")
-                raise KeyboardInterrupt(f"{self._kept()} {again}") from None
-            except HeldError:
-                raise  # the event log is another driver's by now
+                self.log_event("interrupted")
+                raise KeyboardInterrupt(f"{self._kept_message()} {hint}") from None
+            except RunLockedError:
+                raise  # the event log now belongs to another driver
             except CaptioningError as error:
-                self.note("stopped", reason=str(error))
-                if isinstance(error, StorageError) and self.begun:
-                    message = f"{error.message} {self._kept()} Once this is mended: {again[:1].lower()}{again[1:]}"
+                self.log_event("stopped", reason=str(error))
+                if isinstance(error, StorageError) and self.run_exists:
+                    message = (
+                        f"{error.message} {self._kept_message()} Once this is mended: {hint[:1].lower()}{hint[1:]}"
+                    )
                     raise StorageError(error.error_class, message) from error
                 raise
 
-    def _kept(self) -> str:
-        if not self.begun:
+    def _kept_message(self) -> str:
+        if not self.run_exists:
             return "Nothing was written yet."
-        return f"{counted(self.finished(), 'image')} of this run finished and kept."
+        return f"{counted(self.tally.images, 'image')} of this run finished and kept."
 
     @contextmanager
-    def _leaving_nothing(self) -> Iterator[None]:
-        """Remove the folders of a run that never began, unless they are another driver's."""
+    def _removing_empty_folders(self) -> Iterator[None]:
+        """At the end remove the folders of a run that was never created, unless they are another driver's."""
         try:
             yield
         finally:
-            if not self.begun and self.hold is not None and self.hold.held:
+            if not self.run_exists and self.lock is not None and self.lock.is_held:
                 _remove_empty_folders(self.layout)
 
-    def finished(self) -> int:
-        """Images that this driver has finished."""
-        return self.tally.images
-
-    def note(self, kind: str, **fields: Any) -> None:
-        """Add to the event log of a run that has begun; where that cannot be written nothing stops. For any thread."""
-        if not self.begun:
+    def log_event(self, kind: str, **fields: Any) -> None:
+        """Append to the event log, if there is a run; failures are only reported. Thread-safe."""
+        if not self.run_exists:
             return
         try:
-            with self._noting:
+            with self._log_lock:
                 append_event(self.layout, kind, **fields)
         except StorageError as error:
-            self.say(f"The event {kind!r} could not be noted: {error}")
+            self.notify(f"The event {kind!r} could not be noted: {error}")
 
-    def say(self, text: str) -> None:
-        """Tell people one line."""
+    def notify(self, text: str) -> None:
+        """Show a line to the user."""
         print_line(text, self.stream)
 
     @contextmanager
     def with_runner(self, images: int | None) -> Iterator[None]:
-        """Have what captions about so many images (None: many) for as long as the body takes.
+        """Open a runner for about this many images (None: many) during the body.
 
-        Raises `SettingsError` for settings that cannot run there, and `UnfinishedError` where it cannot be had.
+        Raises `SettingsError` for settings that it does not support, and `UnfinishedError` if it is not available.
         """
         runtime = self.settings.runtime
         with open_runner(runtime, images) as self.runner:
             plan_pools(runtime, self.runner.nodes(), shards=1)
             yield
 
-    def work_off(
+    def caption_shards(
         self,
-        book: ShardBook,
+        shard_io: ShardIO,
         shards: Sequence[int],
         *,
         images: int,
         total: int,
-        finished: Callable[[int], None],
+        on_finished: Callable[[int], None],
         event: str = START,
         plan_token: str = "",
     ) -> None:
-        """Have these shards captioned by the runner, `images` of `total` images; `finished` is told each one's number.
+        """Caption these shards on the runner, `images` of `total` images; calls `on_finished` with each shard's number.
 
-        What is captioned again has another `event`, and the token of the plan that says so.
+        Shards of a redo plan have another start `event`, and the token of the plan.
 
         Raises the `CaptioningError` of a worker, `UnfinishedError` when workers die, `UsageError` when OUTPUT
-        is a folder that not all of them see, and `HeldError` when another driver has taken over.
+        is a folder that not all nodes see, and `RunLockedError` when another driver has taken over.
         """
         if self.layout.root.is_local:
             self.runner.require_shared(self.layout.run_json.local_path)
-        left = _Left(dict.fromkeys(shards), images)
+        remaining = _Remaining(dict.fromkeys(shards), images)
 
         def plan(count: int) -> Pools:
-            workers = self.runner.most_workers(count, left.images)
+            workers = self.runner.max_workers(count, remaining.images)
             return plan_pools(self.settings.runtime, self.runner.nodes(), shards=workers)
 
-        pools: Pools | None = plan(len(left.shards))
-        self.note(event, model=self.info.name, pending=images, shards=len(shards), pools=str(pools))
+        pools: Pools | None = plan(len(remaining.shards))
+        self.log_event(event, model=self.info.name, pending=images, shards=len(shards), pools=str(pools))
         with Progress(total, total - images, stream=self.stream) as progress:
             progress.print_line(
                 f"{counted(images, 'image')} in {counted(len(shards), 'shard')} with {self.info.name}: {pools}."
             )
             log = _LogWriter(self)
 
-            def took(result: ShardResult) -> None:
+            def handle(result: ShardResult) -> None:
                 self.tally.add(event + plan_token, result)
                 progress.add(result.images, result.errors, result.stages)
-                self.steady = progress.steady_rate() or self.steady
+                self.steady_rate = progress.steady_rate() or self.steady_rate
                 log.add(result)
-                self.check_hold()
-                finished(result.shard)
-                left.take(result)
+                self.check_lock()
+                on_finished(result.shard)
+                remaining.remove(result)
 
             try:
                 while pools is not None:
-                    pools = self._caption_until_grown(book, pools, left, plan, took, progress)
+                    pools = self._caption_until_grown(shard_io, pools, remaining, plan, handle, progress)
             finally:
                 log.flush()
 
     def _caption_until_grown(
         self,
-        book: ShardBook,
+        shard_io: ShardIO,
         pools: Pools,
-        left: "_Left",
+        remaining: "_Remaining",
         plan: Callable[[int], Pools],
-        took: Callable[[ShardResult], None],
+        handle: Callable[[ShardResult], None],
         progress: Progress,
     ) -> Pools | None:
-        """Caption what is `left`; returns better pools where the cluster has grown meanwhile, None at the end."""
-        replan = Replan(plan, pools, len(left.shards))
+        """Caption the remaining shards; returns larger pools if the cluster has grown meanwhile, None at the end."""
+        replan = Replan(plan, pools, len(remaining.shards))
         run = without_secrets(str(self.layout.root))
         with (
-            self.runner.observe(run, pools, progress.print_line, self.note) as observer,
-            closing(self.runner.caption_shards(self._work(book, pools), pools, list(left.shards))) as results,
+            self.runner.observe(run, pools, progress.print_line, self.log_event) as observer,
+            closing(self.runner.caption_shards(self._work(shard_io, pools), pools, list(remaining.shards))) as results,
         ):
             for result in results:
-                took(result)
+                handle(result)
                 if observer is not None:
-                    observer.finished(result, images=left.images, shards=len(left.shards), rate=self.steady)
-                better = replan.after(len(left.shards))
+                    observer.shard_finished(
+                        result, images=remaining.images, shards=len(remaining.shards), rate=self.steady_rate
+                    )
+                better = replan.after(len(remaining.shards))
                 if better is not None:
                     progress.print_line(f"The cluster has grown: going on with {better}.")
-                    self.note("pools", pools=str(better), shards=len(left.shards))
+                    self.log_event("pools", pools=str(better), shards=len(remaining.shards))
                     return better
         return None
 
-    def _work(self, book: ShardBook, pools: Pools) -> Work:
-        return make_work(book, pools, self.settings, self.info, ref=self.ref, decoding=self.decoding)
+    def _work(self, shard_io: ShardIO, pools: Pools) -> Work:
+        return make_work(shard_io, pools, self.settings, self.info, ref=self.ref, decoding=self.decoding)
 
-    def check_hold(self) -> None:
-        """Raise `HeldError` when OUTPUT is another driver's by now."""
-        if self.hold is not None:
-            self.hold.check()
+    def check_lock(self) -> None:
+        """Raise `RunLockedError` when another driver has taken over OUTPUT."""
+        if self.lock is not None:
+            self.lock.check()
 
     def finish(self) -> Outcome:
-        """Verify the table, and write what this driver did to `summary.json`."""
+        """Verify the table, and write `summary.json`."""
         verdict = verify(self.layout)
-        forget_leftovers(self.layout)
+        delete_leftovers(self.layout)
         seconds = time.monotonic() - self.started
-        summary = summarise(self.tally, verdict, seconds=seconds, steady_rate=self.steady)
-        self.check_hold()
+        summary = summarise(self.tally, verdict, seconds=seconds, steady_rate=self.steady_rate)
+        self.check_lock()
         self.layout.summary.write_text(json.dumps(summary, indent=2) + "\n", temp=self.layout.tmp_dir)
         if self.tally:
             classes = dict(sorted(verdict.errors.items()))
-            self.note("finished", ok=verdict.ok, seconds=summary["seconds"], error_classes=classes)
+            self.log_event("finished", ok=verdict.ok, seconds=summary["seconds"], error_classes=classes)
         return Outcome(summary, verdict, self.settings.errors.max_fraction)
 
 
 def absolute_ref(ref: str | None) -> str | None:
-    """A checkpoint's folder as every process on this machine finds it; any other REF as it is."""
+    """The absolute path of a checkpoint's folder; any other REF unchanged."""
     if ref is None or "://" in ref or not Path(ref).expanduser().is_dir():
         return ref
     from captioning.refs import bundled_names
@@ -247,7 +247,7 @@ def absolute_ref(ref: str | None) -> str | None:
 
 
 def _remove_empty_folders(layout: RunLayout) -> None:
-    """Leave nothing of a run that never began: folders only, and only those that are empty."""
+    """Remove the folders of a run that was never created, if they are empty."""
     if not layout.root.is_local:
         return
     for folder in (layout.index_dir, layout.tmp_dir, layout.run_dir, layout.root):
@@ -258,21 +258,20 @@ def _remove_empty_folders(layout: RunLayout) -> None:
 
 
 @dataclass
-class _Left:
-    """What a stretch of work has still to do."""
+class _Remaining:
+    """The shards, by number and in order, and the number of images that are not done yet."""
 
     shards: dict[int, None]
-    """Their numbers, in order."""
     images: int
 
-    def take(self, result: ShardResult) -> None:
-        """This one is done."""
+    def remove(self, result: ShardResult) -> None:
+        """Remove a finished shard."""
         self.shards.pop(result.shard, None)
         self.images -= result.images
 
 
 class _LogWriter:
-    """Adds finished shards to the events, a few seconds' worth at a time."""
+    """Logs finished shards, summed over a few seconds per event."""
 
     def __init__(self, run: RunDriver) -> None:
         self._run = run
@@ -292,7 +291,7 @@ class _LogWriter:
         if self._counts:
             classes = {"error_classes": dict(self._classes)} if self._classes else {}
             stages = {name: round(seconds, 3) for name, seconds in self._stages.items()}
-            self._run.note("shards", **self._counts, **classes, stages=stages)
+            self._run.log_event("shards", **self._counts, **classes, stages=stages)
         self._counts.clear()
         self._classes.clear()
         self._stages.clear()

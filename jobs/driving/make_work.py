@@ -1,8 +1,8 @@
-"""What the workers of a run need to know, from its settings and its plan: for `caption`, `retry` and `plan` alike."""
+"""Assembles the `Work` that is sent to workers, from settings and pools: for `caption`, `retry` and `plan`."""
 
 from typing import TYPE_CHECKING, Any
 
-from captioning.run.book import ShardBook
+from captioning.run.shard_io import ShardIO
 from jobs.caption_settings import CaptionSettings
 from jobs.runners.pools import Pools
 from jobs.runners.work import Work
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def make_work(
-    book: ShardBook,
+    shard_io: ShardIO,
     pools: Pools,
     settings: CaptionSettings,
     info: "CaptionerInfo",
@@ -21,7 +21,7 @@ def make_work(
     ref: str | None,
     decoding: dict[str, Any],
 ) -> Work:
-    """The work of these pools on shards of `book`, by the captioner of REF; `decoding` is what was given of it."""
+    """The work of these pools on shards of `shard_io`; `decoding` has the decoding keys that the user set."""
     runtime = settings.runtime
     load = LoadCaptioner(
         ref=ref,
@@ -36,7 +36,7 @@ def make_work(
         gpu_share=pools.gpus_per_actor,
     )
     return Work(
-        book,
+        shard_io,
         info.preprocess,
         settings.storage,
         load,

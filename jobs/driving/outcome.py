@@ -1,4 +1,4 @@
-"""How a run of `caption` ended, in figures and in words. Knows nothing of how it went."""
+"""The outcome of a run: `summary.json`, the lines for the user, and the error for an unsuccessful run."""
 
 import json
 from collections import Counter
@@ -17,7 +17,7 @@ from jobs.runners.work import STAGES, Tally
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """The outcome of a run."""
 
     summary: dict[str, Any]
     verdict: Verdict
@@ -36,7 +36,7 @@ class Outcome:
 
 
 def summarise(tally: Tally, verdict: Verdict, *, seconds: float, steady_rate: float | None) -> dict[str, Any]:
-    """What `summary.json` says of a run that finished what is tallied in `seconds`; counts are images."""
+    """The content of `summary.json` for a run that took `seconds`; counts are images."""
     classes, done = tally.error_classes, tally.images
     return {
         "inputs": verdict.inputs,
@@ -52,7 +52,7 @@ def summarise(tally: Tally, verdict: Verdict, *, seconds: float, steady_rate: fl
 
 
 def read_summary(layout: RunLayout) -> dict[str, Any]:
-    """`summary.json`; empty when there is none, or none that can be read."""
+    """The content of `summary.json`; empty if it does not exist or cannot be read."""
     try:
         values = json.loads(layout.summary.read_bytes())
     except (StorageError, ValueError):
@@ -61,7 +61,7 @@ def read_summary(layout: RunLayout) -> dict[str, Any]:
 
 
 def final_lines(outcome: Outcome, output: str) -> list[str]:
-    """What a person is told at the end, a line each."""
+    """Lines to show to the user at the end of `caption`."""
     summary, verdict = outcome.summary, outcome.verdict
     done = summary["captioned"] + summary["errors"]
     if not done and verdict.ok:
@@ -80,7 +80,7 @@ def final_lines(outcome: Outcome, output: str) -> list[str]:
 
 
 def retry_lines(outcome: Outcome, output: str, classes: Sequence[str]) -> list[str]:
-    """What a person is told at the end of `retry`, a line each."""
+    """Lines to show to the user at the end of `retry`."""
     summary, verdict = outcome.summary, outcome.verdict
     captioned, again = summary["captioned"], summary["errors"]
     if not captioned + again:
@@ -95,11 +95,11 @@ def retry_lines(outcome: Outcome, output: str, classes: Sequence[str]) -> list[s
     return lines + error_lines(verdict)
 
 
-def require_success(outcome: Outcome, output: str, again: str) -> None:
-    """Raise `UnfinishedError` when rows are missing (`again` says how to go on), or when too many images failed."""
+def require_success(outcome: Outcome, output: str, hint: str) -> None:
+    """Raise `UnfinishedError` if rows are missing (`hint` says how to go on), or if too many images failed."""
     if not outcome.verdict.ok:
         problems = "\n  ".join(outcome.verdict.problems)
-        raise UnfinishedError(f"The table in {output} is not complete:\n  {problems}\n{again}")
+        raise UnfinishedError(f"The table in {output} is not complete:\n  {problems}\n{hint}")
     if outcome.too_many_errors:
         raise UnfinishedError(
             f"More images failed than errors.max_fraction={outcome.max_error_fraction:g} allows. Their rows are "
@@ -108,7 +108,7 @@ def require_success(outcome: Outcome, output: str, again: str) -> None:
 
 
 def error_lines(verdict: Verdict) -> list[str]:
-    """How many of the table's images failed, and why; nothing when none did."""
+    """A line with the number of error rows by class; none if no image failed."""
     if not verdict.errors:
         return []
     classes = ", ".join(f"{count:,} {name}" for name, count in sorted(verdict.errors.items()))
@@ -117,7 +117,7 @@ def error_lines(verdict: Verdict) -> list[str]:
 
 
 def listing_lines(sources: Sequence[Source], before: Sequence[Segment] = ()) -> list[str]:
-    """What was passed over while listing, and what is odd about the archive; only what is new since `before`."""
+    """Lines about skipped files and other findings of a listing; only those that are new since `before`."""
     skipped: Counter[str] = Counter()
     lines = []
     known = {note for segment in before for note in segment.notes}

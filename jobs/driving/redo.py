@@ -1,22 +1,21 @@
-"""Rows made again: the shards of a redo plan captioned, and every part rewritten as soon as it can be.
+"""Works off a redo plan: captions its shards, and rewrites each part as soon as its shards are done.
 
-Serves `retry` and `caption --refresh changed`. Knows the order of the steps; what is made again
-is the plan's, how is the pipeline's.
+Used by `retry` and `caption --refresh changed`.
 """
 
 from captioning.errors import UnfinishedError
 from captioning.run.index import Index
 from captioning.run.layout import PartRange
-from captioning.run.redo import RedoBook, RedoPlan
+from captioning.run.redo import RedoPlan, RedoShardIO
 from jobs.driving.driver import REPAIRS, RunDriver
 
 
-def settle(driver: RunDriver, plan: RedoPlan, index: Index) -> dict[PartRange, set[int]]:
-    """Rewrite the parts whose rows are all staged; the shards of the others that are still to be done."""
+def rewrite_parts(driver: RunDriver, plan: RedoPlan, index: Index) -> dict[PartRange, set[int]]:
+    """Rewrite the parts whose rows are all staged; returns the shards of the others that are not."""
     left: dict[PartRange, set[int]] = {}
     for part in plan.parts():
-        driver.check_hold()
-        missing = plan.settle(index, part)
+        driver.check_lock()
+        missing = plan.rewrite_part(index, part)
         if missing:
             left[part] = set(missing)
     if not left:
@@ -24,33 +23,36 @@ def settle(driver: RunDriver, plan: RedoPlan, index: Index) -> dict[PartRange, s
     return left
 
 
-def work_off_plan(driver: RunDriver, plan: RedoPlan, index: Index) -> None:
-    """Caption what the plan still asks for, and rewrite its parts until none is left."""
+def run_plan(driver: RunDriver, plan: RedoPlan, index: Index) -> None:
+    """Caption the remaining images of the plan, and rewrite its parts until none is left."""
     for _ in range(1 + REPAIRS):
-        left = settle(driver, plan, index)
+        left = rewrite_parts(driver, plan, index)
         if not left:
             return
         images = 0
         part_of: dict[int, PartRange] = {}
         for part, numbers in left.items():
-            images += sum(number in numbers for number in plan.chosen(part)["shard"].to_pylist())
+            images += sum(number in numbers for number in plan.selected(part)["shard"].to_pylist())
             part_of.update(dict.fromkeys(numbers, part))
 
-        def finished(shard: int, left: dict[PartRange, set[int]] = left, of: dict[int, PartRange] = part_of) -> None:
-            left[of[shard]].discard(shard)
-            if not left[of[shard]]:
-                plan.settle(index, of[shard])
+        def on_finished(
+            shard: int, left: dict[PartRange, set[int]] = left, part_of: dict[int, PartRange] = part_of
+        ) -> None:
+            part = part_of[shard]
+            left[part].discard(shard)
+            if not left[part]:
+                plan.rewrite_part(index, part)
 
-        driver.work_off(
-            RedoBook(plan, index),
+        driver.caption_shards(
+            RedoShardIO(plan, index),
             sorted(part_of),
             images=images,
             total=plan.images,
-            finished=finished,
+            on_finished=on_finished,
             event=plan.kind,
             plan_token=plan.token,
         )
-    if settle(driver, plan, index):
+    if rewrite_parts(driver, plan, index):
         raise UnfinishedError(
             f"Rows that were made again could not be kept in {driver.layout.retry_dir}: their files were damaged each "
             "time. Check the disk, then give the same command again."

@@ -1,6 +1,6 @@
-"""One run of `retry`: the failed rows of a table chosen, captioned again, and put in their place.
+"""One run of `retry`: selects the failed rows of a table, captions them again, and replaces them.
 
-Knows the order of the steps; the bookkeeping is `captioning.run.redo`.
+The bookkeeping is in `captioning.run.redo`.
 """
 
 from dataclasses import dataclass
@@ -16,25 +16,25 @@ from captioning.run.index import Index
 from captioning.run.layout import RunLayout
 from captioning.run.record import RunRecord
 from captioning.run.redo import RedoPlan, make_plan
-from captioning.run.redo_choice import failed
+from captioning.run.redo_selection import failed_images
 from captioning.run.staging import fold
 from captioning.storage import Location, StorageSettings
 from jobs.caption_settings import CaptionSettings
 from jobs.driving.checks import fingerprint_parts
 from jobs.driving.driver import RunDriver
 from jobs.driving.outcome import Outcome
-from jobs.driving.redo import settle, work_off_plan
+from jobs.driving.redo import rewrite_parts, run_plan
 from jobs.verb_settings import read_config
 
-#: Settings that decide what a caption says, or how the table is cut: they are the run's.
+#: Settings that decide captions or the division into shards, and so cannot be changed.
 _FIXED = ("decoding", "output")
-#: What `run.json` keeps beside the settings.
-_BESIDE = ("model", "preprocess")
+#: Keys of the settings in `run.json` that are not `CaptionSettings`.
+_NOT_SETTINGS = ("model", "preprocess")
 
 
 @dataclass(frozen=True)
 class RetryRequest:
-    """What a person asked for; `classes` are the error classes, () for all."""
+    """The command as given; `classes` are the error classes, () for all."""
 
     output: str
     classes: tuple[str, ...] = ()
@@ -49,8 +49,8 @@ def retry_rows(request: RetryRequest, progress_stream: Any = None) -> Outcome:
     Raises as `caption_archive` does.
     """
     run = _begin(request, progress_stream)
-    with run.holding("Give the same command again to go on."):
-        return run.go()
+    with run.locked("Give the same command again to go on."):
+        return run.run()
 
 
 def _begin(request: RetryRequest, stream: Any) -> "_RetryRun":
@@ -67,7 +67,7 @@ def _begin(request: RetryRequest, stream: Any) -> "_RetryRun":
     record = RunRecord.read(layout)
     if record is None:
         raise InputError(f"There is no run in {layout.root} (it has no _run/run.json). Give a run's OUTPUT.")
-    recorded = {key: value for key, value in record.settings.items() if key not in _BESIDE}
+    recorded = {key: value for key, value in record.settings.items() if key not in _NOT_SETTINGS}
     settings = build(CaptionSettings, deep_merge(recorded, given), where=f"{where} and {layout.run_json}")
     layout = RunLayout(Location.parse(request.output, settings.storage))
     ref = request.model if request.model is not None else record.settings.get("model")
@@ -88,30 +88,30 @@ class _RetryRun(RunDriver):
         self.classes = classes
         self.info = self.inspect()
         record.check_captioner(layout, fingerprint_parts(self.info, Index.load(layout).kept_schema))
-        self.begun = True
+        self.run_exists = True
 
-    def go(self) -> Outcome:
+    def run(self) -> Outcome:
         index = Index.load(self.layout)
         fold(self.layout, index)
         plan = RedoPlan.load(self.layout)
-        made = pa.array([], pa.string())
+        retried = pa.array([], pa.string())
         if plan is not None:
-            made = pa.array([name for part in plan.parts() for name in plan.chosen(part)["image_id"].to_pylist()])
+            retried = pa.array([name for part in plan.parts() for name in plan.selected(part)["image_id"].to_pylist()])
             what = "retry" if plan.kind == "retry" else "refresh (caption --refresh changed)"
-            self.say(f"Going on with a {what} that was not finished.")
-            self._work_off(plan, index)
+            self.notify(f"Going on with a {what} that was not finished.")
+            self._run_plan(plan, index)
         if plan is None or (plan.kind, plan.classes) != ("retry", self.classes):
-            # What failed again just now would fail once more.
-            chosen = (
-                (part, rows.filter(pc.invert(pc.is_in(rows["image_id"], made))))
-                for part, rows in failed(self.layout, index, self.classes, self.settings.storage)
+            # Rows that have just failed again are not retried once more.
+            selected = (
+                (part, rows.filter(pc.invert(pc.is_in(rows["image_id"], retried))))
+                for part, rows in failed_images(self.layout, index, self.classes, self.settings.storage)
             )
-            plan = make_plan(self.layout, "retry", chosen, classes=self.classes)
+            plan = make_plan(self.layout, "retry", selected, classes=self.classes)
             if plan is not None:
-                self._work_off(plan, index)
+                self._run_plan(plan, index)
         return self.finish()
 
-    def _work_off(self, plan: RedoPlan, index: Index) -> None:
-        if settle(self, plan, index):
+    def _run_plan(self, plan: RedoPlan, index: Index) -> None:
+        if rewrite_parts(self, plan, index):
             with self.with_runner(plan.images):
-                work_off_plan(self, plan, index)
+                run_plan(self, plan, index)

@@ -1,4 +1,4 @@
-"""How a run reached its images, for verbs that read them again. Knows `run.json` and nothing else."""
+"""The storage settings of a run from its `run.json`, for verbs that read its images again."""
 
 from collections.abc import Mapping
 
@@ -10,12 +10,12 @@ from captioning.storage import StorageSettings
 
 
 def storage_of_run(layout: RunLayout) -> StorageSettings:
-    """The storage settings of the run in `layout`; the default ones where there is none."""
+    """The storage settings of the run in `layout`; the defaults if there is none."""
     return recorded_storage(RunRecord.read(layout))
 
 
 def recorded_storage(record: RunRecord | None) -> StorageSettings:
-    """The storage settings that a record has."""
+    """The storage settings in a record."""
     values = record.settings.get("storage") if record is not None else None
     try:
         return build(StorageSettings, values) if isinstance(values, Mapping) else StorageSettings()

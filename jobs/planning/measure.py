@@ -107,7 +107,7 @@ def try_batch_sizes(
 
 def _run_trial(work: Work, sizes: Sequence[int]) -> BatchSizeTrial:
     captioner = work.load()
-    decode = DecodeShard(work.book, work.preprocess, work.storage, work.fetch, work.decode)
+    decode = DecodeShard(work.shard_io, work.preprocess, work.storage, work.fetch, work.decode)
     decoded = decode(pa.table({"shard": pa.array([0], pa.int64())}))
     pixels = pixels_of(decoded)
     began = time.monotonic()

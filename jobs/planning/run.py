@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from captioning.captioner_info import CaptionerInfo, inspect_captioner
-from captioning.run.book import IndexBook
 from captioning.run.index import choose_shard_size
 from captioning.run.layout import RunLayout
+from captioning.run.progress import RunProgress, run_progress
 from captioning.run.record import RunRecord
+from captioning.run.shard_io import IndexShardIO
 from captioning.run.sources import Source, kept_schema
-from captioning.run.standing import Standing, standing
 from captioning.storage import Location
 from jobs.caption_settings import CaptionSettings
 from jobs.driving.checks import fingerprint_parts, open_inputs, require_output
@@ -33,7 +33,7 @@ from jobs.planning.forecast import (
 from jobs.planning.measure import BatchSizeTrial, SampleRun, run_sample, try_batch_sizes
 from jobs.planning.sample import SampleIndex, Survey, survey_archive
 from jobs.progress import counted
-from jobs.runners.choice import open_runner, stays_here
+from jobs.runners.choice import open_runner, runs_locally
 from jobs.runners.pools import Pools, plan_pools
 from jobs.runners.work import Work
 
@@ -108,7 +108,7 @@ def make_plan(request: PlanRequest, notify: Callable[[str], None]) -> Plan:
     run_exists: _ExistingRun | None = None
     if layout is not None and record is not None:
         _check_record(record, layout, sources, info)
-        run_exists = _ExistingRun(record, standing(layout))
+        run_exists = _ExistingRun(record, run_progress(layout))
     notify("Listing the archive.")
     listing = time.monotonic()
     archive = survey_archive(sources, request.sample or MOST_SAMPLED)
@@ -121,13 +121,13 @@ def make_plan(request: PlanRequest, notify: Callable[[str], None]) -> Plan:
     with redirect_stdout(io.StringIO()), open_runner(settings.runtime, todo) as runner:
         nodes = runner.nodes()
         wanted = settings.output.shard_size or choose_shard_size(archive.images)
-        workers = runner.most_workers(-(-todo // wanted), todo)
+        workers = runner.max_workers(-(-todo // wanted), todo)
         pools = plan_pools(settings.runtime, nodes, shards=workers)
         size = sample_shard_size(wanted, pools.batch_size, sample=len(archive.sample), workers=pools.actors)
 
         def work(index: SampleIndex) -> Work:
             ref = absolute_ref(request.model)
-            return make_work(IndexBook(index), pools, settings, info, ref=ref, decoding=request.decoding)
+            return make_work(IndexShardIO(index), pools, settings, info, ref=ref, decoding=request.decoding)
 
         limit = "" if request.sample else f", for about {_STEADY_SECONDS:.0f} s at full speed"
         notify(f"{counted(archive.images, 'image')}; captioning a sample{limit}: {info.name}, {pools}.")
@@ -149,7 +149,7 @@ def make_plan(request: PlanRequest, notify: Callable[[str], None]) -> Plan:
         nodes=len(nodes),
         actors=pools.actors,
         # Without Ray every captioner has its own decoder.
-        decode_tasks=None if stays_here(settings.runtime, todo) else pools.decode_tasks,
+        decode_tasks=None if runs_locally(settings.runtime, todo) else pools.decode_tasks,
         batch_size=pools.batch_size,
     )
     rate = steady_rate(run.completions, min(pools.actors, len(run.completions)), drained=run.drained)
@@ -158,7 +158,7 @@ def make_plan(request: PlanRequest, notify: Callable[[str], None]) -> Plan:
         survey=archive,
         listing_seconds=listing_seconds,
         pending=pending,
-        run_exists=run_exists is not None and run_exists.standing.images > 0,
+        run_exists=run_exists is not None and run_exists.progress.images > 0,
         model=info.name,
         pools=pools,
         resources=resources,
@@ -175,12 +175,12 @@ class _ExistingRun:
     """The run that is in OUTPUT already."""
 
     record: RunRecord
-    standing: Standing
+    progress: RunProgress
 
     def pending(self, archive: Survey) -> int:
         """Images without a row: those of its index, and new ones of the archive, if the run takes them."""
-        new = 0 if self.record.selection else max(0, archive.images - self.standing.images)
-        return self.standing.pending + new
+        new = 0 if self.record.selection else max(0, archive.images - self.progress.images)
+        return self.progress.pending + new
 
 
 def _open(request: PlanRequest) -> tuple[list[Source], RunLayout | None, RunRecord | None]:

@@ -119,7 +119,7 @@ class SampleIndex(Index):
         )
         return cls(layout, (segment,), tuple(entries))
 
-    def require_here(self) -> None:
+    def require_reachable(self) -> None:
         """Does nothing: this index is not on disk."""
 
     def rows(self, shard: Shard) -> list[Entry]:

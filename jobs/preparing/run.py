@@ -117,7 +117,7 @@ def _check_output(target: Location) -> None:
             raise UsageError(f"-o {target} is a file. Give a folder or a URI to write shards below.")
         target.check_writable()
     except StorageError as error:
-        if error.passing:
+        if error.transient:
             raise
         raise UsageError(f"Shards cannot be written to {target}: {error}") from error
 
@@ -146,7 +146,7 @@ def _read(file: str, option: str, options: PrepareSettings) -> bytes:
     try:
         return Location.parse(file, options.storage).read_bytes()
     except StorageError as error:
-        if error.passing:
+        if error.transient:
             raise
         raise InputError(f"{option} {file} cannot be read: {error} Give the dataset's file.") from error
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from captioning.run.events import AGAIN, FIRST_TIME
+from captioning.run.events import CAPTION_EVENTS, REDO_EVENTS
 
 #: A gap longer than this, and than this multiple of the median gap, is a pause.
 _PAUSE_SECONDS, _PAUSE_FACTOR = 120.0, 30.0
@@ -95,7 +95,7 @@ def _log_entry(event: Mapping[str, Any]) -> _LogEntry | None:
         at = datetime.fromisoformat(event["time"]).timestamp()
     except (KeyError, TypeError, ValueError):
         return None
-    if event.get("event") in FIRST_TIME + AGAIN:
+    if event.get("event") in CAPTION_EVENTS + REDO_EVENTS:
         return _LogEntry(at, None, {})
     images, stages = event.get("images"), event.get("stages")
     if not isinstance(images, int) or images <= 0:

@@ -1,1 +1,1 @@
-"""Who captions a run's shards: Ray Data with pools that fit the cluster, or processes of this machine."""
+"""Runners, which caption a run's shards: on Ray Data with pools that fit the cluster, or in local processes."""

@@ -1,7 +1,4 @@
-"""Where a run's shards are captioned: on Ray, or in processes of this machine where Ray is not worth its start.
-
-Knows when which; how is `ray_runner`'s and `local`'s.
-"""
+"""Chooses the runner of a run: Ray, or local processes where starting Ray is not worth it."""
 
 import os
 import sys
@@ -16,18 +13,18 @@ from jobs.runners.local import LocalRunner
 from jobs.runners.ray_runner import RayRunner
 from jobs.runners.work import Runner
 
-#: Up to so many images the start of a Ray and what it takes beside the captioners (6% of two cores) are noticed.
-FEW_IMAGES = 50_000
+#: Up to this many images the start of Ray and its own load (6% of two cores) are noticeable.
+MAX_LOCAL_IMAGES = 50_000
 
 
 @contextmanager
 def open_runner(runtime: RuntimeSettings, images: int | None) -> Iterator[Runner]:
-    """A runner for about so many images (None: many), for as long as the body takes.
+    """Open a runner for about this many images (None: many) during the body.
 
-    Raises `SettingsError` where the settings name one that cannot do what they ask for, and
-    `UnfinishedError` where no Ray can be had.
+    Raises `SettingsError` if the runner that is set does not support the other settings, and `UnfinishedError` if
+    Ray is not available.
     """
-    if stays_here(runtime, images):
+    if runs_locally(runtime, images):
         with LocalRunner() as local:
             yield local
     else:
@@ -35,8 +32,8 @@ def open_runner(runtime: RuntimeSettings, images: int | None) -> Iterator[Runner
             yield RayRunner(runtime.max_actors)
 
 
-def stays_here(runtime: RuntimeSettings, images: int | None) -> bool:
-    """Whether so many images (None: many) are captioned without Ray. Raises `SettingsError`."""
+def runs_locally(runtime: RuntimeSettings, images: int | None) -> bool:
+    """Whether this many images (None: many) are captioned without Ray. Raises `SettingsError`."""
     on_gpu = runtime.device == "cuda" or runtime.gpus_per_actor not in ("auto", 0)
     if runtime.runner == "local" and on_gpu:
         raise SettingsError(
@@ -45,7 +42,7 @@ def stays_here(runtime: RuntimeSettings, images: int | None) -> bool:
         )
     if runtime.runner != "auto":
         return runtime.runner == "local"
-    if images is None or images > FEW_IMAGES or on_gpu or runtime.decode_tasks != "auto":
+    if images is None or images > MAX_LOCAL_IMAGES or on_gpu or runtime.decode_tasks != "auto":
         return False
     if os.environ.get("RAY_ADDRESS") or _has_ray():
         return False
@@ -53,6 +50,6 @@ def stays_here(runtime: RuntimeSettings, images: int | None) -> bool:
 
 
 def _has_ray() -> bool:
-    """Whether this process is connected to a Ray already; without importing it."""
+    """Whether this process is connected to Ray already; does not import it."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())

@@ -1,7 +1,7 @@
-"""A runner without Ray: workers are processes of this machine, as many as it has cores.
+"""A runner without Ray: worker processes on this machine, up to one per core.
 
-For small jobs, which take less time than a Ray needs to start. The shards, the code that captions
-them and the table are those of `pipeline`; so are the answers to workers that die.
+For small jobs, which take less time than Ray needs to start. Shards, captioning code and table are the same as in
+`pipeline`, and so is the handling of workers that die.
 """
 
 import json
@@ -21,19 +21,19 @@ from typing import Any
 from captioning.errors import UnfinishedError
 from jobs.cores import usable_cores
 from jobs.runners.pools import Node, Pools
-from jobs.runners.work import Observer, ShardResult, Work, error_of
+from jobs.runners.work import Observer, ShardResult, Work, error_from_json
 from jobs.workers.child_process import ChildDiedError, ChildHungError, ChildProcess
 
-#: Images that make another worker worth its start.
-_IMAGES_A_WORKER = 64
-#: A worker's own watchdogs tell what hangs; this bounds a shard that nothing else does. Seconds.
+#: The images for which starting another worker is worthwhile.
+_IMAGES_PER_WORKER = 64
+#: The time limit of a shard in seconds: a last resort, for workers have watchdogs of their own.
 _SHARD_SECONDS = 1e6
-#: Workers that died one after another with no shard finished in between. `attempts` is stricter where it can tell.
-_MOST_DEATHS = 30
+#: The most consecutive deaths of workers without a finished shard. (`attempts` has stricter limits per shard.)
+_MAX_DEATHS = 30
 
 
 class LocalRunner:
-    """Workers on this machine, which end with the `with` block. The first one starts at once."""
+    """Workers on this machine, ended by the context manager. The first one is started at once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -41,47 +41,47 @@ class LocalRunner:
         self._spare: ChildProcess | None = None
 
     def __enter__(self) -> "LocalRunner":
-        self._spare = self._make()
+        self._spare = self._start_worker()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
-        """End all workers, whatever they are at."""
+        """Kill all workers."""
         with self._lock:
             workers, self._workers, self._spare = self._workers, set(), None
         for worker in workers:
             worker.kill()
 
     def nodes(self) -> list[Node]:
-        """This machine. Its GPUs are left to Ray."""
+        """This machine, without its GPUs, which only the Ray runner uses."""
         return [Node(cpus=len(usable_cores()))]
 
-    def most_workers(self, shards: int, images: int) -> int:
-        """A second worker costs the import of PyTorch once more."""
-        return min(shards, -(-images // _IMAGES_A_WORKER))
+    def max_workers(self, shards: int, images: int) -> int:
+        """A worker per 64 images: each one imports PyTorch."""
+        return min(shards, -(-images // _IMAGES_PER_WORKER))
 
     def require_shared(self, file: Path) -> None:
-        """There is one machine."""
+        """Does nothing: there is only one machine."""
 
     def observe(
         self,
         run: str,  # noqa: ARG002
         pools: Pools,  # noqa: ARG002
-        say: Callable[[str], None],  # noqa: ARG002
-        note: Callable[..., None],  # noqa: ARG002
+        notify: Callable[[str], None],  # noqa: ARG002
+        log_event: Callable[..., None],  # noqa: ARG002
     ) -> AbstractContextManager[Observer | None]:
-        """Nobody looks on: workers that hang are ended, and there is no dashboard."""
+        """No observer: hanging workers end themselves, and there is no dashboard."""
         return nullcontext()
 
     def caption_shards(self, work: Work, pools: Pools, shards: Sequence[int]) -> Generator[ShardResult, None, None]:
         """See `Runner`."""
-        crew = _Crew(self, work, pools, shards)
+        workers = _WorkerPool(self, work, pools, shards)
         try:
-            yield from crew.results()
+            yield from workers.results()
         finally:
-            crew.end()
+            workers.close()
             self.close()
 
     def call(self, function: Callable[..., Any], *arguments: Any, pools: Pools) -> Any:  # noqa: ARG002
@@ -89,93 +89,93 @@ class LocalRunner:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
             return executor.submit(function, *arguments).result()
 
-    def take(self) -> ChildProcess:
-        """A worker that has not been told its work."""
+    def acquire(self) -> ChildProcess:
+        """A worker that has not received its work yet."""
         with self._lock:
             spare, self._spare = self._spare, None
-        return spare or self._make()
+        return spare or self._start_worker()
 
-    def _make(self) -> ChildProcess:
+    def _start_worker(self) -> ChildProcess:
         worker = ChildProcess("jobs.runners.shard_worker")
         with self._lock:
             self._workers.add(worker)
         return worker
 
-    def forget(self, worker: ChildProcess) -> None:
-        """It is no more."""
+    def discard(self, worker: ChildProcess) -> None:
+        """Remove a worker that has died."""
         with self._lock:
             self._workers.discard(worker)
 
 
-class _Crew:
-    """The workers of one execution, each with a thread here that gives it shards."""
+class _WorkerPool:
+    """The workers of one execution, each served by a thread of this process."""
 
     def __init__(self, runner: LocalRunner, work: Work, pools: Pools, shards: Sequence[int]) -> None:
         self._runner = runner
         self._start = [pickle.dumps((work, pools.batch_size, secrets.token_hex(8)))]
-        self._todo = deque(shards)
+        self._pending = deque(shards)
         self._count = len(shards)
-        self._found: queue.SimpleQueue[ShardResult | BaseException] = queue.SimpleQueue()
-        self._ended = threading.Event()
+        self._results: queue.SimpleQueue[ShardResult | BaseException] = queue.SimpleQueue()
+        self._closed = threading.Event()
         self._deaths = 0
-        self._threads = [threading.Thread(target=self._drive, daemon=True) for _ in range(pools.actors)]
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(pools.actors)]
 
     def results(self) -> Iterator[ShardResult]:
-        """Every shard's result, as it is finished."""
+        """Yield every shard's result as it is finished."""
         for thread in self._threads:
             thread.start()
         for _ in range(self._count):
-            found = self._found.get()
-            if isinstance(found, BaseException):
-                raise found
-            yield found
+            result = self._results.get()
+            if isinstance(result, BaseException):
+                raise result
+            yield result
 
-    def end(self) -> None:
-        """Give out no more shards."""
-        self._ended.set()
-        self._todo.clear()
+    def close(self) -> None:
+        """Distribute no more shards."""
+        self._closed.set()
+        self._pending.clear()
 
-    def _drive(self) -> None:
+    def _run(self) -> None:
         try:
-            self._work_off()
+            self._caption_shards()
         except BaseException as error:
-            if not self._ended.is_set():
-                self._found.put(error)
+            if not self._closed.is_set():
+                self._results.put(error)
 
-    def _work_off(self) -> None:
+    def _caption_shards(self) -> None:
         worker: ChildProcess | None = None
-        at = self._take()
-        following = self._take()
-        while at is not None:
+        shard = self._next_shard()
+        following = self._next_shard()
+        while shard is not None:
             try:
                 if worker is None:
-                    worker = self._runner.take()
+                    worker = self._runner.acquire()
                     worker.begin(self._start)
-                [answer] = worker.ask([json.dumps([at, following]).encode()], seconds=_SHARD_SECONDS)
+                [answer] = worker.request([json.dumps([shard, following]).encode()], seconds=_SHARD_SECONDS)
             except (ChildDiedError, ChildHungError) as error:
                 if worker is not None:
-                    self._runner.forget(worker)
+                    self._runner.discard(worker)
                     worker = None
                 self._count_death(error)
                 continue
             row: dict[str, Any] = json.loads(answer)
-            error_found = error_of(row)
-            if error_found is not None:
-                raise error_found
+            failure = error_from_json(row)
+            if failure is not None:
+                raise failure
             self._deaths = 0
-            self._found.put(ShardResult.from_row(row))
-            at, following = following, self._take()
+            self._results.put(ShardResult.from_row(row))
+            shard, following = following, self._next_shard()
 
-    def _take(self) -> int | None:
+    def _next_shard(self) -> int | None:
         with suppress(IndexError):
-            return self._todo.popleft()
+            return self._pending.popleft()
         return None
 
     def _count_death(self, error: Exception) -> None:
-        if self._ended.is_set():
+        if self._closed.is_set():
             raise error
         self._deaths += 1
-        if self._deaths >= _MOST_DEATHS:
+        if self._deaths >= _MAX_DEATHS:
             raise UnfinishedError(
                 f"Worker processes were lost {self._deaths} times over: {error}. Finished shards are kept; give the "
                 "same command again to go on. If memory ran out, a smaller runtime.actors or runtime.batch_size helps."

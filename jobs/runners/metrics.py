@@ -1,12 +1,11 @@
-"""What dashboards read of a run: counts and gauges that Ray exports to Prometheus from every node.
+"""Metrics of a run: counters and gauges that Ray exports to Prometheus.
 
-Ray puts `ray_` before the names, and `_total` after those of counters. Knows results of shards,
-not how they came about.
+Ray prefixes the names with `ray_` and appends `_total` to those of counters.
 """
 
 from jobs.runners.work import ShardResult
 
-#: Names as they are given to Ray, with what they tell; each carries the tag `run`.
+#: Names as given to Ray, with their descriptions; each metric has the tag `run`.
 COUNTERS = {
     "captioning_images": "Images that have their row, captioned or with an error.",
     "captioning_errors": "Images that have an error row, by `error_class`.",
@@ -23,7 +22,7 @@ _TAGS = {"captioning_errors": ("error_class",), "captioning_stage_seconds": ("st
 
 
 class RunMetrics:
-    """The metrics of one run, told by its driver. Needs a connected Ray."""
+    """The metrics of one run, set by its driver. Needs a connection to Ray."""
 
     def __init__(self, run: str) -> None:
         """`run` is the OUTPUT, without secrets."""
@@ -36,7 +35,7 @@ class RunMetrics:
         self._gauges = {name: Gauge(name, text, tag_keys=("run",)) for name, text in GAUGES.items()}
 
     def add(self, result: ShardResult) -> None:
-        """A shard was finished."""
+        """Count a finished shard."""
         self._count("captioning_images", result.images)
         self._count("captioning_shards", 1)
         for error_class, count in result.error_classes.items():
@@ -44,15 +43,15 @@ class RunMetrics:
         for stage, seconds in result.stages.items():
             self._count("captioning_stage_seconds", seconds, stage=stage)
 
-    def stand(self, *, images: int, shards: int, captioners: int, rate: float | None) -> None:
-        """So much is left, and so fast it goes (images/s; None where that is not known yet)."""
+    def set_remaining(self, *, images: int, shards: int, captioners: int, rate: float | None) -> None:
+        """Set the remaining images and shards, the captioners, and the rate (images/s; None if unknown yet)."""
         self._gauge("captioning_pending_images", images)
         self._gauge("captioning_pending_shards", shards)
         self._gauge("captioning_captioners", captioners)
         self._gauge("captioning_images_per_second", rate or 0.0)
 
     def _count(self, name: str, value: float, **tags: str) -> None:
-        if value > 0:  # a counter takes nothing else
+        if value > 0:  # Ray's counters refuse zero
             self._counters[name].inc(value, tags=self._tags | tags)
 
     def _gauge(self, name: str, value: float) -> None:

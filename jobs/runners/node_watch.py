@@ -1,7 +1,6 @@
-"""Notices machines that join a cluster, and those that it loses, while a run goes on.
+"""Detects nodes that join or leave the cluster during a run, for messages and events.
 
-Knows names and a clock's beat; nothing of Ray. What is done about it is others' part: Ray runs what was
-lost elsewhere, and `replan` looks whether more machines are worth starting over for.
+Ray itself runs lost work elsewhere, and `replan` decides whether new nodes are worth restarting the pools for.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,12 +8,12 @@ from typing import Self
 
 from jobs.watch import Watch
 
-#: Seconds between two looks: as often as a cluster notices by itself.
+#: Seconds between two checks, which is about how fast Ray itself detects a change.
 _EVERY = 5.0
 
 
 class NodeWatch(Watch):
-    """Looks at the machines now and then."""
+    """Checks the live nodes at intervals."""
 
     def __init__(
         self,
@@ -23,7 +22,7 @@ class NodeWatch(Watch):
         *,
         every: float = _EVERY,
     ) -> None:
-        """`nodes` are the live ones, ids and names; `changed` is told `node_joined` or `node_lost`, and a name."""
+        """`nodes` returns the names of live nodes by id; `changed` gets `node_joined` or `node_lost`, and a name."""
         super().__init__("nodes", every)
         self._nodes, self._changed = nodes, changed
         self._known: dict[str, str] = {}
@@ -33,10 +32,10 @@ class NodeWatch(Watch):
         return super().__enter__()
 
     def look(self) -> None:
-        """Tell what has changed since the last look."""
+        """Report what has changed since the last check."""
         try:
             now, before = dict(self._nodes()), self._known
-        except Exception:  # the head cannot be asked, which the run itself finds out
+        except Exception:  # the head node does not answer, which the run itself will notice
             return
         self._known = now
         for node in before.keys() - now.keys():

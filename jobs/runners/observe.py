@@ -1,7 +1,6 @@
-"""What goes on beside a run on Ray: metrics, machines that come, go or are asked for, and why nothing moves.
+"""The observer of a run on Ray: exports metrics, reports changes of nodes and stalls, and requests nodes.
 
-Knows Ray's view of the nodes; what is said about it is `stall`'s and `node_watch`'s, what is counted `metrics`'s, and
-what is asked for `growth`'s.
+Connects `metrics`, `node_watch`, `stall` and `autoscaling` with Ray.
 """
 
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-from jobs.runners.growth import Growth
+from jobs.runners.autoscaling import CapacityRequests
 from jobs.runners.metrics import RunMetrics
 from jobs.runners.node_watch import NodeWatch
 from jobs.runners.pools import Pools
@@ -24,14 +23,14 @@ class RayObserver:
         self,
         run: str,
         pools: Pools,
-        say: Callable[[str], None],
-        note: Callable[..., None],
+        notify: Callable[[str], None],
+        log_event: Callable[..., None],
         max_actors: int | None = None,
     ) -> None:
-        self._growth = Growth(pools, max_actors, _Placeholders(pools))
+        self._capacity = CapacityRequests(pools, max_actors, _Placeholders(pools))
         self._metrics = RunMetrics(run)
         self._pools = pools
-        self._say, self._note = say, note
+        self._notify, self._log_event = notify, log_event
         self._stall = StallWatch(lambda: explain(pools, node_loads()), self._stalled)
         self._nodes = NodeWatch(_live_nodes, self._changed)
         self._watches = ExitStack()
@@ -46,31 +45,31 @@ class RayObserver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._growth.let_go()
+        self._capacity.cancel()
         self._watches.__exit__(kind, error, trace)
 
-    def finished(self, result: ShardResult, *, images: int, shards: int, rate: float | None) -> None:
+    def shard_finished(self, result: ShardResult, *, images: int, shards: int, rate: float | None) -> None:
         """See `Observer`."""
         self._stall.progress()
         self._metrics.add(result)
-        self._metrics.stand(images=images, shards=shards, captioners=self._pools.actors, rate=rate)
-        more = self._growth.look(images / rate) if rate else 0
+        self._metrics.set_remaining(images=images, shards=shards, captioners=self._pools.actors, rate=rate)
+        more = self._capacity.update(images / rate) if rate else 0
         if more:
-            self._say(f"The cluster is asked for room for {more} more captioner{'s' if more > 1 else ''}.")
-            self._note("asked", captioners=more)
+            self._notify(f"The cluster is asked for room for {more} more captioner{'s' if more > 1 else ''}.")
+            self._log_event("asked", captioners=more)
 
     def _stalled(self, text: str) -> None:
-        self._say(text)
-        self._note("stalled", reason=text)
+        self._notify(text)
+        self._log_event("stalled", reason=text)
 
     def _changed(self, event: str, node: str) -> None:
         lost = event == "node_lost"
-        self._say(f"The node {node} is lost; its shards run elsewhere." if lost else f"The node {node} has joined.")
-        self._note(event, node=node)
+        self._notify(f"The node {node} is lost; its shards run elsewhere." if lost else f"The node {node} has joined.")
+        self._log_event(event, node=node)
 
 
 class _Placeholders:
-    """Tasks that ask for what a captioner asks for, and do nothing. See `growth.Waiting`."""
+    """See `autoscaling.Placeholders`."""
 
     def __init__(self, pools: Pools) -> None:
         self._pools = pools
@@ -82,24 +81,24 @@ class _Placeholders:
         task = ray.remote(num_cpus=self._pools.cpus_per_actor, num_gpus=self._pools.gpus_per_actor)(_nothing)
         self._tasks += [task.remote() for _ in range(count)]
 
-    def left(self) -> int:
-        return len(self._waiting())
+    def pending(self) -> int:
+        return len(self._pending())
 
     def cancel(self) -> None:
         import ray
 
-        for task in self._waiting():
+        for task in self._pending():
             ray.cancel(task)
         self._tasks.clear()
 
-    def _waiting(self) -> list[Any]:
+    def _pending(self) -> list[Any]:
         import ray
 
         return ray.wait(self._tasks, num_returns=len(self._tasks), timeout=0)[1] if self._tasks else []
 
 
 def _nothing() -> None:
-    """What a placeholder does once it has its place."""
+    """The body of a placeholder task."""
 
 
 def _live_nodes() -> dict[str, str]:
@@ -109,7 +108,7 @@ def _live_nodes() -> dict[str, str]:
 
 
 def node_loads() -> list[NodeLoad]:
-    """The cluster's machines, with what is free of each as Ray last heard."""
+    """The cluster's nodes, with the free resources of each as of Ray's last update."""
     import ray
     from ray._private.state import available_resources_per_node
 

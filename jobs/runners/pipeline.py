@@ -2,8 +2,8 @@
 
     shard numbers ─▶ decode (CPU tasks) ─▶ caption and write (actor pool) ─▶ counts to the driver
 
-One block is one shard all the way. No image, pixel or caption comes to the driver. What an image does
-to the process that handles it stays below this: `decode_process` and `isolate`.
+Each block is one shard. No image, pixel or caption comes to the driver. Images that crash or hang the process that
+handles them are dealt with below this level, in `decode_process` and `isolate`.
 """
 
 import logging
@@ -25,15 +25,15 @@ from jobs.workers.decode_shard import DecodeShard
 if TYPE_CHECKING:
     from ray.data import DataContext
 
-#: Shards in one execution of the pipeline: Ray Data's books of one take some 10 KB in the driver.
+#: Shards per execution of the pipeline: Ray Data's state of each takes some 10 KB in the driver.
 WINDOW = 4096
-#: But at least so many for each captioner. Between two executions the captioners are loaded anew: what that costs
-#: must be little beside what a captioner does in between, half a million images.
-WINDOW_AN_ACTOR = 1024
+#: The least shards per captioner and execution. Each execution loads the captioners again, which must cost little
+#: compared with their work in between, half a million images.
+WINDOW_PER_ACTOR = 1024
 
 
 def cluster_nodes() -> list[Node]:
-    """The machines of the Ray that this process is connected to."""
+    """The nodes of the Ray cluster that this process is connected to."""
     import ray
 
     return [
@@ -44,16 +44,16 @@ def cluster_nodes() -> list[Node]:
 
 
 def caption_shards(work: Work, pools: Pools, shards: Sequence[int]) -> Generator[ShardResult, None, None]:
-    """Caption the shards of these numbers, in windows; yields each as it is finished, in no order.
+    """Caption the shards with these numbers, in windows; yields each as it is finished, in no order.
 
-    Raises the `CaptioningError` of a worker as such, and `UnfinishedError` for workers that died.
+    Raises the `CaptioningError` of a worker unchanged, and `UnfinishedError` for workers that died.
     """
     from ray.data import DataContext
     from ray.data.exceptions import ExecutionTimeoutError
     from ray.exceptions import RayError, RayTaskError
 
     attempts = Attempts(secrets.token_hex(8))
-    size = max(WINDOW, WINDOW_AN_ACTOR * pools.actors)
+    size = max(WINDOW, WINDOW_PER_ACTOR * pools.actors)
     windows = _Windows([shards[start : start + size] for start in range(0, len(shards), size)])
     if not is_verbose():
         _quiet_console()
@@ -71,8 +71,8 @@ def caption_shards(work: Work, pools: Pools, shards: Sequence[int]) -> Generator
                 raise known from error
             if isinstance(error, ExecutionTimeoutError):
                 raise UnfinishedError(
-                    f"Nothing moved for {work.stall_s:g} s (runtime.stall_s): {_who_asks(pools)} Finished shards are "
-                    "kept; give the same command again when the cluster has room for that."
+                    f"Nothing moved for {work.stall_s:g} s (runtime.stall_s): {_explain_stall(pools)} "
+                    "Finished shards are kept; give the same command again when the cluster has room for that."
                 ) from error
             if isinstance(error, RayTaskError) or not isinstance(error, RayError):
                 raise  # a bug, and its traceback
@@ -84,7 +84,7 @@ def caption_shards(work: Work, pools: Pools, shards: Sequence[int]) -> Generator
 
 
 class _Windows:
-    """Each window's shard numbers as blocks, which are made while the window before is worked on."""
+    """Datasets of each window's shard numbers, created while the window before is in progress."""
 
     def __init__(self, windows: Sequence[Sequence[int]]) -> None:
         self._left = iter(windows)
@@ -92,7 +92,7 @@ class _Windows:
         self._next: Future[Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
-        """A dataset for each window, a block for each of its shards."""
+        """A dataset for each window, with a block for each of its shards."""
         try:
             while self.prepare_next() and self._next is not None:
                 dataset, self._next = self._next.result(), None
@@ -101,7 +101,7 @@ class _Windows:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     def prepare_next(self) -> bool:
-        """Begin with the next window, unless that was done; whether there is one."""
+        """Start to create the next window's dataset, if not done already; whether there is one."""
         if self._next is None:
             shards = next(self._left, None)
             self._next = None if shards is None else self._thread.submit(self._make, shards)
@@ -111,8 +111,8 @@ class _Windows:
     def _make(shards: Sequence[int]) -> Any:
         import ray.data
 
-        # Unlike `from_arrow` this starts no task for every block: 0.7 ms each, not 3. The context is the process's,
-        # which is not to be changed here.
+        # Unlike `from_arrow` this starts no task for every block: 0.7 ms each instead of 3. This thread has the
+        # process's default context, which must not be changed.
         rows = [{"shard": number} for number in shards]
         return ray.data.from_items(rows, override_num_blocks=len(rows))
 
@@ -127,7 +127,7 @@ def _make_context(stall_s: float) -> "DataContext":
     context.enable_auto_log_stats = False
     context.log_internal_stack_trace = False
     context.max_errored_blocks = 0
-    context.raise_original_map_exception = True  # else its class is lost on the way here
+    context.raise_original_map_exception = True  # otherwise its class would be lost
     context.execution_no_progress_timeout_s = stall_s or -1
     return context
 
@@ -137,24 +137,24 @@ def _caption(work: Work, pools: Pools, dataset: Any, attempts: Attempts) -> Iter
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     dataset = dataset.map_batches(
-        DecodeShard(work.book, work.preprocess, work.storage, work.fetch, work.decode),
+        DecodeShard(work.shard_io, work.preprocess, work.storage, work.fetch, work.decode),
         batch_size=None,
         batch_format="pyarrow",
         compute=TaskPoolStrategy(size=pools.decode_tasks),
         num_cpus=pools.cpus_per_decode,
         max_retries=work.max_retries,
     )
-    # `map_batches` itself refuses whole blocks where GPUs are asked for, to have people think of a batch size. Here a
-    # block is a shard, and the captioner cuts it into micro-batches itself.
+    # The public `map_batches` refuses whole blocks with GPUs, so that users choose a batch size. Here a block is a
+    # shard, which the captioner splits into micro-batches itself.
     dataset = dataset.map_batches_internal(
         CaptionShard,
-        fn_constructor_args=(work.load, work.book, pools.batch_size, attempts, work.hang_s),
+        fn_constructor_args=(work.load, work.shard_io, pools.batch_size, attempts, work.hang_s),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=pools.actors, max_tasks_in_flight_per_actor=2),
         num_cpus=pools.cpus_per_actor,
         num_gpus=pools.gpus_per_actor or None,
-        max_restarts=-1,  # `attempts` bounds them, by the piece of work
+        max_restarts=-1,  # `attempts` limits them per shard
         max_task_retries=-1,
     )
     for row in dataset.iter_rows():
@@ -162,14 +162,14 @@ def _caption(work: Work, pools: Pools, dataset: Any, attempts: Attempts) -> Iter
 
 
 def _quiet_console() -> None:
-    """Ray Data's log goes to its file alone: progress and errors are told here, in fewer words."""
+    """Send Ray Data's log to its file only: the driver shows progress and errors itself."""
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.CRITICAL + 1)
 
 
-def _who_asks(pools: Pools) -> str:
-    """What stall tells, of the cluster as it is."""
+def _explain_stall(pools: Pools) -> str:
+    """Why the run makes no progress, by the cluster's current state."""
     from jobs.runners.observe import node_loads
     from jobs.runners.stall import explain
 
@@ -177,6 +177,6 @@ def _who_asks(pools: Pools) -> str:
 
 
 def _first_lines(error: Exception) -> str:
-    """The beginning of a long message, on one line."""
+    """The beginning of a message, on one line."""
     text = " ".join(str(error).split())
     return text if len(text) <= 300 else text[:299] + "…"

@@ -1,11 +1,10 @@
-"""How many captioner processes and decoding tasks run, and what each asks of the cluster.
+"""Plans the pools of a run: how many captioners and decoding tasks, and the resources that each requests.
 
-Knows the nodes' CPUs and GPUs and the settings, and nothing of Ray: it plans, others start.
+Input are the settings and the CPUs and GPUs of the nodes; the runners start the pools.
 
-A plan cannot hang, whatever node is lost. Wherever Ray puts the captioners, and however many of
-them wait for a place, a node is left on which a decoding task fits. Decoding asks for another amount
-than a captioner does, so that Ray Data does not fuse the two into one. What is asked for is only
-bookkeeping: the cores are shared by the operating system.
+A plan cannot deadlock, whichever node is lost: wherever Ray places the captioners, and however many of them are
+pending, a decoding task fits on some node. Decoding requests another amount than a captioner, so that Ray Data
+does not fuse the two. The requests are bookkeeping only: the operating system shares out the cores.
 """
 
 from collections.abc import Sequence
@@ -15,19 +14,19 @@ from math import ceil, floor
 from captioning.errors import SettingsError
 from jobs.caption_settings import RuntimeSettings
 
-#: Images that go through the model together unless given: on a CPU words take a tenth less than in batches of 32.
+#: Default batch sizes. On a CPU, decoding takes a tenth less time per image than in batches of 32.
 CPU_BATCH, GPU_BATCH = 64, 128
 
-_CPUS_AN_ACTOR = 0.5
-_CPUS_A_DECODE = 0.25
-#: What captioners and decoding ask for where nodes differ much: the first that suit.
-_LARGER_SHARES = tuple(hundredths / 100 for hundredths in range(51, 96))
-_SMALLER_DECODES = (0.25, 0.2, 0.1, 0.05, 0.02)
+_CPUS_PER_ACTOR = 0.5
+_CPUS_PER_DECODE = 0.25
+#: Candidate CPU requests of captioners and decoding tasks for very unequal nodes: the first that suit are taken.
+_LARGER_ACTOR_REQUESTS = tuple(hundredths / 100 for hundredths in range(51, 96))
+_SMALLER_DECODE_REQUESTS = (0.25, 0.2, 0.1, 0.05, 0.02)
 
 
 @dataclass(frozen=True)
 class Node:
-    """What one machine of the cluster has."""
+    """The resources of one machine of the cluster."""
 
     cpus: float
     gpus: float = 0.0
@@ -40,7 +39,7 @@ class Pools:
     actors: int
     cpus_per_actor: float
     gpus_per_actor: float
-    #: Threads of each captioner's model.
+    #: PyTorch threads per captioner.
     threads: int
     decode_tasks: int
     cpus_per_decode: float
@@ -53,25 +52,25 @@ class Pools:
 
 
 def plan_pools(runtime: RuntimeSettings, nodes: Sequence[Node], *, shards: int) -> Pools:
-    """A plan for `shards` shards of work on these nodes. Raises `SettingsError` for what cannot run."""
+    """The plan for `shards` shards on these nodes. Raises `SettingsError` for settings that cannot be satisfied."""
     cpus = sum(node.cpus for node in nodes)
     if cpus <= 0:
         raise SettingsError("The Ray cluster has no CPUs at all; at least one node with a CPU is needed.")
-    share = _gpu_share(runtime, nodes)
+    share = _gpus_per_actor(runtime, nodes)
     if runtime.cuda_graphs and share == 0:
         raise SettingsError("runtime.cuda_graphs is for GPUs, and captioners would run on CPUs here: leave it out.")
     cores = max(1, floor(cpus))
-    room = sum(_places(node, share) for node in nodes) if share > 0 else cores
+    slots = sum(_gpu_slots(node, share) for node in nodes) if share > 0 else cores
     if runtime.actors == "auto":
-        actors = max(1, min(room, shards))
+        actors = max(1, min(slots, shards))
     else:
         actors = runtime.actors
-        if share > 0 and actors > room:
+        if share > 0 and actors > slots:
             raise SettingsError(
-                f"runtime.actors is {actors} and each takes {share:g} GPU, but the cluster has room for {room}. "
+                f"runtime.actors is {actors} and each takes {share:g} GPU, but the cluster has room for {slots}. "
                 "Ask for fewer actors, or a smaller runtime.gpus_per_actor."
             )
-    cpus_per_actor, cpus_per_decode = _requests(nodes, share, actors)
+    cpus_per_actor, cpus_per_decode = _cpu_requests(nodes, share, actors)
     device = "cuda" if share > 0 else "cpu"
     return Pools(
         actors=actors,
@@ -85,7 +84,7 @@ def plan_pools(runtime: RuntimeSettings, nodes: Sequence[Node], *, shards: int) 
     )
 
 
-def _gpu_share(runtime: RuntimeSettings, nodes: Sequence[Node]) -> float:
+def _gpus_per_actor(runtime: RuntimeSettings, nodes: Sequence[Node]) -> float:
     gpus = sum(node.gpus for node in nodes if node.cpus > 0)
     if runtime.device == "cpu" or runtime.gpus_per_actor == 0:
         return 0.0
@@ -94,7 +93,7 @@ def _gpu_share(runtime: RuntimeSettings, nodes: Sequence[Node]) -> float:
     wanted = runtime.device == "cuda" or runtime.gpus_per_actor != "auto"
     if not wanted and gpus == 0:
         return 0.0
-    if not any(_places(node, share) for node in nodes):
+    if not any(_gpu_slots(node, share) for node in nodes):
         raise SettingsError(
             f"Each captioner is to take {share:g} GPU, but Ray sees {gpus:g} GPUs here and none of the nodes has "
             "enough. Leave runtime.device and runtime.gpus_per_actor out to caption on CPUs."
@@ -102,8 +101,8 @@ def _gpu_share(runtime: RuntimeSettings, nodes: Sequence[Node]) -> float:
     return share
 
 
-def _places(node: Node, share: float) -> int:
-    """Captioners on GPUs that fit on a node. A share below one GPU never spans two; without a CPU nothing runs."""
+def _gpu_slots(node: Node, share: float) -> int:
+    """The captioners on GPUs that fit on a node. A fraction never spans two GPUs; a node without CPUs runs none."""
     if node.cpus <= 0:
         return 0
     if share >= 1:
@@ -111,31 +110,31 @@ def _places(node: Node, share: float) -> int:
     return floor(node.gpus) * floor(1 / share + 1e-9) + floor(node.gpus % 1 / share + 1e-9)
 
 
-def _requests(nodes: Sequence[Node], share: float, actors: int) -> tuple[float, float]:
-    """CPUs that a captioner, and that a decoding task asks for."""
+def _cpu_requests(nodes: Sequence[Node], share: float, actors: int) -> tuple[float, float]:
+    """The CPUs that a captioner requests, and those of a decoding task."""
     nodes = [node for node in nodes if node.cpus > 0]
     if share > 0:
-        # Half of every node with GPUs is left, however many of its captioners run.
-        places = [(node.cpus, min(actors, _places(node, share))) for node in nodes]
-        captioner = min(_CPUS_AN_ACTOR, *(cpus / 2 / count for cpus, count in places if count))
+        # Half of the CPUs of every node with GPUs stay free, however many captioners run on it.
+        node_slots = [(node.cpus, min(actors, _gpu_slots(node, share))) for node in nodes]
+        captioner = min(_CPUS_PER_ACTOR, *(cpus / 2 / count for cpus, count in node_slots if count))
     else:
-        # All of them ask for half of what the loss of the largest node leaves. So there is always a node on which
-        # they have half at most, wherever they are put.
+        # Together they request half of the CPUs that remain after the loss of the largest node. So there is always a
+        # node on which they request at most half, wherever they are placed.
         total = sum(node.cpus for node in nodes)
         spare = total - max(node.cpus for node in nodes) if len(nodes) > 1 else total
-        captioner = _fitting(nodes, min(_CPUS_AN_ACTOR, spare / 2 / actors), actors)
-        if not _is_fair(nodes, captioner, actors):
-            found = _requests_of_unequal(nodes, actors)
+        captioner = _largest_fitting(nodes, min(_CPUS_PER_ACTOR, spare / 2 / actors), actors)
+        if not _is_balanced(nodes, captioner, actors):
+            found = _cpu_requests_of_unequal(nodes, actors)
             if found is not None:
                 return found
     captioner = _round_down(captioner)
-    # The smallest node must be able to run a decoding task beside its captioners.
-    decode = _round_down(min(_CPUS_A_DECODE, min(node.cpus for node in nodes) / 4))
+    # The smallest node must have room for a decoding task beside its captioners.
+    decode = _round_down(min(_CPUS_PER_DECODE, min(node.cpus for node in nodes) / 4))
     return captioner, decode if decode != captioner else _round_down(decode * 0.8)
 
 
-def _fitting(nodes: Sequence[Node], cpus: float, actors: int) -> float:
-    """The most CPUs, `cpus` at most, that each of the captioners can have somewhere."""
+def _largest_fitting(nodes: Sequence[Node], cpus: float, actors: int) -> float:
+    """The largest request, at most `cpus`, with which all captioners can be placed."""
 
     def fits(each: float) -> bool:
         return sum(floor(node.cpus / each + 1e-9) for node in nodes) >= actors
@@ -146,26 +145,26 @@ def _fitting(nodes: Sequence[Node], cpus: float, actors: int) -> float:
     return next(part for part in sorted(parts, reverse=True) if part < cpus and fits(part))
 
 
-def _is_fair(nodes: Sequence[Node], cpus: float, actors: int) -> bool:
-    """Whether no node is given more than two captioners a core: Ray gives all nodes as many, while there is room."""
+def _is_balanced(nodes: Sequence[Node], cpus: float, actors: int) -> bool:
+    """Whether no node gets more than two captioners per core: Ray gives each node the same number while they fit."""
     each = ceil(actors / len(nodes))
     return all(min(each, floor(node.cpus / cpus + 1e-9)) <= 2 * max(1, node.cpus) for node in nodes)
 
 
-def _requests_of_unequal(nodes: Sequence[Node], actors: int) -> tuple[float, float] | None:
-    """Requests with which a node is given two captioners a core at most, and still has room for decoding.
+def _cpu_requests_of_unequal(nodes: Sequence[Node], actors: int) -> tuple[float, float] | None:
+    """Requests with which each node gets at most two captioners per core, and two nodes have room for decoding.
 
-    At least two nodes must keep that room, and all captioners find a place; None where no requests do this.
+    All captioners must be placed as well; None if no requests satisfy this.
     """
-    for captioner in _LARGER_SHARES:
+    for captioner in _LARGER_ACTOR_REQUESTS:
         most = [min(actors, floor(node.cpus / captioner + 1e-9)) for node in nodes]
         left = sorted(node.cpus - count * captioner for node, count in zip(nodes, most, strict=True))
-        for decode in _SMALLER_DECODES:
+        for decode in _SMALLER_DECODE_REQUESTS:
             if sum(most) >= actors and left[-2] >= decode:
                 return captioner, decode
     return None
 
 
 def _round_down(cpus: float) -> float:
-    """Ray counts CPUs in ten-thousandths; below that a request would be nothing."""
+    """Round down to ten-thousandths of a CPU, Ray's unit, but not to zero."""
     return max(0.0001, floor(cpus * 10_000) / 10_000)

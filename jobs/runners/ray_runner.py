@@ -1,4 +1,4 @@
-"""A run's shards captioned on the Ray that this process is connected to. The work itself is `pipeline`'s."""
+"""The runner on Ray: captions shards on the cluster that this process is connected to, with `pipeline`."""
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
@@ -11,32 +11,32 @@ from jobs.runners.work import Observer, ShardResult, Work
 
 
 class RayRunner:
-    """The Ray that this process is connected to; asked to grow for `max_actors` captioners."""
+    """Runs on the connected Ray cluster, which is asked to scale up to `max_actors` captioners."""
 
     def __init__(self, max_actors: int | None = None) -> None:
         self._max_actors = max_actors
 
     def nodes(self) -> list[Node]:
-        """Its machines."""
+        """The cluster's nodes."""
         return cluster_nodes()
 
-    def most_workers(self, shards: int, images: int) -> int:  # noqa: ARG002
-        """Any shard can keep a captioner busy."""
+    def max_workers(self, shards: int, images: int) -> int:  # noqa: ARG002
+        """One per shard at most."""
         return shards
 
     def require_shared(self, file: Path) -> None:
-        """Ask every node."""
+        """Check every node."""
         from jobs.runners.shared import require_shared
 
         require_shared(file)
 
     def observe(
-        self, run: str, pools: Pools, say: Callable[[str], None], note: Callable[..., None]
+        self, run: str, pools: Pools, notify: Callable[[str], None], log_event: Callable[..., None]
     ) -> AbstractContextManager[Observer | None]:
-        """Ray's metrics, machines that are asked for, and a line when one comes or goes, or nothing moves."""
+        """Export metrics, request nodes, and report when nodes join or leave, or the run stalls."""
         from jobs.runners.observe import RayObserver
 
-        return RayObserver(run, pools, say, note, self._max_actors)
+        return RayObserver(run, pools, notify, log_event, self._max_actors)
 
     def caption_shards(self, work: Work, pools: Pools, shards: Sequence[int]) -> Generator[ShardResult, None, None]:
         """See `Runner`."""

@@ -1,8 +1,7 @@
-"""A worker on this machine: `python -m jobs.runners.shard_worker`, started by `runners.local`.
+"""A local worker process: `python -m jobs.runners.shard_worker`, started by `runners.local`.
 
-Does what Ray Data's tasks and actors do, by the same code: a shard's images fetched and decoded,
-captioned, staged. While one shard is captioned the next is decoded. It may die: what it was at is
-begun again by another.
+Runs the same code as Ray Data's tasks and actors: fetches, decodes, captions and stages shards. While one shard is
+captioned the next is decoded. If it dies, another worker starts its shard again.
 """
 
 import json
@@ -17,7 +16,7 @@ import pyarrow as pa
 
 from captioning.errors import CaptioningError
 from jobs.lean_arrow import lean_arrow
-from jobs.runners.work import Work, describe_error
+from jobs.runners.work import Work, error_to_json
 from jobs.workers.attempts import Attempts
 from jobs.workers.caption_shard import CaptionShard
 from jobs.workers.child_process import Requests
@@ -25,15 +24,15 @@ from jobs.workers.decode_shard import DecodeShard
 
 
 def main() -> int:
-    """Answer shards until the parent is gone."""
+    """Process shards until the parent closes the pipe."""
     requests = Requests()
     lean_arrow()
-    # What a captioner is made of takes seconds to import: the parent is still looking at the archive.
+    # Importing PyTorch takes seconds, during which the parent is still listing the archive.
     threading.Thread(target=_import_ahead, daemon=True).start()
     start = requests.next()
     if start is None:
         return 0
-    # From the parent's own memory; nothing of the archive or the checkpoint is in it.
+    # Safe to unpickle: from the parent process, without content of the archive or the checkpoint.
     work, batch_size, token = pickle.loads(start[0])
     requests.answer()
     worker = _Worker(work, batch_size, Attempts(token))
@@ -44,34 +43,34 @@ def main() -> int:
 
 
 class _Worker:
-    """One captioner, in a thread of its own beside the one that decodes."""
+    """A captioner in a thread of its own, beside the main thread, which decodes."""
 
     def __init__(self, work: Work, batch_size: int, attempts: Attempts) -> None:
-        self._decode = DecodeShard(work.book, work.preprocess, work.storage, work.fetch, work.decode)
-        # A thread may die with its work: only the main one can have its children end with it, so that one decodes.
+        self._decode = DecodeShard(work.shard_io, work.preprocess, work.storage, work.fetch, work.decode)
+        # Child processes die with the thread that started them, so the main thread decodes (see `ChildProcess`).
         self._thread = ThreadPoolExecutor(1)
-        self._captioner = self._thread.submit(CaptionShard, work.load, work.book, batch_size, attempts, work.hang_s)
+        self._captioner = self._thread.submit(CaptionShard, work.load, work.shard_io, batch_size, attempts, work.hang_s)
         self._ahead: tuple[int, pa.Table | Exception] | None = None
 
     def caption(self, number: int, following: int | None) -> dict[str, Any]:
-        """The `SHARD_RESULT` row of a shard, or its error; `following` is the shard that is decoded meanwhile."""
+        """The `SHARD_RESULT` row of a shard, or its error; meanwhile decodes the shard `following`."""
         if self._ahead is not None and self._ahead[0] == number:
             decoded = self._ahead[1]
         else:
             decoded = self._decoded(number)
         self._ahead = None
         if isinstance(decoded, Exception):
-            return describe_error(decoded)
+            return error_to_json(decoded)
         working = self._thread.submit(self._caption, decoded)
         if following is not None:
             self._ahead = following, self._decoded(following)
         try:
             return working.result()
         except CaptioningError as error:
-            return describe_error(error)
+            return error_to_json(error)
         except Exception as error:
             traceback.print_exc()
-            return describe_error(error)
+            return error_to_json(error)
 
     def _decoded(self, number: int) -> pa.Table | Exception:
         try:

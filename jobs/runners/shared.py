@@ -1,54 +1,51 @@
-"""Whether all nodes of a cluster see a file of this machine: a run that writes to a local folder cannot do without.
-
-Knows Ray's nodes and a path; nothing of what is kept there.
-"""
+"""Checks that all nodes of a cluster see a file of this machine, which a run in a local OUTPUT depends on."""
 
 from pathlib import Path
 from typing import Any
 
 from captioning.errors import UsageError
 
-#: Seconds that nodes are given to answer; one that does not is taken for one that will.
-_PATIENCE = 60.0
-_NAMED = 3
+#: Seconds for the nodes to answer; one that does not is assumed to see the file.
+_TIMEOUT = 60.0
+_MAX_NAMED = 3
 
 
 def require_shared(file: Path) -> None:
-    """See that every node which works has `file`, which is there on this one. Raises `UsageError`, naming some."""
-    without = _nodes_without(file)
+    """Raise `UsageError`, naming some nodes, unless every node with CPUs sees `file`, which exists on this one."""
+    without = _nodes_missing(file)
     if without:
-        more = f" and {len(without) - _NAMED} more nodes" if len(without) > _NAMED else ""
+        more = f" and {len(without) - _MAX_NAMED} more nodes" if len(without) > _MAX_NAMED else ""
         raise UsageError(
-            f"{file} is not there on {', '.join(without[:_NAMED])}{more}: what captioners write there would be lost. "
-            "Give an OUTPUT that all nodes reach: a URI (s3://…), or a folder of a file system that they share."
+            f"{file} is not there on {', '.join(without[:_MAX_NAMED])}{more}: what captioners write there would be "
+            "lost. Give an OUTPUT that all nodes reach: a URI (s3://…), or a folder of a file system that they share."
         )
 
 
-def _nodes_without(file: Path) -> list[str]:
-    """Addresses of the nodes with CPUs, beside this one, on which `file` is not there."""
+def _nodes_missing(file: Path) -> list[str]:
+    """Addresses of the other nodes with CPUs that do not see `file`."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = ray.get_runtime_context().get_node_id()
     asked: dict[Any, str] = {}
-    task = ray.remote(num_cpus=0, max_retries=0)(_is_there)
+    task = ray.remote(num_cpus=0, max_retries=0)(_exists)
     for node in ray.nodes():
         if node["Alive"] and node["Resources"].get("CPU") and node["NodeID"] != here:
             place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             asked[task.options(scheduling_strategy=place).remote(str(file))] = node["NodeManagerAddress"]
     if not asked:
         return []
-    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE)
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_TIMEOUT)
     without = []
     for answer in answered:
         try:
             there = ray.get(answer)
         except ray.exceptions.RayError:
-            continue  # a node that is lost is no reason not to begin
+            continue  # a lost node does not prevent the start
         if not there:
             without.append(asked[answer])
     return sorted(without)
 
 
-def _is_there(file: str) -> bool:
+def _exists(file: str) -> bool:
     return Path(file).exists()

@@ -1,6 +1,6 @@
-"""What a runner is given, and what it gives back: the work of shards, small enough to travel to any process.
+"""The interface of runners: the work that they are given, the results of shards, and the `Runner` protocol.
 
-Knows nothing of who does it: `runners.pipeline` on Ray, `runners.local` in processes of this machine.
+Implementations are `runners.ray_runner` and `runners.local`.
 """
 
 import json
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from captioning import errors
 from captioning.data.preprocess import PreprocessSettings
 from captioning.errors import CaptioningError, ImageError, StorageError
-from captioning.run.book import ShardBook
 from captioning.run.fetch import FetchSettings
+from captioning.run.shard_io import ShardIO
 from captioning.storage import StorageSettings
 from jobs.workers.decode_process import DecodeSettings
 from jobs.workers.micro_batches import CaptionerLike
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from jobs.runners.pools import Node, Pools
 
 
-#: Where a worker's seconds go, in the order in which an image comes through.
+#: The stages of which workers report busy seconds, in order.
 STAGES = ("fetch", "decode", "model", "write")
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the workers need to know. Small, and picklable."""
+    """Everything that workers need besides shard numbers. Small and picklable."""
 
-    book: ShardBook
+    shard_io: ShardIO
     preprocess: PreprocessSettings
     storage: StorageSettings
     load: Callable[[], CaptionerLike]
@@ -45,7 +45,7 @@ class Work:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What a finished shard brought: images, errors by class, busy seconds by stage."""
+    """The counts of a finished shard: images, errors by class, busy seconds by stage."""
 
     shard: int
     images: int
@@ -69,7 +69,7 @@ class ShardResult:
 
 
 class Tally:
-    """What finished shards brought in all. A shard that is done twice counts once; none is kept."""
+    """The sums over finished shards. A shard that is done twice counts once."""
 
     def __init__(self) -> None:
         self.images = 0
@@ -81,13 +81,13 @@ class Tally:
         """Whether any shard was finished."""
         return bool(self._seen)
 
-    def shards(self, what: str) -> Collection[int]:
-        """The shards of which `what` was done."""
-        return self._seen.get(what, frozenset())
+    def shards(self, kind: str) -> Collection[int]:
+        """The numbers of the shards counted for this `kind` of work."""
+        return self._seen.get(kind, frozenset())
 
-    def add(self, what: str, result: ShardResult) -> None:
-        """Count a shard of which `what` was done."""
-        seen = self._seen.setdefault(what, set())
+    def add(self, kind: str, result: ShardResult) -> None:
+        """Count a finished shard, once for each `kind` of work."""
+        seen = self._seen.setdefault(kind, set())
         if result.shard in seen:
             return
         seen.add(result.shard)
@@ -97,65 +97,65 @@ class Tally:
 
 
 class Observer(Protocol):
-    """Is told what a run does, for the eyes of people and programs elsewhere."""
+    """Receives the progress of a run, to report it elsewhere."""
 
-    def finished(self, result: ShardResult, *, images: int, shards: int, rate: float | None) -> None:
-        """A shard was finished; so many images and shards are left, and so many images a second it goes."""
+    def shard_finished(self, result: ShardResult, *, images: int, shards: int, rate: float | None) -> None:
+        """Handle a finished shard, with the remaining images and shards, and the rate in images/s."""
         ...
 
 
 class Runner(Protocol):
-    """Where shards are captioned."""
+    """Captions shards."""
 
     def nodes(self) -> "list[Node]":
-        """The machines that there are."""
+        """The machines that it runs on."""
         ...
 
-    def most_workers(self, shards: int, images: int) -> int:
-        """How many captioners so many shards with so many images in all can keep busy."""
+    def max_workers(self, shards: int, images: int) -> int:
+        """How many captioners this many shards, with this many images in total, can keep busy."""
         ...
 
     def require_shared(self, file: Path) -> None:
-        """See that all machines have this file, which is there on this one. Raises `UsageError`."""
+        """Raise `UsageError` unless all machines see this file, which exists on this one."""
         ...
 
     def observe(
-        self, run: str, pools: "Pools", say: Callable[[str], None], note: Callable[..., None]
+        self, run: str, pools: "Pools", notify: Callable[[str], None], log_event: Callable[..., None]
     ) -> AbstractContextManager[Observer | None]:
-        """What looks on while the run of OUTPUT `run` is worked on by these pools.
+        """An observer of the run of OUTPUT `run` with these pools, or None.
 
-        `say` tells people a line; `note` adds an event to the run's event log, by its kind and fields. Both may be
-        called from any thread.
+        `notify` shows users a line; `log_event` appends an event to the run's event log, given its kind and fields.
+        Both may be called from any thread.
         """
         ...
 
     def caption_shards(self, work: Work, pools: "Pools", shards: Sequence[int]) -> Generator[ShardResult, None, None]:
-        """Caption the shards of these numbers; yields each as it is finished, in no order. Closed, it stops the rest.
+        """Caption the shards with these numbers; yields each as it is finished, in no order. Closing it stops the rest.
 
-        Raises the `CaptioningError` of a worker as such, and `UnfinishedError` for workers that died.
+        Raises the `CaptioningError` of a worker unchanged, and `UnfinishedError` for workers that died.
         """
         ...
 
     def call(self, function: Callable[..., Any], *arguments: Any, pools: "Pools") -> Any:
-        """Call a function of a module in a process like a captioner's of these pools, and give what it returns."""
+        """Call a module-level function in a process like a captioner's of these pools, and return its result."""
         ...
 
 
-def describe_error(error: Exception) -> dict[str, Any]:
-    """An error as JSON takes it, in the place of a `SHARD_RESULT` row."""
+def error_to_json(error: Exception) -> dict[str, Any]:
+    """An error as JSON-compatible values, in place of a `SHARD_RESULT` row."""
     kind = type(error).__name__ if isinstance(error, CaptioningError) else ""
     text = str(error) if kind else f"{type(error).__name__}: {error}"
-    details = {name: getattr(error, name) for name in ("error_class", "passing") if hasattr(error, name)}
+    details = {name: getattr(error, name) for name in ("error_class", "transient") if hasattr(error, name)}
     return {"error": kind, "text": text, **details}
 
 
-def error_of(row: Mapping[str, Any]) -> Exception | None:
-    """The error that `describe_error` described; None for a row of a finished shard."""
+def error_from_json(row: Mapping[str, Any]) -> Exception | None:
+    """The inverse of `error_to_json`; None for a row of a finished shard."""
     if "error" not in row:
         return None
     kind = getattr(errors, row["error"], None)
     if kind is errors.StorageError:
-        return StorageError(row["error_class"], row["text"], passing=row["passing"])
+        return StorageError(row["error_class"], row["text"], transient=row["transient"])
     if kind is errors.ImageError:
         return ImageError(row["error_class"], row["text"])
     if isinstance(kind, type) and issubclass(kind, CaptioningError):

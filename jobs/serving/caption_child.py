@@ -20,7 +20,7 @@ from jobs.cores import set_affinity
 from jobs.serving.request_errors import to_request_error
 from jobs.serving.settings import ServeSettings
 from jobs.workers.child_process import Requests
-from jobs.workers.micro_batches import BROKEN, is_broken_gpu
+from jobs.workers.micro_batches import EXIT_GPU_BROKEN, is_broken_gpu
 
 if TYPE_CHECKING:
     from captioning.captioner import Caption, Captioner
@@ -86,7 +86,7 @@ def _answer(captioner: "Captioner", asked: dict[str, Any], data: bytes) -> dict[
     except Exception as error:
         traceback.print_exc()
         if is_broken_gpu(error):
-            os._exit(BROKEN)  # a new process may still work
+            os._exit(EXIT_GPU_BROKEN)  # a new process may still work
         return {"failed": f"{type(error).__name__}: {error}"}
 
 

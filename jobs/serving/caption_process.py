@@ -68,7 +68,7 @@ class CaptionProcess:
                 self._start_child()
             assert self._child is not None
             try:
-                return self._child.ask(frame, seconds=_HUNG_SECONDS)
+                return self._child.request(frame, seconds=_HUNG_SECONDS)
             except (ChildDiedError, ChildHungError):
                 self._child = None
         raise RequestError(503, "busy", "The captioner's process ended twice at these images.", retry_after=10)

@@ -3,12 +3,12 @@
 from urllib.parse import urlsplit
 
 from captioning.errors import StorageError
-from captioning.patience import Patience
+from captioning.retries import RetryPolicy
 from captioning.storage import Location, StorageSettings
 from jobs.serving.request_errors import RequestError
 from jobs.serving.settings import LimitSettings
 
-_PATIENCE = Patience(attempts=2, seconds=20.0, attempt_seconds=10.0)
+_RETRY_POLICY = RetryPolicy(attempts=2, seconds=20.0, attempt_seconds=10.0)
 
 
 def fetch(url: str, storage: StorageSettings, limits: LimitSettings) -> bytes:
@@ -30,7 +30,7 @@ def fetch(url: str, storage: StorageSettings, limits: LimitSettings) -> bytes:
             "--set storage.allow_http=true",
         )
     try:
-        data = Location.from_uri(url, storage).read_range(0, limits.max_bytes + 1, patience=_PATIENCE)
+        data = Location.from_uri(url, storage).read_range(0, limits.max_bytes + 1, retry=_RETRY_POLICY)
     except StorageError as error:
         if error.error_class == "forbidden":  # do not reveal where names resolve in this network
             raise RequestError(403, "forbidden", "This address may not be fetched.") from error

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from captioning.errors import UnfinishedError
 from jobs.runners.pools import Node
-from jobs.runners.stall import NodeLoad, free_places
+from jobs.runners.stall import NodeLoad, free_resources
 from jobs.training.placement import Placement
 
 #: Seconds between two checks, and between two messages.
@@ -53,8 +53,8 @@ class CapacityWatch:
             self._last_message = None
         elif was_pending:  # in two checks, so they are not just being started
             self._report(
-                f"Training waits for its places: {needed} must be free at once. Free: {free_places(loads)}. Other work "
-                "of the cluster holds the rest; it goes on when that ends, or with a smaller `min_workers`."
+                f"Training waits for its places: {needed} must be free at once. Free: {free_resources(loads)}. Other "
+                "work of the cluster holds the rest; it goes on when that ends, or with a smaller `min_workers`."
             )
 
     def _handle_shortage(self, now: float, why: str) -> None:

@@ -1,1 +1,1 @@
-"""What happens to one shard, wherever it is: pixels, captions, and what is done about images that kill."""
+"""The work on one shard in any process: decoding, captioning, and the handling of images that crash a process."""

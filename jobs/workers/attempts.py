@@ -1,11 +1,10 @@
-"""What processes died of: marks on this machine that outlive the process which set them.
+"""Counts how many processes of this machine died during a piece of work, by marker files that outlive them.
 
-    attempts.begin("shard-7")     how many processes began this, did not end it, and are no more
+    attempts.begin("shard-7")     the number of processes that began this, did not end it, and have died
     attempts.end("shard-7")
 
-Ray tries the work of a process that died again, elsewhere or here, and does not say how often it
-has done so. A mark is an empty file named after its process. A machine that is lost takes its marks
-along: what was lost with it was not to blame. Knows nothing of what is attempted.
+Ray retries the work of a process that died, here or elsewhere, and does not report how often. A marker is an empty
+file named after its process. Markers on a lost machine are lost with it, rightly: its work was not to blame.
 """
 
 import contextlib
@@ -17,37 +16,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PREFIX = "captioning-attempts-"
-#: Seconds after its last mark at which an execution is over: a shard is begun or ended far more often.
-_OVER_S = 7 * 24 * 3600.0
+#: Seconds after its last marker at which an execution is certainly over: shards begin and end far more often.
+_EXPIRY_SECONDS = 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
 class Attempts:
-    """The marks of one execution; `token` is its own name for itself. Small and picklable."""
+    """The markers of one execution, which `token` identifies. Small and picklable."""
 
     token: str
 
     def begin(self, key: str) -> int:
-        """Mark that this process begins `key`; the number of processes that have died at it before."""
+        """Mark that this process begins `key`; returns the number of processes that have died during it before."""
         dead = sum(not _is_alive(process) for process in self._marked(key))
         folder = self._folder
         if not folder.exists():
             _sweep()
         while True:
-            # At any step another process may have ended what it did, and removed the folder: also while `mkdir` looks
-            # whether what is in its way is one.
+            # At any point another process may end its work and remove the folder: even while `mkdir` checks whether
+            # the existing path is a folder.
             with contextlib.suppress(FileNotFoundError, FileExistsError):
                 folder.mkdir(exist_ok=True)
                 (folder / f"{key}.{os.getpid()}").touch()
                 return dead
 
     def end(self, key: str) -> None:
-        """It is done: nobody died of it after all."""
+        """Mark that `key` is done, and remove the markers of processes that died during it."""
         for process in self._marked(key):
             if process == os.getpid() or not _is_alive(process):
                 (self._folder / f"{key}.{process}").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            self._folder.rmdir()  # only where nothing is marked any more
+            self._folder.rmdir()  # fails while there are other markers
 
     @property
     def _folder(self) -> Path:
@@ -56,15 +55,15 @@ class Attempts:
     def _marked(self, key: str) -> list[int]:
         with contextlib.suppress(FileNotFoundError):
             names = (name.rpartition(".") for name in os.listdir(self._folder))
-            return [int(process) for marked, _, process in names if marked == key]
+            return [int(process) for name, _, process in names if name == key]
         return []
 
 
 def _sweep() -> None:
-    """Remove the marks of executions that are long over: killed as a whole, they could not do so themselves."""
+    """Remove the markers of executions that were killed as a whole, long ago."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # another user's, or swept by another process
-            if time.time() - folder.stat().st_mtime > _OVER_S:
+        with contextlib.suppress(OSError):  # another user's, or removed by another process
+            if time.time() - folder.stat().st_mtime > _EXPIRY_SECONDS:
                 shutil.rmtree(folder)
 
 
@@ -76,7 +75,7 @@ def _is_alive(process: int) -> bool:
     except PermissionError:
         return True
     try:
-        # One that waits for its parent to notice its death has no part in anything either.
+        # A zombie, which its parent has not waited for, is dead as well.
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except OSError:
         return not Path("/proc/self").exists()

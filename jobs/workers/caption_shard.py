@@ -1,7 +1,7 @@
-"""One shard from pixels to its staged part: captioned, and written once under its own name.
+"""Captions one decoded shard and stages its rows, in one file under the shard's own name.
 
-Runs in Ray Data's actor pool, one loaded captioner an actor. Micro-batches stay within the shard,
-so that a shard's rows are the same whoever makes them and whenever.
+Runs in Ray Data's actor pool, one loaded captioner per actor. Micro-batches never span shards, so that a shard's
+rows do not depend on where and when they are made.
 """
 
 import json
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from captioning.backends.names import EncoderBackend
 from captioning.errors import CaptioningError, ImageError, UnfinishedError
-from captioning.run.book import ShardBook
+from captioning.run.shard_io import ShardIO
 from captioning.run.sources import Entry
 from captioning.run.table import Row
 from captioning.storage import StorageSettings
@@ -25,10 +25,10 @@ from jobs.workers.decode_shard import pixels_of
 from jobs.workers.isolate import Isolation
 from jobs.workers.micro_batches import CaptionerLike, CaptionLike, MicroBatches
 
-#: Deaths at a shard from which on it is captioned in isolation; while loading; and at most.
-_SUSPECT_DEATHS, _LOAD_DEATHS, _MOST_DEATHS = 2, 4, 20
+#: Process deaths: from which a shard is captioned in isolation, the most while loading, and the most per shard.
+_ISOLATION_DEATHS, _MAX_LOAD_DEATHS, _MAX_DEATHS = 2, 4, 20
 
-#: What a finished shard tells the driver: counts, and busy seconds by stage.
+#: The row of a finished shard that the driver gets: counts, and busy seconds by stage.
 SHARD_RESULT = pa.schema(
     [
         ("shard", pa.int64()),
@@ -44,9 +44,9 @@ SHARD_RESULT = pa.schema(
 
 @dataclass(frozen=True)
 class LoadCaptioner:
-    """How an actor gets its captioner: called once in the actor's process.
+    """Loads an actor's captioner; called once in the actor's process.
 
-    `name` is the captioner's on the driver: a node where REF is another one is found out.
+    `name` is that of the driver's captioner, to detect a node on which REF is another one.
     """
 
     ref: str | None
@@ -59,10 +59,10 @@ class LoadCaptioner:
     encoder: EncoderBackend = "auto"
     cuda_graphs: bool = False
     gpu_share: float = 0.0
-    """Of one GPU; below 1 others are on it too, and the process must keep to its share of the memory."""
+    """The fraction of a GPU; below 1 the process shares the GPU, and limits its memory to this fraction."""
 
     def __call__(self) -> CaptionerLike:
-        """The captioner, loaded and warm, its process set to `threads` threads."""
+        """Load and warm up the captioner, with `threads` PyTorch threads."""
         import torch
 
         from captioning.captioner import load_captioner
@@ -86,28 +86,28 @@ class LoadCaptioner:
                 "where the command was given. Put the same checkpoint on every node, or name it by a URI."
             )
         if self.device == "cuda":
-            # The first images on a GPU wait for its libraries to be loaded: better these than a shard's.
+            # The first images on a GPU wait for its libraries to load: better a warm-up than the first shard.
             side = captioner.preprocess.settings.size
             captioner.caption_pixels(np.zeros((1, side, side, 3), dtype=np.uint8))
         return captioner
 
 
 class CaptionShard:
-    """A Ray Data actor: a decoded shard in, its staged part written, its counts out.
+    """A Ray Data actor: takes a decoded shard, stages its rows, and returns its counts.
 
-    A shard at which processes died before is captioned in isolation. How often that was, `attempts`
-    knows; without it nobody counts. `hang_s` is what a micro-batch may take (0: anything).
+    A shard at which processes have died is captioned in isolation; `attempts` counts the deaths, unless it is None.
+    `hang_s` is the time limit of a micro-batch (0: none).
     """
 
     def __init__(
         self,
         load: Callable[[], CaptionerLike],
-        book: ShardBook,
+        shard_io: ShardIO,
         batch_size: int,
         attempts: Attempts | None = None,
         hang_s: float = 0.0,
     ) -> None:
-        self.book = book
+        self.shard_io = shard_io
         self.load = load
         self.attempts = attempts
         self.hang_s = hang_s
@@ -116,16 +116,16 @@ class CaptionShard:
         try:
             self.batches = MicroBatches(self._load(), batch_size, hang_s)
         except Exception as error:
-            # What an actor's constructor raises comes to the driver as text only. A call's error comes whole.
+            # Ray sends an error of an actor's constructor to the driver as text only, but one of a call unchanged.
             self.batches = error
 
     @property
     def captioner(self) -> CaptionerLike | Exception:
-        """The captioner, or why there is none."""
+        """The captioner, or the error that it failed to load with."""
         return self.batches.captioner if isinstance(self.batches, MicroBatches) else self.batches
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
-        """Caption and write the one shard that `decoded` holds whole; returns one `SHARD_RESULT` row."""
+        """Caption and stage the shard `decoded`, which must be complete; returns one `SHARD_RESULT` row."""
         numbers = set(decoded.column("shard").to_pylist())
         assert len(numbers) == 1, f"a batch must be one shard, not {sorted(numbers)}"
         [number] = numbers
@@ -138,11 +138,11 @@ class CaptionShard:
         start = time.perf_counter()
         deaths = self._begin(f"shard-{number}")
         caption = self.batches.caption
-        if deaths >= _SUSPECT_DEATHS:
+        if deaths >= _ISOLATION_DEATHS:
             caption = Isolation(self.load, self.batch_size, self.hang_s).caption
         rows = caption_rows(caption, decoded, model=self.batches.captioner.name)
         captioned = time.perf_counter()
-        self.book.stage(number, rows)
+        self.shard_io.stage(number, rows)
         self._end(f"shard-{number}")
         written = time.perf_counter()
         result = {
@@ -158,7 +158,7 @@ class CaptionShard:
 
     def _load(self) -> CaptionerLike:
         deaths = self._begin("load")
-        if deaths >= _LOAD_DEATHS:
+        if deaths >= _MAX_LOAD_DEATHS:
             raise UnfinishedError(
                 f"The captioner's process ended {deaths} times while it was loaded. If memory ran out, a smaller "
                 "runtime.actors helps. Finished shards are kept; give the same command again to go on."
@@ -169,7 +169,7 @@ class CaptionShard:
 
     def _begin(self, key: str) -> int:
         deaths = self.attempts.begin(key) if self.attempts else 0
-        if deaths >= _MOST_DEATHS:
+        if deaths >= _MAX_DEATHS:
             raise UnfinishedError(
                 f"Worker processes were lost {deaths} times over at one piece of work. Finished shards are kept; give "
                 "the same command again to go on. If memory ran out, a smaller runtime.actors helps."
@@ -184,9 +184,9 @@ class CaptionShard:
 def caption_rows(
     caption: Callable[[np.ndarray[Any, Any]], Sequence[CaptionLike | ImageError]], decoded: pa.Table, *, model: str
 ) -> list[Row]:
-    """Rows of the caption table for the images of a `DECODED` table, in its order.
+    """Rows of the caption table for the images of a `DECODED` table, in order.
 
-    `caption` gives a caption, or the reason why not, for each of the pixels (B, S, S, 3).
+    `caption` returns a caption or an error for each of the pixels (B, S, S, 3).
     """
     pixels = pixels_of(decoded)
     captions = iter(caption(pixels) if len(pixels) else [])

@@ -1,6 +1,6 @@
-"""The process in which suspect images are captioned: `python -m jobs.workers.captioner_child`, started by `isolate`.
+"""The process that captions suspect images: `python -m jobs.workers.captioner_child`, started by `isolate`.
 
-It loads a captioner of its own, takes some images at a time and may die of them.
+It loads its own captioner, and may be killed by the images it is given.
 """
 
 import json
@@ -16,14 +16,14 @@ from jobs.workers.micro_batches import CaptionLike, MicroBatches
 
 
 def main() -> int:
-    """Answer images until the parent is gone."""
+    """Process images until the parent closes the pipe."""
     requests = Requests()
     start = requests.next()
     if start is None:
         return 0
     settings: dict[str, Any] = json.loads(start[0])
     try:
-        # From the parent's own memory; nothing of the archive or the checkpoint is in it.
+        # Safe to unpickle: from the parent process, without content of the archive or the checkpoint.
         captioner = pickle.loads(start[1])()
     except Exception as error:
         requests.answer(f"{type(error).__name__}: {error}".encode("utf-8", "backslashreplace"))
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def to_json(found: CaptionLike | ImageError) -> dict[str, Any]:
-    """A caption or a reason as JSON takes it."""
+    """A caption or an error as JSON-compatible values."""
     if isinstance(found, ImageError):
         return {"error_class": found.error_class, "message": found.message}
     return {

@@ -1,14 +1,12 @@
-"""A helper process that may die: asked over a pipe, watched, and told apart from its requests' faults.
+"""A child process for work that may crash or hang: requests and replies over a pipe, with timeouts.
 
-    with ChildProcess("jobs.workers.decode_child", start=b"…") as child:
-        reply = child.ask([b"…"], seconds=60)
+    with ChildProcess("jobs.workers.decode_child", start=[b"…"]) as child:
+        reply = child.request([b"…"], seconds=60)
 
-Used for what can end or hang a process that the job cannot do without. One request is under way
-at a time, so whoever asked knows what the process was at when it ended. The pipe carries frames
-of parts; what is in them is for the two ends to say.
+Used for work that could crash or hang a process that the job depends on. There is one request at a time, so the
+caller knows what the process was working on when it died. The pipe carries frames of several parts of bytes.
 
-The process ends with its parent: by end of file on its input, and on Linux by a signal even where
-it hangs. Knows nothing of images, captioners or Ray.
+The child ends with its parent: at end of file on its input, and on Linux by a signal even when it hangs.
 """
 
 import contextlib
@@ -30,37 +28,36 @@ from captioning.errors import CaptioningError
 _COUNT = struct.Struct("<I")
 _LENGTH = struct.Struct("<Q")
 _PIPE_BYTES = 1 << 20
-#: Seconds for a process to come up on a machine that is very busy.
+#: Seconds for a process to start, even on a very busy machine.
 _START_SECONDS = 300.0
 _PR_SET_PDEATHSIG = 1
 
 
 class ChildDiedError(CaptioningError):
-    """The process ended while it was asked. `outside` says that it was killed by SIGKILL, as others do."""
+    """The process ended during a request; `killed_externally` if by a signal that other processes send (SIGKILL …)."""
 
     def __init__(self, code: int) -> None:
         name = signal.Signals(-code).name if code < 0 and -code in signal.valid_signals() else f"exit code {code}"
         super().__init__(f"its process ended with {name}")
         self.code = code
-        self.outside = code in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
+        self.killed_externally = code in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
 
 
 class ChildHungError(CaptioningError):
-    """The process gave no answer in time, and was killed."""
+    """The process did not reply in time, and was killed."""
 
 
 class ChildProcess:
-    """`python -m MODULE` as a helper: `start` is the first frame that it gets, and answers when it is ready.
+    """A child `python -m MODULE`; `start` is its first frame, to which it replies when it is ready.
 
-    Without `start` it is let run while the first frame is made, and is given it by `begin`. Raises
-    `ChildDiedError` or `ChildHungError` from the constructor, `begin` and `ask`; after either the
-    process is gone.
+    Without `start` the process starts while the caller prepares the first frame, which `begin` sends. The
+    constructor, `begin` and `request` raise `ChildDiedError` or `ChildHungError`, after which the process is gone.
     """
 
     def __init__(self, module: str, start: Sequence[bytes] | None = None) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         environment["MALLOC_ARENA_MAX"] = "1"
-        # The kernel ends the child with the thread that made it: only the main one lives long enough.
+        # The kernel ends the child with the thread that started it; only the main thread lives long enough.
         main = threading.current_thread() is threading.main_thread()
         with _without_interrupts():
             self._process = subprocess.Popen(
@@ -77,20 +74,20 @@ class ChildProcess:
             _widen(pipe.fileno())
             os.set_blocking(pipe.fileno(), False)
         self.pid = self._process.pid
-        #: What it answered when it was ready.
+        #: Its reply when it was ready.
         self.ready: list[bytearray] = []
         if start is not None:
             self.begin(start)
 
     def begin(self, start: Sequence[bytes]) -> None:
-        """Give it the first frame, and wait until it is ready."""
-        self.ready = self.ask(start, seconds=_START_SECONDS)
+        """Send the first frame, and wait until the process is ready."""
+        self.ready = self.request(start, seconds=_START_SECONDS)
 
-    def ask(self, request: Sequence[bytes], *, seconds: float) -> list[bytearray]:
-        """The answer's parts, within `seconds`."""
+    def request(self, parts: Sequence[bytes], *, seconds: float) -> list[bytearray]:
+        """Send a request, and return the parts of the reply, within `seconds`."""
         deadline = time.monotonic() + seconds
         try:
-            self._write(request, deadline)
+            self._write(parts, deadline)
             [count] = _COUNT.unpack(self._read(_COUNT.size, deadline))
             lengths = [_LENGTH.unpack(self._read(_LENGTH.size, deadline))[0] for _ in range(count)]
             return [self._read(length, deadline) for length in lengths]
@@ -101,7 +98,7 @@ class ChildProcess:
             raise
 
     def kill(self) -> None:
-        """End the process, whatever it is at."""
+        """Kill the process."""
         self._process.kill()
         self._end()
 
@@ -153,23 +150,23 @@ class ChildProcess:
 
 
 class Requests:
-    """The child's end: frames in, frames out. Made once, first thing in the process."""
+    """The child's end of the pipe. Create it once, first thing in the process."""
 
     def __init__(self) -> None:
         self._in = os.fdopen(os.dup(0), "rb", buffering=1 << 16)
         self._out = os.fdopen(os.dup(1), "wb", buffering=0)
-        # Whatever prints must not print into the answers, nor read the requests.
+        # Other code that prints or reads stdin must not interfere with replies and requests.
         os.dup2(2, 1)
         nowhere = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nowhere, 0)
         os.close(nowhere)
-        # Ctrl-C is the parent's to answer. Until now it was held back.
+        # The parent handles Ctrl-C; until now the signal was blocked (`_without_interrupts`).
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         _end_with_parent(int(sys.argv[1]))
 
     def next(self) -> list[bytes] | None:
-        """The next request's parts; None when there is no parent any more."""
+        """The parts of the next request; None when the parent is gone."""
         head = self._in.read(_COUNT.size)
         if len(head) < _COUNT.size:
             return None
@@ -178,7 +175,7 @@ class Requests:
         return [self._in.read(size) for size in sizes]
 
     def answer(self, *parts: bytes | memoryview) -> None:
-        """Answer the last request."""
+        """Reply to the last request."""
         head = _COUNT.pack(len(parts)) + b"".join(_LENGTH.pack(len(part)) for part in parts)
         for data in (head, *parts):
             left = memoryview(data)
@@ -188,7 +185,7 @@ class Requests:
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Ctrl-C is held back from this thread and from processes made now, which a terminal sends it to as well."""
+    """Block SIGINT in this thread, and in processes started now, to which a terminal sends it as well."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -197,7 +194,7 @@ def _without_interrupts() -> Iterator[None]:
 
 
 def _widen(pipe: int) -> None:
-    """A larger pipe costs fewer turns; a system that grants none works all the same."""
+    """Enlarge a pipe's buffer, which saves context switches; not all systems allow it."""
     if sys.platform == "linux":
         import fcntl
 
@@ -206,9 +203,9 @@ def _widen(pipe: int) -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Have the kernel end this process when `parent` ends; nothing where 0 is given, or not on Linux."""
+    """Have the kernel kill this process when `parent` ends; does nothing for 0, or on other systems than Linux."""
     if not parent or sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        os._exit(0)  # it ended in between
+        os._exit(0)  # the parent ended in between

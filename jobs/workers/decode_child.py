@@ -1,7 +1,7 @@
-"""The process in which images are decoded: `python -m jobs.workers.decode_child`, started by `decode_process`.
+"""The process that decodes images: `python -m jobs.workers.decode_child`, started by `decode_process`.
 
-It has a bound on its memory, takes one image at a time and may die of it. Nothing of Ray, PyTorch
-or a store is loaded here, so that it starts in a blink.
+Its memory is limited, it decodes one image at a time, and may be killed by it. It imports neither Ray, PyTorch
+nor a store's client, so that it starts quickly.
 """
 
 import json
@@ -19,7 +19,7 @@ DECODED_HEAD = struct.Struct("<IId")
 
 
 def main() -> int:
-    """Answer images until the parent is gone."""
+    """Decode images until the parent closes the pipe."""
     import time
 
     requests = Requests()
@@ -28,9 +28,9 @@ def main() -> int:
         return 0
     settings: dict[str, Any] = json.loads(start[0])
     to_pixels = Preprocess(build(PreprocessSettings, settings["preprocess"], where="the preprocessing"))
-    _warm()
+    _warm_up()
     if settings["memory_bytes"]:
-        _bound_memory(settings["memory_bytes"])
+        _limit_memory(settings["memory_bytes"])
     requests.answer()
     while (request := requests.next()) is not None:
         begun = time.perf_counter()
@@ -38,32 +38,32 @@ def main() -> int:
             image = to_pixels.from_bytes(request[0])
         except Exception as error:
             del request
-            kind, message = _reason(error)
-            requests.answer(kind.encode(), message.encode("utf-8", "backslashreplace"))
+            error_class, message = _describe(error)
+            requests.answer(error_class.encode(), message.encode("utf-8", "backslashreplace"))
             continue
         head = DECODED_HEAD.pack(image.width, image.height, time.perf_counter() - begun)
         requests.answer(head, image.pixels.data.cast("B"), b"")
     return 0
 
 
-def _reason(error: Exception) -> tuple[str, str]:
+def _describe(error: Exception) -> tuple[str, str]:
     if isinstance(error, ImageError):
         return error.error_class, error.message
     if isinstance(error, MemoryError):
         return "memory", "There is not enough memory to decode the image."
-    # A decoder's own fault: a reason like any other.
+    # A bug of the decoder is an error of the image as well.
     return "decode", f"{type(error).__name__}: {error}"
 
 
-def _warm() -> None:
-    """Load what is loaded at the first image, before memory is counted."""
+def _warm_up() -> None:
+    """Import what the first image would import, before memory is limited."""
     from PIL import Image
 
     Image.init()
 
 
-def _bound_memory(extra: int) -> None:
-    """Let this process have `extra` bytes more than it has now; asking for more is a `MemoryError`."""
+def _limit_memory(extra: int) -> None:
+    """Allow this process `extra` bytes more than it has now; allocating more raises `MemoryError`."""
     if sys.platform == "win32":
         return
     import resource
@@ -72,7 +72,7 @@ def _bound_memory(extra: int) -> None:
         with open("/proc/self/statm") as file:
             now = int(file.read().split()[0]) * resource.getpagesize()
     except OSError:
-        return  # macOS knows no such bound either
+        return  # macOS does not support such a limit either
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = now + extra if hard == resource.RLIM_INFINITY else min(hard, now + extra)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))

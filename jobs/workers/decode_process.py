@@ -1,24 +1,22 @@
-"""Decodes images in a process that may die, so that no image takes a task, a shard or the run with it.
+"""Decodes images in a child process, so that an image which crashes its decoder costs only its own row.
 
     decoder = decoder_of(preprocess, settings)     kept for the life of this process
-    decoder.decode(data)                           pixels, or an `ImageError` with the reason
+    decoder.decode(data)                           the pixels; raises `ImageError`
 
-Why this way: Ray tries a task whose process died again without end, or aborts the whole execution;
-either is too dear for one image, and which image it was would have to be found by halving a shard.
-So every decoding task keeps one small process and gives it one image at a time over a pipe: the
-image under way when it ends is the one suspected, and the task goes on. It costs two copies of the
-image's bytes and pixels through a pipe; the figures are in tests/benchmarks/README.md.
+Otherwise Ray would retry a task whose process died without end, or abort the whole execution; either costs too
+much for one image, which would have to be found by bisecting a shard. So every decoding task keeps one small
+process and sends it one image at a time: if the process dies, that image is the suspect, and the task goes on.
+This costs copying the image's bytes and its pixels through a pipe; see tests/benchmarks/README.md for the figures.
 
-An image is not judged by one death, which anybody may have caused. It is decoded again alone, in a
-process made for it. The error classes that this adds to those of `captioning.data.images` are
+One death does not condemn an image, for it may have another cause: the image is decoded again, alone in a new
+process. This adds the following error classes to those of `captioning.data.images`:
 
     crash     it ended its own process twice, alone (an exit, a crash of the decoder)
     memory    it needs more memory than decode.memory_mb
-    hang      it was not decoded within decode.timeout_s, nor again alone
+    hang      it was not decoded within decode.timeout_s, twice, the second time alone
 
-A death by SIGKILL is as a rule somebody else's doing (an operator, a node's memory guard, a test):
-it counts for nothing until it has met one image alone again and again, with growing pauses, while
-other images come through between.
+A death by SIGKILL usually has an external cause (an operator, the out-of-memory killer, a test): it counts only
+after it has happened several times to the same image alone, with growing pauses in between.
 """
 
 import atexit
@@ -39,25 +37,25 @@ from jobs.workers.child_process import ChildDiedError, ChildHungError, ChildProc
 from jobs.workers.decode_child import DECODED_HEAD
 
 #: Deaths of its own process, alone, that make an image a `crash`.
-_CRASHES = 2
-#: Deaths by SIGKILL, alone, after which nobody else can be thought to be at fault.
-_KILLS = 6
+_MAX_CRASHES = 2
+#: Deaths by SIGKILL, alone, after which an external cause is unlikely.
+_MAX_KILLS = 6
 _FIRST_PAUSE = 0.25
-#: How often a process is started before it is no process's fault.
-_STARTS = 6
-#: A process is made new after so many images: what a decoder leaks is given back.
-_IMAGES_A_PROCESS = 50_000
+#: The most attempts to start a process.
+_MAX_STARTS = 6
+#: A process is replaced after this many images, which frees memory that decoders leak.
+_IMAGES_PER_PROCESS = 50_000
 
 
 @settings
 class DecodeSettings:
-    """What one image may take in being decoded. More is an error row, whatever the image."""
+    """Limits on decoding one image, which becomes an error row if it exceeds them."""
 
     timeout_s: Annotated[float, Gt(0)] = 60.0
-    """Seconds; a decoder that is still at it then is ended, and the image tried once more, alone (class `hang`)."""
+    """The time limit in seconds; then the decoder is ended, and the image tried once more, alone (class `hang`)."""
 
     memory_mb: Annotated[int, Ge(0)] = 4096
-    """MiB that a decoding process may have beyond what it starts with (class `memory`); 0 sets no bound."""
+    """MiB of memory that a decoding process may allocate after its start (class `memory`); 0 sets no limit."""
 
 
 class Decoder:
@@ -66,7 +64,7 @@ class Decoder:
     def __init__(self, preprocess: PreprocessSettings, limits: DecodeSettings) -> None:
         self._limits = limits
         self._side = preprocess.size
-        # A bound beyond what the machine has would protect nobody.
+        # A limit above the machine's memory would have no effect.
         memory = min(limits.memory_mb << 20, memory_bytes() // 2)
         start = {"preprocess": to_dict(preprocess), "memory_bytes": memory}
         self._start = json.dumps(start).encode()
@@ -74,31 +72,31 @@ class Decoder:
         self._count = 0
 
     def decode(self, data: bytes) -> tuple[Pixels, float]:
-        """The image's pixels, and the seconds that it took. Raises `ImageError`."""
+        """The image's pixels, and the seconds that decoding took. Raises `ImageError`."""
         try:
-            return self._ask(data)
+            return self._request(data)
         except (ChildDiedError, ChildHungError) as error:
-            return self._alone(data, error)
+            return self._decode_alone(data, error)
         except ImageError as error:
             if error.error_class != "memory":
                 raise
-            # Perhaps what images before it left behind was too much.
+            # Perhaps memory that images before it left behind was the cause.
             self.close()
-            return self._alone(data, error)
+            return self._decode_alone(data, error)
 
     def close(self) -> None:
-        """End the process; the next image makes another."""
+        """End the process; the next image starts another."""
         if self._child is not None:
             self._child.kill()
             self._child = None
 
-    def _ask(self, data: bytes) -> tuple[Pixels, float]:
-        if self._child is None or self._count >= _IMAGES_A_PROCESS:
+    def _request(self, data: bytes) -> tuple[Pixels, float]:
+        if self._child is None or self._count >= _IMAGES_PER_PROCESS:
             self.close()
-            self._child, self._count = self._make(), 0
+            self._child, self._count = self._start_child(), 0
         self._count += 1
         try:
-            answer = self._child.ask([data], seconds=self._limits.timeout_s)
+            answer = self._child.request([data], seconds=self._limits.timeout_s)
         except BaseException:
             self._child = None
             raise
@@ -108,8 +106,8 @@ class Decoder:
         pixels = np.frombuffer(answer[1], np.uint8).reshape(self._side, self._side, 3)
         return Pixels(pixels, width, height), seconds
 
-    def _make(self) -> ChildProcess:
-        for attempt in range(_STARTS):
+    def _start_child(self) -> ChildProcess:
+        for attempt in range(_MAX_STARTS):
             try:
                 return ChildProcess("jobs.workers.decode_child", [self._start])
             except (ChildDiedError, ChildHungError, OSError) as error:
@@ -120,13 +118,13 @@ class Decoder:
             "command again once this is mended (with little memory left, a smaller runtime.decode_tasks helps)."
         )
 
-    def _alone(self, data: bytes, first: Exception) -> tuple[Pixels, float]:
-        """Decode what a process has died of, or hung on, in processes of its own."""
+    def _decode_alone(self, data: bytes, first: Exception) -> tuple[Pixels, float]:
+        """Decode an image at which a process died or hung, each time in a new process."""
         crashes = kills = 0
         hung = isinstance(first, ChildHungError)
         while True:
             try:
-                return self._ask(data)
+                return self._request(data)
             except ChildHungError as error:
                 if hung:
                     raise ImageError(
@@ -136,22 +134,22 @@ class Decoder:
                     ) from error
                 hung = True
             except ChildDiedError as error:
-                crashes += not error.outside
-                kills += error.outside
-                if crashes >= _CRASHES or kills >= _KILLS:
+                crashes += not error.killed_externally
+                kills += error.killed_externally
+                if crashes >= _MAX_CRASHES or kills >= _MAX_KILLS:
                     raise ImageError(
                         "crash",
                         f"Decoding the image ends the process that does it, alone too: {error}. The image is damaged "
                         "in a way that its decoder cannot bear, or made to harm.",
                     ) from error
-                if error.outside:
+                if error.killed_externally:
                     time.sleep(_FIRST_PAUSE * 2 ** (kills - 1))
             finally:
-                self.close()  # nothing that it left behind meets the next image
+                self.close()  # the next image gets a new process
 
 
 def memory_bytes() -> int:
-    """The memory of this machine, or what a container is allowed of it."""
+    """The memory of this machine, or the limit of the container, in bytes."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
@@ -165,7 +163,7 @@ _decoders: dict[tuple[int, int, PreprocessSettings, DecodeSettings], Decoder] = 
 
 
 def decoder_of(preprocess: PreprocessSettings, limits: DecodeSettings) -> Decoder:
-    """This thread's decoder for these settings, kept until the process ends: its start is paid once."""
+    """This thread's decoder for these settings, started once and kept until the process ends."""
     key = (os.getpid(), threading.get_ident(), preprocess, limits)
     if key not in _decoders:
         decoder = _decoders[key] = Decoder(preprocess, limits)

@@ -1,9 +1,8 @@
-"""One shard of an archive from index rows to pixels: fetched and decoded, or a reason why not.
+"""Fetches and decodes the images of one shard: from index rows to pixels, or an error per image.
 
-Runs in Ray Data's CPU tasks. Knows images and where they are; knows nothing of the model beyond
-its preprocessing. An image that fails is a row with a reason: nothing raised for one image gets out,
-and one that ends the process which decodes it ends no other (`decode_process`). What is no image's
-fault does get out and ends the run: a store that is lost as a whole (`store_watch`).
+Runs in Ray Data's CPU tasks. An image that fails becomes an error row: no exception about one image leaves this
+module, and an image that crashes its decoder affects no other (`decode_process`). Failures that are not about an
+image are raised and end the run: a store that cannot be reached at all (`store_watch`).
 """
 
 import time
@@ -20,23 +19,23 @@ import pyarrow as pa
 
 from captioning.data.preprocess import PreprocessSettings
 from captioning.errors import CaptioningError, ImageError, StorageError
-from captioning.run.book import ShardBook
 from captioning.run.fetch import FetchSettings, fetch
+from captioning.run.shard_io import ShardIO
 from captioning.run.sources import Entry
 from captioning.storage import StorageSettings
 from jobs.workers.decode_process import Decoder, DecodeSettings, decoder_of
 from jobs.workers.store_watch import StoreWatch
 
-#: Fetches under way at once where all images are on local disks, which need few, and images asked for ahead there.
+#: For images on local disks: concurrent fetches, of which few suffice, and images fetched ahead.
 _LOCAL_FETCHES, _LOCAL_AHEAD = 2, 32
-#: Bytes fetched ahead in a task, but for one image that is larger by itself.
+#: The most bytes fetched ahead in a task, except for a single larger image.
 _BYTES_AHEAD = 256 << 20
-#: What an image is taken to have where no listing says.
-_USUAL_BYTES = 4 << 20
-#: Seconds beyond an image's own that a fetch is given before it is left alone.
+#: The assumed size of an image if the listing does not have it.
+_ASSUMED_BYTES = 4 << 20
+#: Seconds beyond an image's time limit after which its fetch is abandoned.
 _GRACE_SECONDS = 30.0
 
-#: One row an image, in the index's order. `pixels` holds S * S * 3 bytes, or null where the image failed.
+#: One row per image, in the index's order. `pixels` has S * S * 3 bytes, or is null if the image failed.
 DECODED = pa.schema(
     [
         ("shard", pa.int64()),
@@ -56,18 +55,18 @@ DECODED = pa.schema(
 
 @dataclass(frozen=True)
 class DecodeShard:
-    """A Ray Data function: a batch with one shard's number in, the shard's decoded images out."""
+    """A Ray Data function: takes a batch with one shard's number, returns the shard's decoded images."""
 
-    book: ShardBook
+    shard_io: ShardIO
     preprocess: PreprocessSettings
     storage: StorageSettings
     fetch: FetchSettings = FetchSettings()
     decode: DecodeSettings = DecodeSettings()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """`DECODED` for the shard that the batch names."""
+        """The `DECODED` table of the shard in the batch."""
         [number] = batch.column("shard").to_pylist()
-        entries = self.book.entries(number)
+        entries = self.shard_io.entries(number)
         return decode_entries(number, entries, self.preprocess, self.storage, self.fetch, self.decode)
 
 
@@ -79,9 +78,9 @@ def decode_entries(
     fetching: FetchSettings = FetchSettings(),
     decode: DecodeSettings = DecodeSettings(),
 ) -> pa.Table:
-    """`DECODED` for these images: fetched by a few threads ahead, decoded one after another.
+    """The `DECODED` table of these images: fetched ahead by a few threads, decoded one after another.
 
-    Raises `StorageError` when the store is lost, `UnfinishedError` when nothing can be decoded here.
+    Raises `StorageError` if the store cannot be reached, `UnfinishedError` if the decoder does not start.
     """
     decoder = decoder_of(preprocess, decode)
     watch = StoreWatch(storage, fetching)
@@ -106,17 +105,17 @@ class _Fetched:
 def _fetched(
     entries: Sequence[Entry], storage: StorageSettings, fetching: FetchSettings
 ) -> Iterator[tuple[Entry, _Fetched]]:
-    """Every entry with its bytes, in order; a bounded number, and of bounded size, is held in memory."""
+    """Every entry with its bytes, in order; the number and the size of images in memory are bounded."""
     remote = any("://" in entry.uri for entry in entries)
     threads, most = (fetching.parallel, 2 * fetching.parallel) if remote else (_LOCAL_FETCHES, _LOCAL_AHEAD)
-    patience = fetching.timeout_s + _GRACE_SECONDS
+    timeout = fetching.timeout_s + _GRACE_SECONDS
     pool = ThreadPoolExecutor(max_workers=threads)
     waiting: deque[tuple[Entry, Future[_Fetched]]] = deque()
     upcoming = deque(entries)
     ahead = 0
     try:
         while waiting or upcoming:
-            # Many at a time: each time that a thread wakes for one, it takes a core from the model.
+            # Submit many at a time: each time that a thread wakes up, it takes a core from the model.
             room = most - len(waiting) if 2 * len(waiting) <= most else 0
             while upcoming and room > 0 and (not ahead or ahead + _size(upcoming[0]) <= _BYTES_AHEAD):
                 room -= 1
@@ -126,10 +125,10 @@ def _fetched(
             entry, future = waiting.popleft()
             ahead -= _size(entry)
             try:
-                fetched = future.result(patience)
+                fetched = future.result(timeout)
             except FutureTimeoutError:
-                # A file system that does not answer holds its thread for ever: the others go on in new ones.
-                fetched = _Fetched(None, patience, _timeout(entry, patience))
+                # A file system that does not answer blocks its thread for ever: go on in new threads.
+                fetched = _Fetched(None, timeout, _timeout_error(entry, timeout))
                 pool.shutdown(wait=False, cancel_futures=True)
                 pool = ThreadPoolExecutor(max_workers=threads)
                 upcoming.extendleft(entry for entry, _ in reversed(waiting))
@@ -147,20 +146,20 @@ def _fetch(entry: Entry, storage: StorageSettings, fetching: FetchSettings) -> _
         return _Fetched(data, time.perf_counter() - start)
     except (StorageError, ImageError) as error:
         return _Fetched(None, time.perf_counter() - start, error)
-    except Exception as error:  # whatever it is, it is this image's reason, not the run's end
+    except Exception as error:  # any other failure is this image's error as well
         reason = error if isinstance(error, CaptioningError) else f"{type(error).__name__}: {error}"
         return _Fetched(None, time.perf_counter() - start, ImageError("storage", str(reason)))
 
 
 def _size(entry: Entry) -> int:
-    return _USUAL_BYTES if entry.size_bytes is None else entry.size_bytes
+    return _ASSUMED_BYTES if entry.size_bytes is None else entry.size_bytes
 
 
-def _timeout(entry: Entry, seconds: float) -> StorageError:
+def _timeout_error(entry: Entry, seconds: float) -> StorageError:
     return StorageError(
         "timeout",
         f"Could not read {entry.uri}: its file system gave no answer within {seconds:g} s (fetch.timeout_s).",
-        passing=True,
+        transient=True,
     )
 
 
@@ -189,7 +188,7 @@ def _row(number: int, entry: Entry, fetched: _Fetched, decoder: Decoder) -> dict
 
 
 def pixels_of(decoded: pa.Table) -> np.ndarray[Any, Any]:
-    """Pixels (B, S, S, 3) uint8 of the B images of a `DECODED` table that were decoded."""
+    """Pixels (B, S, S, 3) uint8 of the B images of a `DECODED` table that did not fail."""
     images = [np.frombuffer(value.as_buffer(), np.uint8) for value in decoded.column("pixels") if value.is_valid]
     if not images:
         return np.empty((0, 0, 0, 3), np.uint8)

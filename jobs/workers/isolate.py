@@ -1,10 +1,10 @@
-"""Captions images of which some end, fill or hang the captioner's process: found by halving, set aside.
+"""Captions images some of which crash or hang the captioner's process, and finds these by bisection.
 
-A shard at which captioner processes died comes here (`caption_shard`). Its images go to a process
-with a captioner of its own; when that dies, to another in two halves, and so on. An image is a
-`crash` only when it has ended its own process twice, alone in it; a death by SIGKILL is as a rule
-somebody else's doing and counts for nothing until it has met one image alone again and again. A
-grey picture tells a captioner that dies of anything, which ends the run.
+`caption_shard` uses it for a shard at which captioner processes died. The images are captioned in a child process;
+when it dies they are split in two halves, and so on. An image gets the error class `crash` only if it has ended its
+own process twice, alone; a death by SIGKILL usually has an external cause, and counts only after it has happened
+several times to the same image alone. A grey test image detects a captioner that crashes on every image, which
+ends the run.
 """
 
 import contextlib
@@ -16,18 +16,18 @@ from typing import Any
 
 from captioning.errors import ImageError, UnfinishedError
 from jobs.workers.child_process import ChildDiedError, ChildHungError, ChildProcess
-from jobs.workers.micro_batches import HUNG, CaptionerLike, CaptionLike, Pixels, grey
+from jobs.workers.micro_batches import EXIT_HUNG, CaptionerLike, CaptionLike, Pixels, grey_image
 
-#: Deaths of its own process, alone, that make an image a `crash`; and those by SIGKILL.
-_CRASHES, _KILLS = 2, 6
+#: Deaths of its own process, alone, that make an image a `crash`; and deaths by SIGKILL that do.
+_MAX_CRASHES, _MAX_KILLS = 2, 6
 _FIRST_PAUSE = 0.25
-#: How often a process is started before that is no image's fault.
-_STARTS = 4
+#: The most attempts to start a process.
+_MAX_STARTS = 4
 
 
 @dataclass(frozen=True)
-class Isolated:
-    """A caption that came from another process."""
+class IsolatedCaption:
+    """A caption from a child process."""
 
     text: str
     score: float
@@ -36,9 +36,9 @@ class Isolated:
 
 
 class Isolation:
-    """The process that suspect images are captioned in, and its replacements.
+    """The child process that captions suspect images, and its replacements.
 
-    `hang_seconds` is what a request may take (0: a day).
+    `hang_seconds` is the time limit of a request (0: a day).
     """
 
     def __init__(self, load: Callable[[], CaptionerLike], batch_size: int, hang_seconds: float) -> None:
@@ -49,52 +49,52 @@ class Isolation:
         self._child: ChildProcess | None = None
 
     def caption(self, pixels: Pixels) -> list[CaptionLike | ImageError]:
-        """A caption, or the reason why not, for each of the pixels (B, S, S, 3). Raises `UnfinishedError`."""
+        """A caption or an error for each of the pixels (B, S, S, 3). Raises `UnfinishedError`."""
         try:
-            found = self._alone(grey(pixels))
+            found = self._caption_alone(grey_image(pixels))
             if isinstance(found, ImageError):
                 raise UnfinishedError(
                     f"The captioner's process ends whatever it is shown: {found.message} Finished shards are kept; "
                     "give the same command again once this is mended. If memory ran out, a smaller runtime.actors or "
                     "runtime.batch_size helps."
                 )
-            return self._halved(pixels)
+            return self._bisect(pixels)
         finally:
             self._close()
 
-    def _halved(self, pixels: Pixels) -> list[CaptionLike | ImageError]:
+    def _bisect(self, pixels: Pixels) -> list[CaptionLike | ImageError]:
         if len(pixels) == 1:
-            return [self._alone(pixels)]
+            return [self._caption_alone(pixels)]
         with contextlib.suppress(ChildDiedError, ChildHungError):
-            return self._ask(pixels)
+            return self._request(pixels)
         half = len(pixels) // 2
-        return self._halved(pixels[:half]) + self._halved(pixels[half:])
+        return self._bisect(pixels[:half]) + self._bisect(pixels[half:])
 
-    def _alone(self, image: Pixels) -> CaptionLike | ImageError:
+    def _caption_alone(self, image: Pixels) -> CaptionLike | ImageError:
         crashes = kills = hangs = 0
         while True:
             self._close()
             try:
-                return self._ask(image)[0]
+                return self._request(image)[0]
             except ChildDiedError as error:
-                hangs += error.code == HUNG
-                crashes += not error.outside
-                kills += error.outside
+                hangs += error.code == EXIT_HUNG
+                crashes += not error.killed_externally
+                kills += error.killed_externally
                 reason = str(error)
             except ChildHungError as error:
                 hangs += 1
                 reason = str(error)
-            if hangs >= _CRASHES:
+            if hangs >= _MAX_CRASHES:
                 return ImageError("hang", f"The captioner gave no caption of the image within {self._seconds:g} s.")
-            if crashes >= _CRASHES or kills >= _KILLS:
+            if crashes >= _MAX_CRASHES or kills >= _MAX_KILLS:
                 return ImageError("crash", f"Captioning the image ends the process that does it, alone too: {reason}.")
             time.sleep(_FIRST_PAUSE * 2**kills if kills else 0.0)
 
-    def _ask(self, pixels: Pixels) -> list[CaptionLike | ImageError]:
+    def _request(self, pixels: Pixels) -> list[CaptionLike | ImageError]:
         if self._child is None:
-            self._child = self._make()
+            self._child = self._start_child()
         try:
-            answer = self._child.ask([json.dumps(pixels.shape).encode(), pixels.tobytes()], seconds=self._seconds)
+            answer = self._child.request([json.dumps(pixels.shape).encode(), pixels.tobytes()], seconds=self._seconds)
         except BaseException:
             self._child = None
             raise
@@ -102,8 +102,8 @@ class Isolation:
             raise UnfinishedError(answer[0].decode())
         return [_from_json(found) for found in json.loads(answer[0])]
 
-    def _make(self) -> ChildProcess:
-        for attempt in range(_STARTS):
+    def _start_child(self) -> ChildProcess:
+        for attempt in range(_MAX_STARTS):
             try:
                 child = ChildProcess("jobs.workers.captioner_child", self._start)
             except (ChildDiedError, ChildHungError, OSError) as error:
@@ -126,4 +126,4 @@ def _from_json(found: dict[str, Any]) -> CaptionLike | ImageError:
     if "error_class" in found:
         return ImageError(found["error_class"], found["message"])
     alternatives = tuple((str(text), float(score)) for text, score in found["alternatives"])
-    return Isolated(found["text"], found["score"], found["num_tokens"], alternatives)
+    return IsolatedCaption(found["text"], found["score"], found["num_tokens"], alternatives)

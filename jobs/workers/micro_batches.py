@@ -1,8 +1,8 @@
-"""The captioner on one shard's pixels, in micro-batches: out of memory, failing images, hanging calls.
+"""Runs the captioner on a shard's pixels in micro-batches, and handles its failures.
 
-Memory that does not suffice halves the micro-batch, for good. An image that the captioner fails on
-costs that image; a captioner that fails on anything ends the run. Which of the two it is, a grey
-picture tells. Knows nothing of shards, rows and Ray.
+Running out of memory halves the micro-batch size for the rest of the run. An image on which the captioner fails
+becomes an error; a captioner that fails on every image ends the run. A grey test image tells the two apart. A call
+that hangs ends the process.
 """
 
 import gc
@@ -20,12 +20,12 @@ from captioning.errors import ImageError, UnfinishedError
 
 Pixels = np.ndarray[Any, Any]
 
-#: How a process ends that its watchdog, or a broken GPU context, ends.
-HUNG, BROKEN = 70, 71
+#: Exit codes of a process that its watchdog, or a broken GPU context, ends.
+EXIT_HUNG, EXIT_GPU_BROKEN = 70, 71
 
 
 class CaptionLike(Protocol):
-    """What is read of a caption: see `captioning.captioner.Caption`."""
+    """The used attributes of `captioning.captioner.Caption`."""
 
     @property
     def text(self) -> str: ...
@@ -38,7 +38,7 @@ class CaptionLike(Protocol):
 
 
 class CaptionerLike(Protocol):
-    """What is asked of a captioner here: see `captioning.captioner.Captioner`."""
+    """The used methods of `captioning.captioner.Captioner`."""
 
     @property
     def name(self) -> str: ...
@@ -49,9 +49,9 @@ class CaptionerLike(Protocol):
 
 
 class MicroBatches:
-    """A captioner with the size of its micro-batches, which shrinks when memory runs out.
+    """A captioner with the `size` of its micro-batches, which is reduced when memory runs out.
 
-    A call that takes more than `hang_seconds` ends this process (0: never).
+    A call that takes longer than `hang_seconds` ends this process (0: never).
     """
 
     def __init__(self, captioner: CaptionerLike, size: int, hang_seconds: float = 0.0) -> None:
@@ -60,9 +60,9 @@ class MicroBatches:
         self.hang_seconds = hang_seconds
 
     def caption(self, pixels: Pixels) -> list[CaptionLike | ImageError]:
-        """A caption, or the reason why not, for each of the pixels (B, S, S, 3).
+        """A caption or an error for each of the pixels (B, S, S, 3).
 
-        Raises `UnfinishedError` when the captioner itself does not work.
+        Raises `UnfinishedError` if the captioner fails on every image.
         """
         found: list[CaptionLike | ImageError] = []
         while len(found) < len(pixels):
@@ -74,48 +74,48 @@ class MicroBatches:
                 if not (is_out_of_memory(error) and len(batch) > 1):
                     found += self._one_by_one(batch, error)
                     continue
-            # Outside of the handler: the exception holds on to what was allocated.
+            # Outside the handler, for the exception's traceback keeps tensors alive.
             self.size = max(1, len(batch) // 2)
             free_memory()
         return found
 
     def _one_by_one(self, batch: Pixels, error: Exception) -> list[CaptionLike | ImageError]:
         if is_broken_gpu(error):
-            # Nothing works in this process any more: a new one finds out which image it was.
-            os._exit(BROKEN)
-        traceback.clear_frames(error.__traceback__)  # which hold on to what was allocated
+            # The GPU context is unusable in this process: a new process finds the image.
+            os._exit(EXIT_GPU_BROKEN)
+        traceback.clear_frames(error.__traceback__)  # which keep tensors alive
         free_memory()
         try:
-            self._call(grey(batch))
+            self._call(grey_image(batch))
         except Exception:
             raise UnfinishedError(
                 f"The captioner {self.captioner.name} fails on every image: {type(error).__name__}: {error}. "
                 "Finished shards are kept; give the same command again once this is mended "
                 "(a smaller runtime.batch_size needs less memory)."
             ) from error
-        return [self._alone(batch[i : i + 1]) for i in range(len(batch))]
+        return [self._caption_alone(batch[i : i + 1]) for i in range(len(batch))]
 
-    def _alone(self, image: Pixels) -> CaptionLike | ImageError:
+    def _caption_alone(self, image: Pixels) -> CaptionLike | ImageError:
         try:
             return self._call(image)[0]
         except Exception as error:
             if is_broken_gpu(error):
-                os._exit(BROKEN)
-            kind = "memory" if is_out_of_memory(error) else "model"
-            return ImageError(kind, f"The captioner failed on this image: {type(error).__name__}: {error}")
+                os._exit(EXIT_GPU_BROKEN)
+            error_class = "memory" if is_out_of_memory(error) else "model"
+            return ImageError(error_class, f"The captioner failed on this image: {type(error).__name__}: {error}")
 
     def _call(self, batch: Pixels) -> Sequence[CaptionLike]:
         with _watchdog(self.hang_seconds):
             return self.captioner.caption_pixels(batch, batch_size=self.size)
 
 
-def grey(pixels: Pixels) -> Pixels:
-    """A picture like those of `pixels` (B, S, S, 3) with nothing in it."""
+def grey_image(pixels: Pixels) -> Pixels:
+    """A uniformly grey image (1, S, S, 3) of the size of `pixels` (B, S, S, 3)."""
     return np.full_like(pixels[:1], 128)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory, a GPU's or the machine's, did not suffice."""
+    """Whether the error is due to a lack of memory, of the GPU or of the machine."""
     text = str(error).lower()
     return (
         isinstance(error, MemoryError)
@@ -126,7 +126,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Give back what is cached and no longer used."""
+    """Collect garbage, and empty PyTorch's GPU cache."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
@@ -134,7 +134,7 @@ def free_memory() -> None:
 
 
 def is_broken_gpu(error: BaseException) -> bool:
-    """Whether nothing works on the GPU any more in this process."""
+    """Whether the GPU context of this process is unusable after the error."""
     return isinstance(error, RuntimeError) and "CUDA error" in str(error) and not is_out_of_memory(error)
 
 
@@ -143,7 +143,7 @@ def _watchdog(seconds: float) -> Iterator[None]:
     if seconds <= 0:
         yield
         return
-    timer = threading.Timer(seconds, os._exit, (HUNG,))
+    timer = threading.Timer(seconds, os._exit, (EXIT_HUNG,))
     timer.daemon = True
     timer.start()
     try:

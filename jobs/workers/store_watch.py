@@ -1,8 +1,8 @@
-"""Whose fault a failed read is: the image's, or that of a store which is lost as a whole.
+"""Tells failures of single images from the loss of a whole store, which stops the run.
 
-Keys that are revoked, or a network that is gone, in the middle of a run would make an error row of
-every image that is left. So when an image cannot be read, one that could be is read again: if that
-one fails as well, the run stops, and goes on later where it was. Knows nothing of images.
+Revoked credentials or a network outage in the middle of a run would turn every remaining image into an error row.
+So when an image cannot be read, an object that was read before is read again as a control: if this fails as well,
+the run stops, and can be resumed later.
 """
 
 import time
@@ -12,12 +12,12 @@ from captioning.run.fetch import FetchSettings
 from captioning.run.sources import Entry
 from captioning.storage import Location, StorageSettings
 
-#: Failures that a whole store can have at once.
-_OF_STORES = frozenset({"forbidden", "network", "throttled", "timeout"})
-#: Seconds for which a store that gave an answer counts as there.
+#: Error classes that can affect a whole store.
+_STORE_ERRORS = frozenset({"forbidden", "network", "throttled", "timeout"})
+#: Seconds after a successful read for which a store counts as available.
 _TRUSTED_SECONDS = 10.0
 
-#: Stores as this process met them: an object that could be read, and when that was last so.
+#: By store: an object that this process has read, and the time of the last successful read.
 _known: dict[tuple[StorageSettings, str], tuple[Location, float]] = {}
 
 
@@ -30,39 +30,39 @@ class StoreWatch:
         self._last: StorageError | None = None
 
     def read(self, entry: Entry) -> None:
-        """An image could be read."""
+        """Record that an image was read."""
         self._reads += 1
         location = self._location(entry)
         if not location.is_local:
             _known[self._key(location)] = (location, time.monotonic())
 
     def failed(self, entry: Entry, error: StorageError | ImageError) -> None:
-        """An image could not be read. Raises `StorageError` when its store cannot be read any more at all."""
+        """Record that an image could not be read. Raises `StorageError` if its store cannot be read at all."""
         if not isinstance(error, StorageError):
             self._reads += 1
             return
         location = self._location(entry)
-        of_web = location.path.startswith(("http://", "https://"))
-        if error.error_class == "credentials" and not location.is_local and not of_web:
+        is_web = location.path.startswith(("http://", "https://"))
+        if error.error_class == "credentials" and not location.is_local and not is_web:
             raise _lost(error)
-        if error.error_class not in _OF_STORES or location.is_local or of_web:
+        if error.error_class not in _STORE_ERRORS or location.is_local or is_web:
             self._reads += 1
             return
-        if error.passing:
+        if error.transient:
             self._last = error
         control, seen = _known.get(self._key(location), (None, 0.0))
         if control is None or time.monotonic() - seen < _TRUSTED_SECONDS:
             return
         try:
-            control.read_range(0, 1, patience=self._fetching.patience)
+            control.read_range(0, 1, retry=self._fetching.retry_policy)
         except StorageError as again:
-            if again.error_class in _OF_STORES | {"credentials"}:
+            if again.error_class in _STORE_ERRORS | {"credentials"}:
                 raise _lost(again) from again
         else:
             _known[self._key(location)] = (control, time.monotonic())
 
     def finish(self) -> None:
-        """The shard is through. Raises `StorageError` when every read failed as reads from a dead store do."""
+        """End the shard. Raises `StorageError` if every read failed with an error of a whole store."""
         if self._last is not None and not self._reads:
             raise _lost(self._last) from self._last
 
@@ -76,5 +76,5 @@ class StoreWatch:
 
 def _lost(error: StorageError) -> StorageError:
     return StorageError(
-        error.error_class, f"The images' store cannot be read any more. {error.message}", passing=error.passing
+        error.error_class, f"The images' store cannot be read any more. {error.message}", transient=error.transient
     )

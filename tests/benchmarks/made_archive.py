@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from captioning.run.book import ShardBook
 from captioning.run.index import Index
 from captioning.run.layout import PartRange, RunLayout
+from captioning.run.shard_io import ShardIO
 from captioning.run.sources import Entry, Source
 from captioning.run.table import SCHEMA
 from captioning.storage import Location
@@ -27,6 +27,7 @@ _TEXT = "a two man woman dog child in red blue shirt runs stands sits on the gra
 class MadeSource(Source):
     """A listing of `images` images, ten thousand a folder; nothing is where it says."""
 
+    kind = "made"
     images = 0
 
     @classmethod
@@ -94,8 +95,8 @@ def write_made_part(layout: RunLayout, index: Index, part: PartRange) -> None:
 class IdleDecode:
     """In the place of `DecodeShard`: a pixel an image, of nothing."""
 
-    def __init__(self, book: ShardBook, *_: Any, **__: Any) -> None:
-        self.book = book
+    def __init__(self, shard_io: ShardIO, *_: Any, **__: Any) -> None:
+        self.shard_io = shard_io
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         from jobs.workers.decode_shard import DECODED
@@ -105,7 +106,7 @@ class IdleDecode:
         rows = [
             {"image_id": entry.image_id, "uri": entry.uri, "size_bytes": entry.size_bytes, "decode_seconds": 0.0}
             | fixed
-            for entry in self.book.entries(number)
+            for entry in self.shard_io.entries(number)
         ]
         return pa.Table.from_pylist(rows, schema=DECODED)
 

@@ -115,8 +115,8 @@ def pipeline(work: Path, shards: int) -> dict[str, Any]:
     """A whole run over this many shards without decoding or captioning: a shard's cost, and the driver's memory."""
     import jobs.driving.caption_run as job
     import jobs.driving.make_work
-    import jobs.runners.choice as runner
     import jobs.runners.pipeline
+    import jobs.runners.ray_runner as runner
     from jobs.caption_settings import CaptionSettings, OutputSettings, RuntimeSettings
     from jobs.ray_session import ray_session
 
@@ -124,7 +124,7 @@ def pipeline(work: Path, shards: int) -> dict[str, Any]:
     shutil.rmtree(output, ignore_errors=True)
     watch = _Watch()
     replaced: list[tuple[Any, str, Any]] = [
-        (job, "open_sources", lambda *_: [MadeSource.of(shards * SHARD_SIZE)]),
+        (job, "open_inputs", lambda *_: [MadeSource.of(shards * SHARD_SIZE)]),
         (jobs.driving.make_work, "LoadCaptioner", load_idle),
         (runner, "caption_shards", watch.over(runner.caption_shards)),
         (job, "fold", watch.until(job.fold)),

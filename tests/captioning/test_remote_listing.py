@@ -1,4 +1,4 @@
-"""Listing of object stores: whole, in order, beside each other, and never all in memory."""
+"""Listing of object stores: complete, in order, in parallel, and in bounded memory."""
 
 import random
 import threading
@@ -10,14 +10,14 @@ import pytest
 
 from captioning.errors import StorageError
 from captioning.local_files import FileInfo
-from captioning.patience import Patience
 from captioning.remote_listing import FolderPages, Page, Pages, walk
+from captioning.retries import RetryPolicy
 
 
 class Store(Pages):
-    """Keys as S3 pages them, `size` a page; counts requests, those under way together, and what was handed out."""
+    """Keys in pages of `size`, as in S3; counts requests, concurrent requests, and the items returned."""
 
-    deep = True
+    recursive = True
 
     def __init__(self, keys: list[str], size: int = 10, pause: float = 0.0) -> None:
         self.keys, self.size, self.pause = sorted(keys), size, pause
@@ -26,17 +26,17 @@ class Store(Pages):
         self.lock = threading.Lock()
         self.failures: dict[int, Exception] = {}
 
-    def page(self, folder: str, *, deep: bool, following: str | None) -> Page:
+    def page(self, folder: str, *, recursive: bool, token: str | None) -> Page:
         with self.lock:
             self.now += 1
             self.most = max(self.most, self.now)
-            self.requests.append((folder, deep))
+            self.requests.append((folder, recursive))
             failure = self.failures.pop(len(self.requests), None)
         try:
             if failure is not None:
                 raise failure
             time.sleep(self.pause)
-            found = self._page(folder, deep, following)
+            found = self._page(folder, recursive, token)
         finally:
             with self.lock:
                 self.now -= 1
@@ -44,17 +44,17 @@ class Store(Pages):
             self.handed += len(found.items)
         return found
 
-    def _page(self, folder: str, deep: bool, following: str | None) -> Page:
+    def _page(self, folder: str, recursive: bool, token: str | None) -> Page:
         items: dict[str, FileInfo | str] = {}
-        start = bisect_right(self.keys, following or folder[:-1])
+        start = bisect_right(self.keys, token or folder[:-1])
         for key in self.keys[start:]:
             if not key.startswith(folder):
                 if key > folder:
                     break
                 continue
             rest = key[len(folder) :]
-            name = folder + rest.partition("/")[0] + "/" if "/" in rest and not deep else key
-            if name not in items and following is not None and name <= following:
+            name = folder + rest.partition("/")[0] + "/" if "/" in rest and not recursive else key
+            if name not in items and token is not None and name <= token:
                 continue
             if name not in items and len(items) == self.size:
                 return Page(tuple(items.values()), [*items][-1])
@@ -86,7 +86,7 @@ def test_every_key_once_and_in_order(seed: int) -> None:
         assert listed(store, max_depth=depth) == [key for key in keys if key.count("/") < depth]
 
 
-def test_few_large_folders_are_listed_beside_each_other() -> None:
+def test_few_large_folders_are_listed_in_parallel() -> None:
     keys = [f"{year}/{number:05d}.jpg" for year in range(2000, 2016) for number in range(2000)]
     store = Store(keys, size=100, pause=0.005)
     assert listed(store) == keys
@@ -95,7 +95,7 @@ def test_few_large_folders_are_listed_beside_each_other() -> None:
     assert len(store.requests) < 16 * (20 + 2) + 16
 
 
-def test_many_small_folders_are_not_asked_one_by_one() -> None:
+def test_many_small_folders_are_not_listed_one_by_one() -> None:
     keys = [f"{number:05d}/{name}.jpg" for number in range(5000) for name in "ab"]
     store = Store(keys, size=1000)
     assert listed(store) == keys
@@ -109,7 +109,7 @@ def test_a_small_prefix_is_one_request() -> None:
 
 
 @pytest.mark.parametrize("layout", ["{0:06d}.jpg", "{1:03d}/{0:06d}.jpg", "{1:03d}/{2}/{0:06d}.jpg"])
-def test_what_waits_is_bounded(layout: str) -> None:
+def test_the_buffer_is_bounded(layout: str) -> None:
     keys = sorted(layout.format(number, number // 1200, number // 600 % 2) for number in range(60_000))
     store = Store(keys, size=20)
     ahead = []
@@ -122,7 +122,7 @@ def test_what_waits_is_bounded(layout: str) -> None:
     assert max(ahead) < len(keys) / 2
 
 
-def test_a_listing_that_is_left_asks_for_no_more() -> None:
+def test_an_abandoned_listing_sends_no_more_requests() -> None:
     store = Store([f"{number:06d}.jpg" for number in range(100_000)], size=100)
     walking = walk(store, None)
     assert next(walking).path == "000000.jpg"
@@ -130,7 +130,7 @@ def test_a_listing_that_is_left_asks_for_no_more() -> None:
     assert len(store.requests) < 40
 
 
-def test_folders_that_are_not_wanted_are_not_listed() -> None:
+def test_excluded_folders_are_not_listed() -> None:
     keys = [
         f"{year}/{month:02d}/{number}.jpg" for year in (2023, 2024) for month in range(1, 13) for number in range(9)
     ]
@@ -140,9 +140,9 @@ def test_folders_that_are_not_wanted_are_not_listed() -> None:
     assert {folder for folder, _ in store.requests} == {"", "2024/", "2024/02/"}
 
 
-def test_a_page_that_fails_for_now_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captioning.remote_listing.current_patience", lambda: Patience(attempts=3, seconds=5))
-    monkeypatch.setattr("captioning.patience.time.sleep", lambda seconds: None)
+def test_a_page_with_a_transient_failure_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("captioning.remote_listing.current_policy", lambda: RetryPolicy(attempts=3, seconds=5))
+    monkeypatch.setattr("captioning.retries.time.sleep", lambda seconds: None)
     keys = [f"{year}/{number:05d}.jpg" for year in range(5) for number in range(200)]
     store = Store(keys, size=20)
     store.failures = {number: ConnectionResetError("reset") for number in (1, 5, 9, 13, 30)}

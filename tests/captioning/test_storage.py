@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 
 from captioning.errors import StorageError, UsageError
 from captioning.local_files import LocalFiles
-from captioning.patience import Patience
+from captioning.retries import RetryPolicy
 from captioning.storage import Location, StorageSettings, escape_name, unescape_name
 from captioning.storage_errors import classify, storage_errors
 
@@ -107,7 +107,7 @@ def test_the_temporary_file_is_made_where_it_should_be(root: Location, monkeypat
     assert seen == [root.local_path / "_run" / "tmp"]
 
 
-def test_of_many_creators_one_succeeds(root: Location) -> None:
+def test_of_concurrent_creators_one_succeeds(root: Location) -> None:
     results: list[tuple[int, bool]] = []
 
     def create(number: int) -> None:
@@ -165,7 +165,7 @@ def test_a_name_that_is_not_utf8_can_be_read_by_its_uri(root: Location) -> None:
     assert [(root / info.path) for info in root.walk()] == [file]
 
 
-def test_parse_understands_what_people_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parse_accepts_user_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/someone")
     here = str(tmp_path)
@@ -188,7 +188,7 @@ def test_parse_understands_what_people_write(tmp_path: Path, monkeypatch: pytest
         Location.parse("nosuch://bucket").exists()
 
 
-def test_a_location_crosses_process_borders() -> None:
+def test_a_location_is_picklable() -> None:
     location = Location.parse("memory://a/b", StorageSettings(endpoint="http://localhost:1"))
     assert pickle.loads(pickle.dumps(location)) == location
     assert hash(pickle.loads(pickle.dumps(location))) == hash(location)
@@ -210,7 +210,7 @@ def test_failures_have_a_class_and_say_where(root: Location, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("error", "error_class", "passing"),
+    ("error", "error_class", "transient"),
     [
         (PermissionError(errno.EACCES, "no"), "forbidden", False),
         (OSError(errno.EROFS, "read-only"), "forbidden", False),
@@ -236,8 +236,8 @@ def test_failures_have_a_class_and_say_where(root: Location, tmp_path: Path) -> 
         (socket.gaierror(-2, "Name or service not known"), "network", True),
     ],
 )
-def test_errors_are_classified(error: Exception, error_class: str | None, passing: bool) -> None:
-    assert classify(error) == (error_class, passing)
+def test_errors_are_classified(error: Exception, error_class: str | None, transient: bool) -> None:
+    assert classify(error) == (error_class, transient)
 
 
 def test_a_failure_below_a_folder_names_the_file(root: Location) -> None:
@@ -248,14 +248,14 @@ def test_a_failure_below_a_folder_names_the_file(root: Location) -> None:
     assert caught.value.error_class == "forbidden"
 
 
-def test_check_writable_leaves_nothing(anywhere: Location) -> None:
+def test_check_writable_leaves_no_file(anywhere: Location) -> None:
     (anywhere / "deep" / "er").check_writable()
     assert list(anywhere.walk()) == [] if anywhere.is_dir() else True
     assert not (anywhere / "deep").exists()
 
 
 class _Flaky(LocalFiles):
-    """Fails a number of times with a failure that passes, then works."""
+    """Fails a number of times with a transient error, then works."""
 
     def __init__(self, failures: int, error: Exception) -> None:
         self.left, self.error = failures, error
@@ -267,10 +267,10 @@ class _Flaky(LocalFiles):
         return super().read(path)
 
 
-def test_failures_that_pass_are_tried_again(root: Location, monkeypatch: pytest.MonkeyPatch) -> None:
-    current: ContextVar[Patience] = ContextVar("patience", default=Patience(attempts=3))  # noqa: B039 - it is frozen
-    monkeypatch.setattr("captioning.patience._current", current)
-    monkeypatch.setattr("captioning.patience._FIRST_PAUSE", 0.0)
+def test_transient_failures_are_retried(root: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    current: ContextVar[RetryPolicy] = ContextVar("retry_policy", default=RetryPolicy(attempts=3))  # noqa: B039 - it is frozen
+    monkeypatch.setattr("captioning.retries._current", current)
+    monkeypatch.setattr("captioning.retries._FIRST_PAUSE", 0.0)
     (root / "x").write_bytes(b"1")
     flaky = _Flaky(2, ConnectionResetError("reset"))
     monkeypatch.setattr(Location, "_files", lambda self: flaky)
@@ -278,7 +278,7 @@ def test_failures_that_pass_are_tried_again(root: Location, monkeypatch: pytest.
     flaky.left = 3
     with pytest.raises(StorageError) as caught:
         (root / "x").read_bytes()
-    assert (caught.value.error_class, caught.value.passing) == ("network", True)
+    assert (caught.value.error_class, caught.value.transient) == ("network", True)
     flaky.left, flaky.error = 1, PermissionError("no")
     with pytest.raises(StorageError):
         (root / "x").read_bytes()

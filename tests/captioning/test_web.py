@@ -1,4 +1,4 @@
-"""Images behind web addresses: what is fetched, what is refused, and that nothing is unbounded."""
+"""Images at web addresses: what is fetched, what is refused, and the limits."""
 
 import socket
 from typing import Any
@@ -18,10 +18,10 @@ OPEN = StorageSettings(allow_http=True, allow_private=True)
 @pytest.fixture(autouse=True)
 def no_connections_left() -> Any:
     yield
-    for waiting in web_connections._waiting.values():
-        for connection in waiting:
+    for idle in web_connections._idle.values():
+        for connection in idle:
             connection.close()
-    web_connections._waiting.clear()
+    web_connections._idle.clear()
 
 
 def read(url: str, storage: StorageSettings = OPEN) -> bytes:
@@ -44,25 +44,25 @@ def failed(url: str, storage: StorageSettings = OPEN, seconds: float | None = No
         *("64:ff9b:1::a00:1", "2001:0:a00:1::1", "::127.0.0.1", "no address", ""),
     ],
 )
-def test_addresses_that_are_not_of_the_public_internet(address: str) -> None:
+def test_private_addresses(address: str) -> None:
     assert not is_public(address)
 
 
 @pytest.mark.parametrize(
     "address", ["93.184.215.14", "8.8.8.8", "2606:2800:21f::1", "::ffff:8.8.8.8", "64:ff9b::808:808"]
 )
-def test_addresses_that_are(address: str) -> None:
+def test_public_addresses(address: str) -> None:
     assert is_public(address)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "2130706433", "0x7f.1", "127.1"])
-def test_this_machine_is_refused_however_it_is_written(host: str) -> None:
+def test_this_machine_is_refused_in_any_notation(host: str) -> None:
     error = failed(f"http://{host}:1/a.jpg?token=secret", StorageSettings(allow_http=True))
-    assert (error.error_class, error.passing) in (("forbidden", False), ("missing", False))
+    assert (error.error_class, error.transient) in (("forbidden", False), ("missing", False))
     assert "secret" not in error.message
 
 
-def test_a_name_that_leads_into_the_network_is_refused_when_it_is_connected_to(monkeypatch: Any) -> None:
+def test_a_name_that_resolves_to_a_private_address_is_refused(monkeypatch: Any) -> None:
     answers = [["93.184.215.14"], ["10.0.0.1"]]
     reached: list[Any] = []
 
@@ -85,7 +85,7 @@ def test_a_name_that_leads_into_the_network_is_refused_when_it_is_connected_to(m
     assert len(reached) == 1
 
 
-def test_an_image_is_fetched_and_connections_are_used_again() -> None:
+def test_an_image_is_fetched_and_connections_are_reused() -> None:
     with web_server(lambda handler: handler.say(200, handler.path.encode(), Content_Type="text/html")) as server:
         for name in ("/a.jpg?x=1", "/b c é.jpg", "/d%20e.jpg", ""):
             got = read(server.url + name)
@@ -99,7 +99,7 @@ def test_an_image_is_fetched_and_connections_are_used_again() -> None:
         assert (found.path, found.size) == ("x.jpg", 6)
 
 
-def test_a_connection_that_was_closed_while_it_waited_is_made_anew() -> None:
+def test_a_connection_closed_while_idle_is_replaced() -> None:
     def answer(handler: Handler) -> None:
         handler.say(200, b"image")
         handler.close_connection = True  # without having said so
@@ -108,7 +108,7 @@ def test_a_connection_that_was_closed_while_it_waited_is_made_anew() -> None:
         assert [read(server.url) for _ in range(3)] == [b"image"] * 3
 
 
-def test_a_range_and_a_chunked_answer() -> None:
+def test_a_range_and_a_chunked_response() -> None:
     def answer(handler: Handler) -> None:
         if handler.headers.get("Range"):
             assert handler.headers["Range"] == "bytes=2-4"
@@ -122,22 +122,22 @@ def test_a_range_and_a_chunked_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "error_class", "passing"),
+    ("status", "error_class", "transient"),
     [
         *((404, "missing", False), (410, "missing", False), (401, "forbidden", False), (403, "forbidden", False)),
         *((429, "throttled", True), (503, "throttled", True), (500, "network", True), (504, "timeout", True)),
         *((418, "storage", False), (204, "storage", False)),
     ],
 )
-def test_what_a_server_refuses_has_its_class(status: int, error_class: str, passing: bool) -> None:
+def test_error_statuses_have_error_classes(status: int, error_class: str, transient: bool) -> None:
     with web_server(lambda handler: handler.say(status, b"an error page")) as server:
         error = failed(f"{server.url}/a.jpg?signature=secret")
-    assert (error.error_class, error.passing) == (error_class, passing)
+    assert (error.error_class, error.transient) == (error_class, transient)
     assert "/a.jpg?…" in error.message
     assert "secret" not in error.message
 
 
-def test_redirects_are_followed_a_few_times_and_judged_each_time(monkeypatch: Any) -> None:
+def test_redirects_are_limited_and_each_is_checked(monkeypatch: Any) -> None:
     def answer(handler: Handler) -> None:
         step, _, rest = handler.path[1:].partition("/")
         if step == "out":
@@ -161,7 +161,7 @@ def test_redirects_are_followed_a_few_times_and_judged_each_time(monkeypatch: An
         assert failed(f"{server.url}/out", StorageSettings(allow_http=True)).error_class == "forbidden"
 
 
-def test_more_bytes_than_the_bound_are_not_read(monkeypatch: Any) -> None:
+def test_no_more_bytes_than_the_limit_are_read(monkeypatch: Any) -> None:
     monkeypatch.setattr(web_files, "MAX_BYTES", 1000)
     sent: list[int] = []
 
@@ -183,7 +183,7 @@ def test_more_bytes_than_the_bound_are_not_read(monkeypatch: Any) -> None:
         assert len(WebFiles("http", OPEN).read_range(f"{server.url}/endless", 0, 500)) == 500
 
 
-def test_an_answer_that_breaks_off_or_never_ends_can_pass() -> None:
+def test_a_truncated_or_endless_response_is_transient() -> None:
     def answer(handler: Handler) -> None:
         handler.close_connection = True
         if handler.path == "/short":
@@ -199,7 +199,7 @@ def test_an_answer_that_breaks_off_or_never_ends_can_pass() -> None:
     with web_server(answer) as server:
         for path, error_class in (("short", "network"), ("none", "network"), ("slow", "timeout")):
             error = failed(f"{server.url}/{path}", seconds=0.3)
-            assert (error.error_class, error.passing) == (error_class, True), path
+            assert (error.error_class, error.transient) == (error_class, True), path
 
 
 def test_a_host_that_does_not_exist_or_does_not_listen() -> None:
@@ -208,18 +208,18 @@ def test_a_host_that_does_not_exist_or_does_not_listen() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         error = failed(f"http://127.0.0.1:{free.getsockname()[1]}/a.jpg")
-    assert (error.error_class, error.passing) == ("network", True)
+    assert (error.error_class, error.transient) == ("network", True)
 
 
 @pytest.mark.parametrize(
     "url",
     ["http://", "http:///a.jpg", "http://[::1/a.jpg", "http://host:port/", "http://a\nb/", "http://" + "x" * 300 + "/"],
 )
-def test_addresses_that_are_none_are_rows_not_crashes(url: str) -> None:
+def test_invalid_addresses_are_errors_not_crashes(url: str) -> None:
     assert failed(url).error_class in ("missing", "network", "forbidden")
 
 
-def test_without_the_setting_nothing_is_fetched() -> None:
+def test_nothing_is_fetched_without_the_setting() -> None:
     with web_server(lambda handler: handler.say(200, b"image")) as server:
         error = failed(f"{server.url}/a.jpg", StorageSettings())
         assert error.error_class == "forbidden"

@@ -1,4 +1,4 @@
-"""Captioners without a model, for what goes wrong with real ones. They cross process borders by their names."""
+"""Fake captioners that fail like real ones. Module-level classes, so that they can be pickled by name."""
 
 import os
 import signal

@@ -19,8 +19,8 @@ CaptionShards = Callable[[Work, Pools, Sequence[int]], Iterator[ShardResult]]
 
 def in_process(work: Work, pools: Pools, shards: Sequence[int]) -> Iterator[ShardResult]:
     """Fetch, decode, caption and stage these shards."""
-    decode = DecodeShard(work.book, work.preprocess, work.storage, work.fetch, work.decode)
-    actor = CaptionShard(work.load, work.book, pools.batch_size)
+    decode = DecodeShard(work.shard_io, work.preprocess, work.storage, work.fetch, work.decode)
+    actor = CaptionShard(work.load, work.shard_io, pools.batch_size)
     for number in shards:
         [row] = actor(decode(pa.table({"shard": pa.array([number], pa.int64())}))).to_pylist()
         yield ShardResult.from_row(row)
@@ -35,7 +35,7 @@ class FakeRunner:
     def nodes(self) -> list[Node]:
         return [Node(2)]
 
-    def most_workers(self, shards: int, images: int) -> int:
+    def max_workers(self, shards: int, images: int) -> int:
         return shards
 
     def require_shared(self, file: Path) -> None:

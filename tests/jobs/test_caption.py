@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from captioning.captioner_info import inspect_captioner
 from captioning.errors import UnfinishedError
-from captioning.run.book import IndexBook
 from captioning.run.index import write_segment
 from captioning.run.layout import RunLayout
+from captioning.run.shard_io import IndexShardIO
 from captioning.run.sources import open_sources
 from captioning.run.staging import staged_shards
 from captioning.storage import Location, StorageSettings
@@ -85,7 +85,7 @@ def test_a_captioner_that_never_works_is_one_clear_error(tmp_path: Path, tiny_ca
     sources = open_sources([str(write_photos(tmp_path / "photos", 4))])
     index = write_segment(layout, sources, shard_size=2).commit()
     work = Work(
-        IndexBook(index), inspect_captioner(str(tiny_captioner)).preprocess, StorageSettings(), load, max_retries=1
+        IndexShardIO(index), inspect_captioner(str(tiny_captioner)).preprocess, StorageSettings(), load, max_retries=1
     )
     pools = plan_pools(RuntimeSettings(actors=1), cluster_nodes(), shards=2)
     with pytest.raises(UnfinishedError, match=says):

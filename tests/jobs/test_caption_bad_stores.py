@@ -1,4 +1,4 @@
-"""`caption` where the store has a bad day: faults that pass, objects that cannot be read, keys that are wrong."""
+"""`caption` with a failing store: transient faults, objects that cannot be read, wrong credentials."""
 
 import subprocess
 import sys

@@ -12,8 +12,8 @@ from typer.testing import CliRunner, Result
 import jobs.driving.caption_run
 import jobs.driving.driver
 from captioning.run.events import read_events
-from captioning.run.hold import Hold, Holder, holder
 from captioning.run.layout import RunLayout
+from captioning.run.lock import LockOwner, RunLock, lock_owner
 from captioning.run.staging import FoldResult
 from captioning.storage import Location
 from jobs.__main__ import app
@@ -243,9 +243,9 @@ def layout_of(output: Path) -> RunLayout:
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_a_second_driver_is_told_who_holds_the_output(tmp_path: Path, caption) -> None:
+def test_a_second_driver_is_told_who_has_the_lock(tmp_path: Path, caption) -> None:
     photos, output = write_photos(tmp_path / "photos", 4), tmp_path / "out"
-    with Hold(layout_of(output), say=print, command="caption, elsewhere"):
+    with RunLock(layout_of(output), notify=print, command="caption, elsewhere"):
         refused = caption(photos, "-o", output)
         assert refused.exit_code == 1
         assert "Another driver is at work in" in refused.stderr
@@ -253,30 +253,30 @@ def test_a_second_driver_is_told_who_holds_the_output(tmp_path: Path, caption) -
         assert not (output / "_run" / "run.json").exists()
         assert CliRunner().invoke(app, ["verify", str(output)]).exit_code == 2  # it reads, whoever holds: no run yet
     assert caption(photos, "-o", output).exit_code == 0
-    assert holder(layout_of(output)) is None
+    assert lock_owner(layout_of(output)) is None
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_a_driver_that_lost_its_hold_stops_and_what_it_finished_is_kept(tmp_path: Path, caption, monkeypatch) -> None:
+def test_a_driver_that_lost_its_lock_stops_and_finished_shards_are_kept(tmp_path: Path, caption, monkeypatch) -> None:
     photos, output = write_photos(tmp_path / "photos", 16), tmp_path / "out"
-    other = replace(Holder.mine("caption, the other one"), token="other")
+    other = replace(LockOwner.current("caption, the other one"), token="other")
 
     def lost(work: Work, pools: Pools, shards: Sequence[int]) -> Iterator[ShardResult]:
         for number, result in enumerate(in_process(work, pools, shards)):
             if number == 2:
-                layout_of(output).hold.write_bytes(other.to_json())
+                layout_of(output).lock_file.write_bytes(other.to_json())
                 time.sleep(0.3)
             yield result
 
     with monkeypatch.context() as patch:
         run_with(patch, lost)
-        patch.setattr("captioning.run.hold._BEAT", 0.02)
+        patch.setattr("captioning.run.lock._HEARTBEAT", 0.02)
         stopped = caption(photos, "-o", output, "--set", "output.shard_size=4")
     assert stopped.exit_code == 1
     assert "Another driver has taken over" in stopped.stderr
     assert len(staged(output)) == 3
-    assert holder(layout_of(output)) == other
-    layout_of(output).hold.delete()
+    assert lock_owner(layout_of(output)) == other
+    layout_of(output).lock_file.delete()
     assert caption(photos, "-o", output).exit_code == 0
     assert summary(output).items() >= {"captioned": 4, "already_done": 12}.items()
 
@@ -314,7 +314,7 @@ def test_an_input_is_added_to_a_run_that_was_killed_at_once(tmp_path: Path, capt
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_what_is_odd_about_an_archive_that_grew_is_said_once(tmp_path: Path, caption) -> None:
+def test_notes_about_a_grown_archive_are_shown_once(tmp_path: Path, caption) -> None:
     photos, output = write_photos(tmp_path / "photos", 5), tmp_path / "out"
     (photos / "notes.pdf").write_bytes(b"")
     assert "Passed over 1 files" in caption(photos, "-o", output).stderr
@@ -403,6 +403,6 @@ def test_an_interrupt_anywhere_ends_cleanly(tmp_path: Path, caption, monkeypatch
         assert not output.exists()
     else:
         assert "6 images of this run finished and kept." in stopped.stderr
-        assert holder(layout_of(output)) is None
+        assert lock_owner(layout_of(output)) is None
     assert caption(photos, "-o", output).exit_code == 0
     assert len(read_rows(output)) == 6

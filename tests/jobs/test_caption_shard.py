@@ -1,4 +1,4 @@
-"""One shard: every image has its row, whatever happens to it. No Ray here."""
+"""One shard, without Ray: every image has its row, whatever happens to it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ import pytest
 
 from captioning.data.preprocess import Preprocess, PreprocessSettings
 from captioning.errors import CheckpointError, UnfinishedError
-from captioning.run.book import IndexBook
 from captioning.run.index import Index, write_segment
 from captioning.run.layout import RunLayout
+from captioning.run.shard_io import IndexShardIO
 from captioning.run.sources import open_sources
 from captioning.run.staging import staged_shards
 from captioning.run.table import Row
@@ -109,7 +109,7 @@ def test_a_captioner_that_fails_on_everything_ends_the_run(tmp_path: Path) -> No
 
 def test_a_shard_is_captioned_whole_and_staged_under_its_number(tmp_path: Path) -> None:
     index = indexed(write_photos(tmp_path / "photos", 5), tmp_path / "out", 3)
-    actor = CaptionShard(FakeCaptioner, IndexBook(index), 2)
+    actor = CaptionShard(FakeCaptioner, IndexShardIO(index), 2)
     for shard in index.shards():
         decoded = decode_entries(shard.number, index.rows(shard), SETTINGS, StorageSettings())
         [result] = actor(decoded).to_pylist()
@@ -120,7 +120,7 @@ def test_a_shard_is_captioned_whole_and_staged_under_its_number(tmp_path: Path) 
 
 def test_a_captioner_that_cannot_be_loaded_says_so_when_called(tmp_path: Path) -> None:
     index = indexed(write_photos(tmp_path / "photos", 2), tmp_path / "out", 2)
-    actor = CaptionShard(load_broken, IndexBook(index), 2)
+    actor = CaptionShard(load_broken, IndexShardIO(index), 2)
     with pytest.raises(CheckpointError, match="the weights are damaged"):
         actor(decode_entries(0, index.rows(index.shard(0)), SETTINGS, StorageSettings()))
 

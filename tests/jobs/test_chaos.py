@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SEED = 4
 PHOTOS, BAD = 18, 8
 #: Shards of 2 images, parts of 3 shards.
-SHARDS_A_PART = 3
+SHARDS_PER_PART = 3
 SETTINGS = ("--set", "output.shard_size=2", "--set", "runtime.actors=1", "--set", "errors.max_fraction=1")
 
 #: Where a kill strikes, and how often a run comes there at least.
@@ -96,7 +96,7 @@ class Setting:
 
 def environment(orders: Path, **more: str) -> dict[str, str]:
     path = os.pathsep.join([str(ROOT / "tests" / "jobs" / "chaos"), str(ROOT)])
-    chaos = {"CHAOS_ORDERS": str(orders), "CHAOS_SHARDS_A_PART": str(SHARDS_A_PART)}
+    chaos = {"CHAOS_ORDERS": str(orders), "CHAOS_SHARDS_PER_PART": str(SHARDS_PER_PART)}
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **chaos, **more}
 
 

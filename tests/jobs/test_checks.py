@@ -1,4 +1,4 @@
-"""What `caption`, `plan` and `retry` find out about a request before anything is written."""
+"""The checks of `caption`, `plan` and `retry` before anything is written."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Images that end, fill or hang the process that decodes them, and processes that others end."""
+"""Images that crash, fill or hang the process that decodes them, and processes that are killed externally."""
 
 import contextlib
 import itertools
@@ -59,25 +59,27 @@ def test_reasons_come_through(decoder: Decoder) -> None:
 
 
 @pytest.mark.parametrize(("order", "error_class"), [*ORDERS.items(), ("kill", "crash")])
-def test_poison_is_a_row_and_the_next_image_is_decoded(decoder: Decoder, order: str, error_class: str) -> None:
+def test_a_harmful_image_is_an_error_and_the_next_one_is_decoded(
+    decoder: Decoder, order: str, error_class: str
+) -> None:
     decoder.decode(GOOD)
     assert refused(decoder, poisoned(order)).error_class == error_class
     assert decoder.decode(GOOD)[0].width == 40
 
 
-def test_a_process_that_others_kill_makes_no_image_guilty(decoder: Decoder) -> None:
+def test_a_process_killed_externally_blames_no_image(decoder: Decoder) -> None:
     """Every second process is killed from outside while it decodes, in isolation too."""
     made: list[int] = []
-    make = decoder._make
+    start = decoder._start_child
 
     def watched() -> ChildProcess:
-        child = make()
+        child = start()
         made.append(child.pid)
         if len(made) % 4:
             threading.Timer(0.1, kill, (child.pid,)).start()
         return child
 
-    decoder._make = watched  # type: ignore[method-assign]
+    decoder._start_child = watched  # type: ignore[method-assign]
     for number in range(3):
         assert decoder.decode(slow(0.5, number))[0].width == 40
         decoder.close()
@@ -87,31 +89,31 @@ def test_a_process_that_others_kill_makes_no_image_guilty(decoder: Decoder) -> N
 def test_a_single_crash_is_not_enough(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once by itself (a fault of what came before it, say), then well: no error."""
     asked = itertools.count()
-    ask = decoder._ask
+    request = decoder._request
 
     def fails_twice(data: bytes) -> object:
         if next(asked) < 2:
             raise ChildDiedError(-signal.SIGSEGV)
-        return ask(data)
+        return request(data)
 
-    monkeypatch.setattr(decoder, "_ask", fails_twice)
+    monkeypatch.setattr(decoder, "_request", fails_twice)
     assert decoder.decode(GOOD)[0].width == 40
 
 
-def test_memory_that_others_left_is_no_images_fault(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_left_by_other_images_blames_no_image(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = itertools.count()
-    ask = decoder._ask
+    request = decoder._request
 
     def full_once(data: bytes) -> object:
         if next(asked) < 1:
             raise ImageError("memory", "full")
-        return ask(data)
+        return request(data)
 
-    monkeypatch.setattr(decoder, "_ask", full_once)
+    monkeypatch.setattr(decoder, "_request", full_once)
     assert decoder.decode(GOOD)[0].width == 40
 
 
-def test_a_process_that_does_not_start_is_no_images_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_does_not_start_blames_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     die = "import os, sys\nif 'jobs.workers.decode_child' in sys.orig_argv: os._exit(3)\n"
     (tmp_path / "sitecustomize.py").write_text(die)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -145,7 +147,7 @@ def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
         time.sleep(0.02)
 
 
-def test_ctrl_c_is_the_parents_to_answer_from_the_first_moment_on() -> None:
+def test_ctrl_c_is_left_to_the_parent_from_the_start() -> None:
     """A terminal sends it to all processes, also to one that is still being started."""
     start = Decoder(SETTINGS, DecodeSettings())._start
     with ChildProcess("jobs.workers.decode_child") as child:
@@ -154,7 +156,7 @@ def test_ctrl_c_is_the_parents_to_answer_from_the_first_moment_on() -> None:
             time.sleep(0.02)
         child.begin([start])
         os.kill(child.pid, signal.SIGINT)
-        assert child.ask([GOOD], seconds=60)
+        assert child.request([GOOD], seconds=60)
     # This process hears it again.
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
 

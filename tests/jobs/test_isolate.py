@@ -1,4 +1,4 @@
-"""Images that a captioner cannot bear: out of memory, failing, hanging, ending its process. No Ray here."""
+"""Images on which a captioner runs out of memory, fails, hangs or crashes. Without Ray."""
 
 import os
 import subprocess
@@ -11,9 +11,9 @@ import pytest
 
 from captioning.data.preprocess import PreprocessSettings
 from captioning.errors import ImageError, UnfinishedError
-from captioning.run.book import IndexBook
 from captioning.run.index import write_segment
 from captioning.run.layout import RunLayout
+from captioning.run.shard_io import IndexShardIO
 from captioning.run.sources import open_sources
 from captioning.storage import Location, StorageSettings
 from jobs.workers import isolate
@@ -31,7 +31,7 @@ def classes(found: list) -> list[str | None]:
     return [one.error_class if isinstance(one, ImageError) else None for one in found]
 
 
-def test_memory_that_does_not_suffice_halves_the_micro_batch_for_good() -> None:
+def test_running_out_of_memory_halves_the_micro_batch_for_the_rest_of_the_run() -> None:
     captioner = Moody(most=5)
     batches = MicroBatches(captioner, 16)
     found = batches.caption(pictures(40))
@@ -47,7 +47,7 @@ def test_an_image_that_needs_too_much_memory_alone_is_a_row() -> None:
     assert classes(found) == [None] * 5 + ["memory"] + [None] * 3
 
 
-def test_a_captioner_without_memory_for_anything_ends_the_run() -> None:
+def test_a_captioner_that_is_always_out_of_memory_ends_the_run() -> None:
     with pytest.raises(UnfinishedError, match="fails on every image.*runtime.batch_size"):
         MicroBatches(Moody(most=0), 8).caption(pictures(3))
 
@@ -68,7 +68,7 @@ def test_what_counts_as_out_of_memory(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) == expected
 
 
-def test_images_that_end_or_hang_the_process_are_found_and_set_aside() -> None:
+def test_images_that_crash_or_hang_the_process_are_found() -> None:
     captioner = Moody(deadly=[3], hated=[6], hanging=[9])
     found = Isolation(captioner, 4, hang_seconds=3.0).caption(pictures(11))
     expected: list[str | None] = [None] * 11
@@ -79,31 +79,31 @@ def test_images_that_end_or_hang_the_process_are_found_and_set_aside() -> None:
     assert good == [f"brightness {pictures(11)[n].mean():.3f}" for n in marks]
 
 
-def test_a_process_that_others_kill_makes_no_image_guilty(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_killed_externally_blames_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolate, "_FIRST_PAUSE", 0.0)
     isolation = Isolation(Moody(), 4, hang_seconds=60.0)
-    make = isolation._make
+    start = isolation._start_child
     made = []
 
     def killed_as_it_begins() -> ChildProcess:
-        child = make()
+        child = start()
         made.append(child)
         if len(made) % 4:
             os.kill(child.pid, 9)
         return child
 
-    monkeypatch.setattr(isolation, "_make", killed_as_it_begins)
-    assert classes(isolation._halved(pictures(4))) == [None] * 4
+    monkeypatch.setattr(isolation, "_start_child", killed_as_it_begins)
+    assert classes(isolation._bisect(pictures(4))) == [None] * 4
     isolation._close()
     assert len(made) >= 8, "images were not met alone"
 
 
-def test_an_image_that_kills_its_process_every_time_is_guilty(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_always_kills_its_process_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolate, "_FIRST_PAUSE", 0.0)
     assert classes(Isolation(Moody(killing=[1]), 4, 60.0).caption(pictures(2))) == [None, "crash"]
 
 
-def test_a_captioner_that_dies_of_anything_ends_the_run() -> None:
+def test_a_captioner_that_always_crashes_ends_the_run() -> None:
     with pytest.raises(UnfinishedError, match="ends whatever it is shown: .*exit code 7"):
         Isolation(Moody(deadly=range(256)), 4, 60.0).caption(pictures(2))
 
@@ -125,7 +125,7 @@ def begin_and_die(attempts: Attempts, key: str) -> None:
     subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).resolve().parents[2], check=False)
 
 
-def test_only_the_dead_count_and_only_until_it_is_done(tmp_path: Path) -> None:
+def test_only_dead_processes_count_and_only_until_the_work_is_done(tmp_path: Path) -> None:
     attempts = Attempts(tmp_path.name)
     assert attempts.begin("shard-7") == 0
     assert attempts.begin("shard-7") == 0
@@ -141,7 +141,7 @@ def test_only_the_dead_count_and_only_until_it_is_done(tmp_path: Path) -> None:
     assert not attempts._folder.exists()
 
 
-def test_a_shard_that_two_processes_died_of_is_captioned_in_isolation(tmp_path: Path) -> None:
+def test_a_shard_at_which_two_processes_died_is_captioned_in_isolation(tmp_path: Path) -> None:
     layout = RunLayout(Location.parse(str(tmp_path / "out")))
     sources = open_sources([str(write_photos(tmp_path / "photos", 5))])
     index = write_segment(layout, sources, shard_size=5).commit()
@@ -151,14 +151,14 @@ def test_a_shard_that_two_processes_died_of_is_captioned_in_isolation(tmp_path: 
     attempts = Attempts(f"{tmp_path.name}-{os.getpid()}")
     for _ in range(2):
         begin_and_die(attempts, "shard-0")
-    actor = CaptionShard(Moody(deadly=[poison]), IndexBook(index), 4, attempts, 60.0)
+    actor = CaptionShard(Moody(deadly=[poison]), IndexShardIO(index), 4, attempts, 60.0)
     [result] = actor(decoded).to_pylist()
     assert result["error_classes"] == '{"crash": 1}'
     assert attempts.begin("shard-0") == 0
     attempts.end("shard-0")
 
 
-def test_one_may_begin_while_another_ends() -> None:
+def test_begin_and_end_may_overlap() -> None:
     attempts = Attempts(f"race-{os.getpid()}")
 
     def work(key: str) -> int:
@@ -169,7 +169,7 @@ def test_one_may_begin_while_another_ends() -> None:
     assert not attempts._folder.exists()
 
 
-def test_marks_of_killed_executions_go_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_markers_of_killed_executions_are_deleted_eventually(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     old, recent = Attempts("old"), Attempts("recent")
     for attempts in (old, recent):
@@ -188,7 +188,7 @@ def test_a_captioner_whose_process_ends_while_it_loads_is_one_error(tmp_path: Pa
     layout = RunLayout(Location.parse(str(tmp_path / "out")))
     sources = open_sources([str(write_photos(tmp_path / "photos", 1))])
     index = write_segment(layout, sources, shard_size=5).commit()
-    actor = CaptionShard(Moody(), IndexBook(index), 4, attempts)
+    actor = CaptionShard(Moody(), IndexShardIO(index), 4, attempts)
     with pytest.raises(UnfinishedError, match="ended 4 times while it was loaded"):
         actor(decode_entries(0, index.rows(index.shard(0)), PreprocessSettings(size=8), StorageSettings()))
     attempts.end("load")

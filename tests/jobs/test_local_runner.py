@@ -1,4 +1,4 @@
-"""Jobs that need no Ray: the same code and the same table, in processes of this machine."""
+"""The runner without Ray: the same code and the same table, in local processes."""
 
 import json
 import os
@@ -12,18 +12,18 @@ import pytest
 from captioning import errors
 from captioning.data.preprocess import PreprocessSettings
 from captioning.errors import CaptioningError, ImageError, SettingsError, StorageError, UnfinishedError
-from captioning.run.book import IndexBook
 from captioning.run.index import Index, write_segment
 from captioning.run.layout import RunLayout
+from captioning.run.shard_io import IndexShardIO
 from captioning.run.sources import Entry, open_sources
 from captioning.run.staging import staged_shards
 from captioning.storage import Location, StorageSettings
 from jobs.caption_settings import RuntimeSettings
 from jobs.runners import choice
-from jobs.runners.choice import FEW_IMAGES, stays_here
+from jobs.runners.choice import MAX_LOCAL_IMAGES, runs_locally
 from jobs.runners.local import LocalRunner
 from jobs.runners.pools import plan_pools
-from jobs.runners.work import ShardResult, Work, describe_error, error_of
+from jobs.runners.work import ShardResult, Work, error_from_json, error_to_json
 from tests.jobs.archive import assert_same_table, read_rows, write_odd_files, write_photos
 from tests.jobs.captioners import Moody
 from tests.jobs.test_caption import Broken, Deadly
@@ -73,12 +73,12 @@ def test_a_small_job_imports_no_ray_in_its_driver(tmp_path: Path, tiny_captioner
 
 
 @dataclass(frozen=True)
-class LostBook(IndexBook):
-    """A book whose store is lost from shard 1 on."""
+class LostBook(IndexShardIO):
+    """A `ShardIO` whose store is lost from shard 1 on."""
 
     def entries(self, shard: int) -> list[Entry]:
         if shard:
-            raise StorageError("no_space", "The disk is full.", passing=True)
+            raise StorageError("no_space", "The disk is full.", transient=True)
         return super().entries(shard)
 
 
@@ -103,7 +103,7 @@ def caption(work: Work, index: Index) -> list[ShardResult]:
 )
 def test_a_captioner_that_never_works_is_one_clear_error(tmp_path: Path, load: type, says: str) -> None:
     index = make_index(tmp_path, 4)
-    work = Work(IndexBook(index), PreprocessSettings(size=8), StorageSettings(), load, max_retries=1)
+    work = Work(IndexShardIO(index), PreprocessSettings(size=8), StorageSettings(), load, max_retries=1)
     with pytest.raises(UnfinishedError, match=says):
         caption(work, index)
     assert staged_shards(index.layout) == set()
@@ -114,14 +114,14 @@ def test_a_store_that_is_lost_ends_the_run_and_what_is_finished_is_kept(tmp_path
     work = Work(LostBook(index), PreprocessSettings(size=8), StorageSettings(), Moody(), max_retries=1)
     with pytest.raises(StorageError, match=r"The disk is full\.") as caught:
         caption(work, index)
-    assert (caught.value.error_class, caught.value.passing) == ("no_space", True)
+    assert (caught.value.error_class, caught.value.transient) == ("no_space", True)
     assert staged_shards(index.layout) == {0}
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        StorageError("throttled", "Slow down.", passing=True),
+        StorageError("throttled", "Slow down.", transient=True),
         ImageError("empty", "Nothing in it."),
         *(
             kind("What, where, and what to do.")
@@ -130,39 +130,39 @@ def test_a_store_that_is_lost_ends_the_run_and_what_is_finished_is_kept(tmp_path
         ),
     ],
 )
-def test_errors_cross_from_a_worker_as_they_are(error: CaptioningError) -> None:
-    again = error_of(json.loads(json.dumps(describe_error(error))))
+def test_errors_of_workers_survive_json(error: CaptioningError) -> None:
+    again = error_from_json(json.loads(json.dumps(error_to_json(error))))
     assert type(again) is type(error)
     assert again is not None
     assert (str(again), vars(again)) == (str(error), vars(error))
 
 
-def test_a_bug_in_a_worker_is_no_users_error() -> None:
-    found = error_of(describe_error(KeyError("shard")))
+def test_a_bug_in_a_worker_is_not_a_user_error() -> None:
+    found = error_from_json(error_to_json(KeyError("shard")))
     assert isinstance(found, RuntimeError)
     assert "KeyError: 'shard'" in str(found)
-    assert error_of({"shard": 1, "images": 2}) is None
+    assert error_from_json({"shard": 1, "images": 2}) is None
 
 
-def test_small_jobs_stay_here_unless_there_is_a_cluster_or_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_jobs_run_locally_without_a_cluster_or_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "has_gpu", lambda: False)
     monkeypatch.setattr(choice, "_has_ray", lambda: False)
     auto = RuntimeSettings()
-    assert stays_here(auto, FEW_IMAGES)
-    assert not stays_here(auto, FEW_IMAGES + 1)
-    assert not stays_here(auto, None)
-    assert stays_here(RuntimeSettings(runner="local"), None)
-    assert not stays_here(RuntimeSettings(runner="ray"), 1)
-    assert not stays_here(RuntimeSettings(device="cuda"), 1)
-    assert not stays_here(RuntimeSettings(gpus_per_actor=0.5), 1)
-    assert not stays_here(RuntimeSettings(decode_tasks=3), 1)
+    assert runs_locally(auto, MAX_LOCAL_IMAGES)
+    assert not runs_locally(auto, MAX_LOCAL_IMAGES + 1)
+    assert not runs_locally(auto, None)
+    assert runs_locally(RuntimeSettings(runner="local"), None)
+    assert not runs_locally(RuntimeSettings(runner="ray"), 1)
+    assert not runs_locally(RuntimeSettings(device="cuda"), 1)
+    assert not runs_locally(RuntimeSettings(gpus_per_actor=0.5), 1)
+    assert not runs_locally(RuntimeSettings(decode_tasks=3), 1)
     with pytest.raises(SettingsError, match=r"runtime\.runner is local"):
-        stays_here(RuntimeSettings(runner="local", device="cuda"), 1)
+        runs_locally(RuntimeSettings(runner="local", device="cuda"), 1)
     monkeypatch.setattr(choice, "has_gpu", lambda: True)
-    assert not stays_here(auto, 1)
-    assert stays_here(RuntimeSettings(device="cpu"), 1)
+    assert not runs_locally(auto, 1)
+    assert runs_locally(RuntimeSettings(device="cpu"), 1)
     monkeypatch.setattr(choice, "_has_ray", lambda: True)
-    assert not stays_here(RuntimeSettings(device="cpu"), 1)
+    assert not runs_locally(RuntimeSettings(device="cpu"), 1)
     monkeypatch.setattr(choice, "_has_ray", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert not stays_here(RuntimeSettings(device="cpu"), 1)
+    assert not runs_locally(RuntimeSettings(device="cpu"), 1)

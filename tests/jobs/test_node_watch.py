@@ -1,9 +1,9 @@
-"""Machines that join and leave while a run goes on."""
+"""Nodes that join and leave during a run."""
 
 from jobs.runners.node_watch import NodeWatch
 
 
-def test_what_has_changed_is_told_once() -> None:
+def test_changes_are_reported_once() -> None:
     nodes = {"a": "10.0.0.1", "b": "10.0.0.2"}
     heard: list[tuple[str, str]] = []
     with NodeWatch(lambda: nodes, lambda event, name: heard.append((event, name)), every=1000) as watch:
@@ -15,7 +15,7 @@ def test_what_has_changed_is_told_once() -> None:
     assert heard == [("node_lost", "10.0.0.2"), ("node_joined", "10.0.0.2")]
 
 
-def test_the_thread_looks_by_itself_and_outlives_a_head_that_is_away() -> None:
+def test_the_thread_survives_an_unreachable_head_node() -> None:
     answers = iter([{"a": "one"}, None, {"a": "one", "b": "two"}])
     heard: list[str] = []
 

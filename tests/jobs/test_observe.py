@@ -1,4 +1,4 @@
-"""What is told of a run on Ray: its metrics as Prometheus reads them, and why nothing moves."""
+"""Observing a run on Ray: its metrics in Prometheus' format, and the reports of stalls."""
 
 import time
 import urllib.request
@@ -10,9 +10,9 @@ import ray
 
 from captioning.data.preprocess import PreprocessSettings
 from captioning.errors import UnfinishedError
-from captioning.run.book import IndexBook
 from captioning.run.index import write_segment
 from captioning.run.layout import RunLayout
+from captioning.run.shard_io import IndexShardIO
 from captioning.run.sources import open_sources
 from captioning.storage import Location, StorageSettings
 from jobs.caption_settings import RuntimeSettings
@@ -39,7 +39,7 @@ def test_a_dashboard_reads_what_a_run_did() -> None:
     with RayObserver("memory://odd run", pools, lambda text: None, lambda kind, **fields: None) as observer:
         for number in range(3):
             result = ShardResult(number, 10, {"corrupt": 2} if number else {}, stages)
-            observer.finished(result, images=20, shards=2, rate=1.5)
+            observer.shard_finished(result, images=20, shards=2, rate=1.5)
         wanted = {*(f"ray_{name}_total" for name in COUNTERS), *(f"ray_{name}" for name in GAUGES)}
         for _ in range(120):
             text = scraped()
@@ -65,12 +65,12 @@ def test_the_nodes_and_what_is_free_of_them() -> None:
 @pytest.mark.parametrize(
     ("asked", "told"), [({"cpus_per_actor": 64.0}, "64 CPU"), ({"gpus_per_actor": 1.0}, "0.5 CPU and 1 GPU")]
 )
-def test_a_run_that_finds_no_place_ends_and_says_who_asked_for_what(
+def test_a_run_without_resources_ends_and_says_what_it_requests(
     asked: dict[str, float], told: str, tmp_path: Path
 ) -> None:
     layout = RunLayout(Location.parse(str(tmp_path / "out")))
     index = write_segment(layout, open_sources([str(write_photos(tmp_path / "photos", 2))]), shard_size=2).commit()
-    work = Work(IndexBook(index), PreprocessSettings(size=8), StorageSettings(), Moody(), max_retries=1, stall_s=3)
+    work = Work(IndexShardIO(index), PreprocessSettings(size=8), StorageSettings(), Moody(), max_retries=1, stall_s=3)
     pools = replace(plan_pools(RuntimeSettings(actors=1), cluster_nodes(), shards=1), **asked)
     with pytest.raises(UnfinishedError, match=rf"(?s)Nothing moved for 3 s.*asks for {told}.*No node is large enough"):
         list(caption_shards(work, pools, [shard.number for shard in index.shards()]))

@@ -10,9 +10,9 @@ import pytest
 
 from captioning.data.preprocess import PreprocessSettings
 from captioning.errors import UnfinishedError
-from captioning.run.book import IndexBook
 from captioning.run.index import write_segment
 from captioning.run.layout import RunLayout
+from captioning.run.shard_io import IndexShardIO
 from captioning.run.sources import open_sources
 from captioning.run.staging import staged_shards
 from captioning.storage import Location, StorageSettings
@@ -59,7 +59,7 @@ def test_photos_that_end_the_captioner_are_rows_and_the_job_goes_on(tmp_path: Pa
         marks |= {entry.image_id: int(image[0, 0, 0]) for entry, image in zip(entries, pixels, strict=True)}
     deadly = marks["0/0002.jpg"]
     assert list(marks.values()).count(deadly) == 1, "another photo of the same mark: choose another"
-    work = Work(IndexBook(index), preprocess, StorageSettings(), Moody(deadly=[deadly]), max_retries=1)
+    work = Work(IndexShardIO(index), preprocess, StorageSettings(), Moody(deadly=[deadly]), max_retries=1)
     pools = plan_pools(RuntimeSettings(actors=1), cluster_nodes(), shards=3)
     results = list(caption_shards(work, pools, [shard.number for shard in index.shards()]))
     assert staged_shards(layout) == {0, 1, 2}
@@ -78,7 +78,7 @@ class NeverLoads(Moody):
 def test_a_captioner_that_ends_its_process_while_it_loads_is_one_error(tmp_path: Path) -> None:
     layout = RunLayout(Location.parse(str(tmp_path / "out")))
     index = write_segment(layout, open_sources([str(write_photos(tmp_path / "photos", 2))]), shard_size=2).commit()
-    work = Work(IndexBook(index), PreprocessSettings(size=8), StorageSettings(), NeverLoads(), max_retries=1)
+    work = Work(IndexShardIO(index), PreprocessSettings(size=8), StorageSettings(), NeverLoads(), max_retries=1)
     pools = plan_pools(RuntimeSettings(actors=1), cluster_nodes(), shards=1)
     with pytest.raises(UnfinishedError, match="ended .* times while it was loaded"):
         list(caption_shards(work, pools, [shard.number for shard in index.shards()]))

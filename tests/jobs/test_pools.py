@@ -1,4 +1,4 @@
-"""Plans that can run: on one CPU, on many, on GPUs, and after a node is lost."""
+"""Plans of pools: on one CPU, on many, on GPUs, and after the loss of a node."""
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +17,7 @@ def requested(pools: Pools) -> float:
 
 @pytest.mark.parametrize("cpus", [1, 2, 3, 16, 64])
 @pytest.mark.parametrize("actors", ["auto", 1, 4, 40])
-def test_captioners_leave_half_of_the_cpus_and_nothing_fuses(cpus, actors) -> None:
+def test_captioners_leave_half_of_the_cpus_and_operators_do_not_fuse(cpus, actors) -> None:
     pools = plan_pools(RuntimeSettings(actors=actors), [Node(cpus)], shards=1000)
     assert requested(pools) <= cpus / 2
     assert requested(pools) + pools.cpus_per_decode <= cpus
@@ -183,7 +183,7 @@ def test_a_plan_can_run_and_go_on_after_the_loss_of_any_node(cluster, settings) 
     shards=st.integers(1, 1000),
 )
 @settings(deadline=None, max_examples=300)
-def test_so_does_any_plan(nodes, runtime, shards) -> None:
+def test_any_plan_can_run_after_the_loss_of_any_node(nodes, runtime, shards) -> None:
     try:
         pools = plan_pools(runtime, nodes, shards=shards)
     except SettingsError:
@@ -213,7 +213,7 @@ def test_each_gpu_gets_a_captioner() -> None:
     assert (pools.actors, pools.gpus_per_actor, pools.device) == (8, 1, "cuda")
 
 
-def test_a_share_of_a_gpu_never_spans_two() -> None:
+def test_a_fraction_of_a_gpu_never_spans_two() -> None:
     pools = plan_pools(RuntimeSettings(gpus_per_actor=0.4), [Node(16, 2)], shards=1000)
     assert pools.actors == 4
 
@@ -233,6 +233,6 @@ def test_gpus_are_left_alone_when_asked() -> None:
         (AUTO, [Node(0, 1)], "no CPUs"),
     ],
 )
-def test_what_cannot_run_is_refused(runtime, nodes, says) -> None:
+def test_impossible_settings_are_refused(runtime, nodes, says) -> None:
     with pytest.raises(SettingsError, match=f"(?i){says}"):
         plan_pools(runtime, nodes, shards=10)

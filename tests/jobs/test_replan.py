@@ -1,4 +1,4 @@
-"""When a run starts over because the cluster has grown: only for what pays, and not while it still grows."""
+"""Restarting the pools on a grown cluster: only if it is worthwhile, and not while the cluster is still growing."""
 
 import dataclasses
 
@@ -30,14 +30,14 @@ class Cluster:
         return None
 
 
-def test_a_cluster_that_stays_as_it_is_or_shrinks_is_left_alone() -> None:
+def test_no_restart_if_the_cluster_does_not_grow() -> None:
     cluster = Cluster(2)
     assert cluster.work(300) is None
     cluster.room = 1
     assert cluster.work(300) is None
 
 
-def test_one_that_has_grown_is_used_once_it_is_steady() -> None:
+def test_a_grown_cluster_is_used_once_it_is_stable() -> None:
     cluster = Cluster(2)
     assert cluster.work(100) is None
     cluster.room = 4
@@ -48,7 +48,7 @@ def test_one_that_has_grown_is_used_once_it_is_steady() -> None:
     assert 20 <= cluster.now - begun <= 40
 
 
-def test_one_that_still_grows_is_waited_for_but_not_for_ever() -> None:
+def test_the_wait_for_a_growing_cluster_is_limited() -> None:
     cluster = Cluster(2)
     begun = cluster.now
     better = None

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from captioning.run.events import read_events
-from captioning.run.hold import Hold
 from captioning.run.layout import RunLayout
+from captioning.run.lock import RunLock
 from captioning.storage import Location
 from jobs.__main__ import app
 from jobs.runners.pools import Pools
@@ -55,7 +55,7 @@ def summary(output: Path) -> dict:
     return json.loads((output / "_run" / "summary.json").read_text())
 
 
-def test_what_was_mended_gets_its_caption_and_the_rest_stays(output: Path, retry) -> None:
+def test_repaired_images_get_captions_and_other_rows_stay(output: Path, retry) -> None:
     before = read_rows(output)
     mend(output, "cut.jpg", "empty.jpg")
     (output.parent / "photos" / "text.jpg").unlink()
@@ -201,12 +201,12 @@ def test_what_is_the_runs_own_cannot_be_changed(output: Path, retry, arguments, 
     assert read_rows(output) == before
 
 
-def test_no_run_and_a_held_one(tmp_path: Path, output: Path, retry) -> None:
+def test_no_run_and_a_locked_one(tmp_path: Path, output: Path, retry) -> None:
     nothing = verb("retry", tmp_path / "nowhere")
     assert nothing.exit_code == 2
     assert "There is no run in" in nothing.stderr
     assert not (tmp_path / "nowhere").exists()
-    with Hold(RunLayout(Location.parse(str(output))), say=print, command="caption photos"):
+    with RunLock(RunLayout(Location.parse(str(output))), notify=print, command="caption photos"):
         held = retry()
     assert held.exit_code == 1
     assert "caption photos" in held.stderr

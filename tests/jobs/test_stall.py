@@ -1,4 +1,4 @@
-"""What is said of a run that makes no progress, and when."""
+"""The reports of a run that makes no progress."""
 
 from jobs.caption_settings import RuntimeSettings
 from jobs.runners.pools import Node, plan_pools
@@ -19,7 +19,7 @@ def watch(said: list[str], clock: Clock) -> StallWatch:
     return StallWatch(lambda: "Why.", said.append, clock=clock)
 
 
-def test_nothing_is_said_of_a_run_that_goes_on() -> None:
+def test_nothing_is_reported_while_a_run_makes_progress() -> None:
     said: list[str] = []
     clock = Clock()
     stall = watch(said, clock)
@@ -30,7 +30,7 @@ def test_nothing_is_said_of_a_run_that_goes_on() -> None:
     assert said == []
 
 
-def test_it_is_said_after_a_minute_and_again_now_and_then() -> None:
+def test_a_stall_is_reported_after_a_minute_and_repeatedly() -> None:
     said: list[str] = []
     clock = Clock()
     stall = watch(said, clock)
@@ -40,7 +40,7 @@ def test_it_is_said_after_a_minute_and_again_now_and_then() -> None:
     assert said == ["No shard was finished for 60 s. Why.", "No shard was finished for 360 s. Why."]
 
 
-def test_where_shards_take_long_it_is_said_later() -> None:
+def test_a_stall_is_reported_later_if_shards_take_long() -> None:
     said: list[str] = []
     clock = Clock()
     stall = watch(said, clock)
@@ -55,7 +55,7 @@ def test_where_shards_take_long_it_is_said_later() -> None:
     assert len(said) == 1
 
 
-def test_the_thread_looks_by_itself_and_ends() -> None:
+def test_the_thread_checks_by_itself_and_ends() -> None:
     said: list[str] = []
     with StallWatch(lambda: "Why.", said.append, first=0.02) as stall:
         for _ in range(500):
@@ -67,14 +67,14 @@ def test_the_thread_looks_by_itself_and_ends() -> None:
     assert not stall._thread.is_alive()
 
 
-def test_who_asks_for_what_and_what_is_free_where() -> None:
+def test_requested_and_free_resources() -> None:
     text = explain(POOLS, [NodeLoad("10.0.0.1", 8, 2, 3, 1), NodeLoad("10.0.0.2", 8, 0, 7.5, 0)])
     assert "2 captioners ask for 0.5 CPU and 1 GPU each, a decoding task for 0.25 CPU." in text
     assert "10.0.0.1 3 of 8 CPU and 1 of 2 GPU; 10.0.0.2 7.5 of 8 CPU." in text
     assert "There is room" in text
 
 
-def test_what_it_means() -> None:
+def test_the_diagnosis() -> None:
     assert "No node is large enough for a decoding task" in explain(POOLS, [])
     assert "No node is large enough for a captioner" in explain(POOLS, [NodeLoad("a", 8, 0, 8, 0)])
     assert "No captioner has its place" in explain(POOLS, [NodeLoad("a", 8, 2, 0, 2)])

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 import captioning.run.table
 from captioning.errors import UsageError
-from captioning.run.hold import Hold, Holder
+from captioning.run.lock import LockOwner, RunLock
 from jobs.__main__ import app
 from jobs.status_facts import errors_in_log, rate_of_late, status_of
 from tests.jobs.report_run import SmallRun, make_run, unfold, write_log
@@ -80,9 +80,9 @@ def test_a_run_at_work_has_time_left(run: SmallRun) -> None:
     unfold(run, done=2)
     write_log(run, [at(0, "start"), at(10, "shards", images=4), at(20, "shards", images=4)])
     soon = datetime(2026, 1, 1, 0, 0, 30, tzinfo=UTC)
-    # Whether a holder on another machine is alive, only the event log tells.
-    elsewhere = replace(Holder.mine("caption, elsewhere"), machine="another")
-    run.layout.hold.write_bytes(elsewhere.to_json())
+    # Whether it lives on another machine only the event log tells.
+    elsewhere = replace(LockOwner.current("caption, elsewhere"), machine="another")
+    run.layout.lock_file.write_bytes(elsewhere.to_json())
     found = status_of(run.layout, now=soon)
     assert (found.state, found.images_per_second, found.seconds_left) == ("running", 0.4, 5.0)
     assert found.holder == str(elsewhere)
@@ -95,13 +95,13 @@ def test_the_holder_is_shown_while_it_is_alive(run: SmallRun) -> None:
     write_log(run, [at(0, "start"), at(10, "shards", images=4)])
     soon = datetime(2026, 1, 1, 0, 0, 15, tzinfo=UTC)
     assert status_of(run.layout, now=soon).state == "stopped"  # nobody holds it
-    with Hold(run.layout, say=print, command="caption photos"):
+    with RunLock(run.layout, notify=print, command="caption photos"):
         told = status(run)
         assert ": running, process " in told.output
         assert "caption photos" in told.output
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    run.layout.hold.write_bytes(replace(Holder.mine("caption, killed"), pid=process.pid).to_json())
+    run.layout.lock_file.write_bytes(replace(LockOwner.current("caption, killed"), pid=process.pid).to_json())
     dead = status_of(run.layout, now=soon)
     assert (dead.state, dead.holder) == ("stopped", None)
 

@@ -1,7 +1,7 @@
-"""The caption table as other tools take it: one module a format, over shared reading and writing.
+"""Exports the caption table to the formats of other tools: one module per format, over shared reading and writing.
 
-table.py     the table's rows in the index's order, in pieces with fixed numbers
-names.py     what an image is called in an export: never a path outside of it, never two alike
-target.py    where an export goes: atomic writes, and which pieces are done
-exporter.py  piece by piece to the end; txt, imagefolder, coco, webdataset: the formats
+table.py     the table's rows in the index's order, in numbered pieces
+names.py     safe and unique names for the images of an export
+target.py    the destination: atomic writes, and a record of the finished pieces
+exporter.py  runs an export; txt, imagefolder, coco and webdataset are the formats
 """

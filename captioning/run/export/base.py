@@ -1,4 +1,4 @@
-"""What a format is to the exporter, and what a person can choose about an export."""
+"""The base class of export formats, and the options of an export."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -9,38 +9,38 @@ from captioning.run.export.table import ExportRow, Piece, RunTable
 from captioning.run.export.target import Counts, Target
 from captioning.storage import Location, StorageSettings
 
-#: Rows that are looked at together where nothing else says how many.
+#: Rows per piece, unless a format has another number.
 BATCH = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """How a table is exported. `storage` is how the images are reached."""
+    """How a table is exported. `storage` are the settings for reading the images."""
 
     errors: Literal["skip", "include"] = "skip"
-    """Whether error rows are in the export, where the format has a place for them."""
+    """Whether error rows are in the export, if the format allows."""
     images: Literal["copy", "link", "none"] = "copy"
-    """What becomes of the images themselves."""
+    """What happens to the image files."""
     shard_size: int = 1000
-    """Rows of the table a tar."""
+    """Rows of the table per tar."""
     beside: bool = False
-    """Put sidecars beside the images."""
+    """Put text files beside the images."""
     overwrite: bool = False
-    """Replace files that are of no earlier export."""
+    """Replace files that are not from an earlier export."""
     storage: StorageSettings = field(default_factory=StorageSettings)
 
-    def lasting(self) -> dict[str, Any]:
-        """The choices that an export which goes on must share with its beginning."""
+    def fixed(self) -> dict[str, Any]:
+        """The options that must not change when an export is resumed."""
         return {key: value for key, value in asdict(self).items() if key not in ("overwrite", "storage")}
 
 
 class Format:
-    """One export in one format. Made when the target is known and the table is there."""
+    """One export in one format."""
 
     name: ClassVar[str]
-    #: Rows a piece; None for a format that is written as a whole, by `finish`.
-    rows_a_piece: int | None = BATCH
-    #: Whether what `write_piece` writes is on the disk when it returns.
+    #: Rows per piece; None for a format that is written as a whole, by `finish`.
+    rows_per_piece: int | None = BATCH
+    #: Whether `write_piece` syncs its files to disk.
     synced: ClassVar[bool] = False
 
     def __init__(self, table: RunTable, place: Location, options: ExportOptions) -> None:
@@ -50,31 +50,31 @@ class Format:
         self.names = Names.none()
 
     def target_at(self, place: Location) -> Target:
-        """The target of an export to what a person gave as its place."""
+        """The target for the location that the user gave."""
         return Target(place)
 
     def check(self) -> None:
-        """Raise `UsageError` where these options make no sense for the format."""
+        """Raise `UsageError` if these options make no sense for the format."""
         return
 
     def check_new(self) -> None:
-        """Raise `UsageError` where a new export would replace files that are not its own."""
+        """Raise `UsageError` if a new export would replace files that are not its own."""
         return
 
     def write_piece(self, piece: Piece, rows: Iterable[ExportRow]) -> Counts:
-        """Write the rows of a piece; twice makes no difference."""
+        """Write the rows of a piece; must be idempotent."""
         raise NotImplementedError(f"{self.name} has no pieces")
 
     def finish(self) -> Counts | None:
-        """Write what is left when all pieces are done; the counts of the export if they were not told before."""
+        """Write what is left when all pieces are done; the counts of an export without pieces."""
         return None
 
     def lines(self) -> list[str]:
-        """What a person should know at the end, a line each."""
+        """Lines to show to the user at the end."""
         return []
 
     def all_rows(self) -> Iterator[ExportRow]:
-        """Every row that is in the export: error rows only if they were asked for."""
+        """Every row of the export: error rows only if they are included."""
         for part, pieces in self.table.pieces(BATCH):
             if self.table.version(part) is None:
                 continue

@@ -1,4 +1,4 @@
-"""`coco`: one JSON file of images and captions, as COCO's tools read it."""
+"""`coco`: one JSON file of images and captions, in the format of COCO's tools."""
 
 import json
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ FILE_NAME = "captions.json"
 class CocoFormat(Format):
     """`images` (id, file_name, width, height) and `annotations` (id, image_id, caption), streamed.
 
-    COCO's ids are numbers: an image's is its place in the index, and `key` is its id here.
+    COCO's ids are numbers: that of an image is its row in the index, and `key` is its image id.
     """
 
     name = "coco"
-    rows_a_piece = None
+    rows_per_piece = None
 
     def target_at(self, place: Location) -> Target:
         """A file that ends in `.json`, or `captions.json` in a folder."""
@@ -30,12 +30,12 @@ class CocoFormat(Format):
         return Target(self.file.parent, self.file.parent / STATE_FOLDER / self.file.name)
 
     def check_new(self) -> None:
-        """Leave a file alone that is there."""
+        """Refuse to replace an existing file."""
         if self.file.info() is not None:
             raise UsageError(f"{self.file} is there already: --overwrite replaces it.")
 
     def finish(self) -> Counts:
-        """Write the file, in one step."""
+        """Write the file in one step."""
         with self.target.stream(self.file) as out:
             out.write(b'{"info": ' + _json({"description": "Captions made with Captioning", "version": "1.0"}))
             out.write(b', "licenses": [],\n"images": [')

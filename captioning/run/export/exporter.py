@@ -1,7 +1,4 @@
-"""An export from its first check to its last file: goes on where it was, and counts what became of every row.
-
-Knows formats by name and pieces by number; what is in a piece is the format's.
-"""
+"""Runs an export: checks it, resumes an earlier one, writes its pieces, and counts what happened to every row."""
 
 import json
 from collections.abc import Callable
@@ -31,10 +28,10 @@ _FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class ExportResult:
-    """How an export ended.
+    """The result of an export.
 
-    `counts` are of the whole export, `before` the rows that were done when it began; `pending` are
-    images without a row yet. `lines` say what to do with it.
+    `counts` are of the whole export, `before` is the number of rows done when it began, `pending` that of images
+    without a row yet. `lines` are to be shown to the user.
     """
 
     counts: Counts
@@ -52,11 +49,11 @@ def export_table(
     partial: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExportResult:
-    """Export the table of a run to `target` (None: beside the images); goes on with an export that is there.
+    """Export the table of a run to `target` (None: beside the images); resumes an export that is there.
 
-    `progress` is told of rows done and rows in all. Raises `InputError` where there is no run,
-    `UsageError` before anything is written, `UnfinishedError` for a table that is not whole unless
-    `partial` is set, and `StorageError`.
+    `progress` is called with the number of rows done and of all rows. Raises `InputError` if there is no run,
+    `UsageError` before anything is written, `UnfinishedError` for an incomplete table unless `partial` is set, and
+    `StorageError`.
     """
     table, pending = _open(layout, partial)
     export = _make(kind, table, target, options)
@@ -64,7 +61,7 @@ def export_table(
     export.names = find_names(table.ids())
     counts, before = _write_pieces(export, pending, progress)
     counts += export.finish() or Counts()
-    if export.rows_a_piece is None and options.errors == "skip":
+    if export.rows_per_piece is None and options.errors == "skip":
         rows = table.index.rows_total - pending
         counts += Counts(errors=rows - counts.written)
     export.target.sweep()
@@ -72,7 +69,7 @@ def export_table(
 
 
 def _open(layout: RunLayout, partial: bool) -> tuple[RunTable, int]:
-    """The run's table, and how many images have no row in it yet."""
+    """The run's table, and the number of images without a row in it."""
     if not layout.exists():
         raise InputError(f"There is no run in {layout.root} (it has no _run/run.json). Give a run's OUTPUT.")
     index = Index.load(layout)
@@ -107,13 +104,13 @@ def _make(kind: str, table: RunTable, given: Location | None, options: ExportOpt
 
 
 def _begin(export: Format, layout: RunLayout) -> None:
-    """Note of what this is an export, or check that the export that is there is the same."""
+    """Record what is exported, or check that the existing export is of the same run and options."""
     run = RunRecord.read(layout)
     assert run is not None, "the run exists"
     mine: dict[str, Any] = {
         "format_version": _FORMAT_VERSION,
         "format": export.name,
-        "options": export.options.lasting(),
+        "options": export.options.fixed(),
         "run": {"created": run.created, "fingerprint": run.fingerprint},
     }
     record = export.target.record
@@ -143,13 +140,13 @@ def _read(record: Location) -> dict[str, Any]:
 
 
 def _write_pieces(export: Format, pending: int, progress: Callable[[int, int], None] | None) -> tuple[Counts, int]:
-    """Write the pieces that are not done; the counts of all, and the rows of those that were done before."""
+    """Write the pieces that are not done; the counts of all pieces, and the rows of those done before."""
     totals, before, seen = Counts(), 0, 0
-    if export.rows_a_piece is None:
+    if export.rows_per_piece is None:
         return totals, before
     rows = export.table.index.rows_total - pending
     done = export.target.done()
-    for part, pieces in export.table.pieces(export.rows_a_piece):
+    for part, pieces in export.table.pieces(export.rows_per_piece):
         version = export.table.version(part)
         if version is None:
             continue
@@ -163,10 +160,10 @@ def _write_pieces(export: Format, pending: int, progress: Callable[[int, int], N
                 continue
             counts = export.write_piece(piece, export.table.rows(piece))
             totals += counts
-            # A piece that lacks something is tried again the next time.
+            # An incomplete piece is written again the next time.
             if not counts.missing and not counts.kept:
                 if not export.synced:
-                    export.target.settle()
+                    export.target.sync()
                 export.target.mark_done(piece.number, version, counts, noted)
             if progress is not None:
                 progress(seen, rows)

@@ -6,27 +6,26 @@ from typing import Any
 
 from captioning.errors import UsageError
 from captioning.run.export.base import Format
-from captioning.run.export.images import with_bytes
+from captioning.run.export.images import fetch_ahead
 from captioning.run.export.names import STATE_FOLDER
 from captioning.run.export.table import ExportRow, Piece
 from captioning.run.export.target import Counts
 from captioning.run.table import SCHEMA
 from captioning.storage import Location
 
-#: Columns that the loader or this export gives a meaning.
-_OURS = ("file_name", "text", "image")
+#: Columns that have a meaning for the loader or for this export.
+_RESERVED = ("file_name", "text", "image")
 
 
 class ImageFolderFormat(Format):
     """`load_dataset("imagefolder", data_dir=TARGET)` gives `image`, `text` (the caption) and the columns below.
 
-    The loader wants each image where `metadata.jsonl` says it is: images are copied, or linked
-    where they are local files, or (`none`) taken to be there already, as they are when the target is
-    the archive's own folder.
+    The loader needs each image at the path in `metadata.jsonl`: images are copied, or linked if they are local
+    files, or (`none`) assumed to be there already, as when the target is the archive's own folder.
     """
 
     name = "imagefolder"
-    rows_a_piece: int | None = 1024
+    rows_per_piece: int | None = 1024
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -38,14 +37,14 @@ class ImageFolderFormat(Format):
         return self.target.root / "metadata.jsonl"
 
     def check(self) -> None:
-        """Links need a local target."""
+        """Refuse links in a remote target."""
         if self.options.images == "none":
-            self.rows_a_piece = None
+            self.rows_per_piece = None
         if self.options.images == "link" and not self.target.root.is_local:
             raise UsageError(f"Images cannot be linked in {self.target.root}, which is no local folder: copy them.")
 
     def check_new(self) -> None:
-        """A folder of images belongs to one export alone; where only the metadata is written, that is new."""
+        """Refuse a folder that is not empty; if only the metadata is written, refuse to replace it."""
         if self.options.images == "none":
             if self._metadata.info() is not None:
                 raise UsageError(f"{self._metadata} is there already: --overwrite replaces it.")
@@ -68,7 +67,7 @@ class ImageFolderFormat(Format):
                 counts += Counts(written=1)
             else:
                 wanted.append(row)
-        for row, data in with_bytes(wanted, self.options.storage):
+        for row, data in fetch_ahead(wanted, self.options.storage):
             if isinstance(data, str):
                 self._missing.add(row.number)
                 counts += Counts(missing=1)
@@ -78,17 +77,17 @@ class ImageFolderFormat(Format):
         return counts
 
     def finish(self) -> Counts | None:
-        """Write `metadata.jsonl`, a line an image, in one step."""
+        """Write `metadata.jsonl`, one line per image, in one step."""
         written = 0
         with self.target.stream(self._metadata) as file:
             for row in self.all_rows():
                 if row.number not in self._missing:
-                    file.write((json.dumps(self._facts(row), ensure_ascii=False, default=str) + "\n").encode())
+                    file.write((json.dumps(self._metadata_row(row), ensure_ascii=False, default=str) + "\n").encode())
                     written += 1
-        return Counts(written=written) if self.rows_a_piece is None else None
+        return Counts(written=written) if self.rows_per_piece is None else None
 
     def lines(self) -> list[str]:
-        """How the folder is loaded."""
+        """How to load the folder."""
         said = []
         if self._copied_instead:
             said.append(f"{self._copied_instead:,} images are no files of their own and were copied, not linked.")
@@ -107,11 +106,11 @@ class ImageFolderFormat(Format):
         return True
 
     def _name(self, row: ExportRow) -> str:
-        # The loader passes over hidden files: images that are put here are not hidden.
+        # The loader skips hidden files, so copies and links get visible names.
         return self.names.image(row.image_id, row.entry.uri, visible=self.options.images != "none")
 
-    def _facts(self, row: ExportRow) -> dict[str, Any]:
+    def _metadata_row(self, row: ExportRow) -> dict[str, Any]:
         columns = ("image_id", "score", "num_tokens", "width", "height", "model", "status", "error_class")
         given = {key: row.row[key] for key in columns}
-        kept = {key: value for key, value in row.row.items() if key not in _OURS and key not in SCHEMA.names}
+        kept = {key: value for key, value in row.row.items() if key not in _RESERVED and key not in SCHEMA.names}
         return {"file_name": self._name(row), "text": row.row["caption"]} | given | kept

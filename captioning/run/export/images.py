@@ -1,7 +1,4 @@
-"""The bytes of exported images, fetched a few ahead of the one that is written.
-
-Knows nothing of formats; an image that cannot be had any more comes with the reason.
-"""
+"""Fetches the bytes of exported images, a few ahead of the one that is written."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -16,8 +13,8 @@ from captioning.storage import StorageSettings
 _THREADS = 12
 
 
-def with_bytes(rows: Iterable[ExportRow], storage: StorageSettings) -> Iterator[tuple[ExportRow, bytes | str]]:
-    """Every row with its image's bytes, in order; a text instead is the reason why there are none."""
+def fetch_ahead(rows: Iterable[ExportRow], storage: StorageSettings) -> Iterator[tuple[ExportRow, bytes | str]]:
+    """Every row with its image's bytes, in order, or with the error message if they cannot be read."""
     upcoming = iter(rows)
     with ThreadPoolExecutor(_THREADS) as pool:
         waiting: deque[tuple[ExportRow, Future[bytes | str]]] = deque()

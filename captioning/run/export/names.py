@@ -1,9 +1,8 @@
-"""What an image is called in an export: from its id to a relative path.
+"""Names of images in an export: from an id to a safe and unique relative path.
 
-Ids come from file names, tars and lists, and may hold anything. A name made here has no `..`, no
-leading slash, backslash or control character, keeps the id where it can, and is never that of another
-image: where two images would share one (`a.jpg` and `a.png` as `a.txt`), both keep their
-extension. Knows ids only, nothing of files.
+Ids come from file names, tars and lists, and may contain anything. A path made here has no `..`, no leading
+slash, no backslash and no control character, keeps the id where possible, and is unique: if two images would
+share one (`a.jpg` and `a.png` as `a.txt`), both keep their extension.
 """
 
 import hashlib
@@ -21,22 +20,22 @@ from numpy.typing import NDArray
 from captioning.data.images import IMAGE_EXTENSIONS
 from captioning.run.digests import digests
 
-#: The folder in which an export keeps its own books, see `target`.
+#: The folder of an export's own state, see `target`.
 STATE_FOLDER = ".captioning-export"
 
-#: File systems take 255 bytes a name; some are left for an extension.
-_LONGEST = 230
-_LONGEST_EXTENSION = 12
+#: File systems allow 255 bytes per name; some are reserved for an extension.
+_MAX_NAME_BYTES = 230
+_MAX_EXTENSION = 12
 _BUCKETS = 64
 
-#: What a percent sign is escaped before, since it begins an escape of ours.
-_OURS = re.compile(r"%(?=[0-9A-Fa-f]{2}|~)")
+#: A percent sign that would read as one of our escapes, and so is escaped itself.
+_LOOKS_ESCAPED = re.compile(r"%(?=[0-9A-Fa-f]{2}|~)")
 #: Control characters, and the backslash that some readers take for a slash.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
 def split_extension(name: str) -> tuple[str, str]:
-    """`name` before its extension, and the extension (`.jpg`, as it is written) if it is one of an image."""
+    """`name` without its extension, and the extension as written (`.jpg`) if it is an image's, else ""."""
     folder, slash, base = name.rpartition("/")
     stem, dot, extension = base.rpartition(".")
     if not stem or f".{extension.lower()}" not in IMAGE_EXTENSIONS:
@@ -45,40 +44,40 @@ def split_extension(name: str) -> tuple[str, str]:
 
 
 def safe_path(name: str, *, visible: bool = False) -> str:
-    """`name` as a relative path that stays below its root; no two names give the same.
+    """`name` as a relative path that stays below its root; different names give different paths.
 
-    What cannot stand in a path is written `%XX`. With `visible`, so is what makes a name hidden
+    Characters that are not allowed in a path are written as `%XX`. With `visible`, so is a prefix that hides a file
     (a leading dot or `__`).
     """
     return "/".join(_component(part, visible) for part in name.split("/"))
 
 
 def _component(part: str, visible: bool) -> str:
-    part = _OURS.sub("%25", part)
+    part = _LOOKS_ESCAPED.sub("%25", part)
     if part in ("", ".", ".."):
         return "%2F" if not part else "%2E" * len(part)
     part = _CONTROL.sub(lambda match: f"%{ord(match[0]):02X}", part)
     if part == STATE_FOLDER or (visible and part.startswith((".", "__"))):
         part = f"%{ord(part[0]):02X}" + part[1:]
     raw = part.encode("utf-8", "surrogatepass")
-    if len(raw) > _LONGEST:
-        part = raw[: _LONGEST - 18].decode("utf-8", "ignore") + "%~" + hashlib.sha256(raw).hexdigest()[:16]
+    if len(raw) > _MAX_NAME_BYTES:
+        part = raw[: _MAX_NAME_BYTES - 18].decode("utf-8", "ignore") + "%~" + hashlib.sha256(raw).hexdigest()[:16]
     return part
 
 
 @dataclass(frozen=True)
 class Names:
-    """The names of a run's images. `shared` are the digests of what more than one image would be called, sorted."""
+    """The names of a run's images. `shared` are the sorted digests of names that several images would have."""
 
     shared: NDArray[np.uint64]
 
     @classmethod
     def none(cls) -> "Names":
-        """Names before any image is known."""
+        """Names without any collision."""
         return cls(np.empty(0, np.uint64))
 
     def version(self, of_part: str) -> str:
-        """A text that changes with `of_part`, and when images get other names than they had."""
+        """A string that changes with `of_part`, and when images get different names."""
         if not len(self.shared):
             return of_part
         return hashlib.sha256(of_part.encode() + self.shared.tobytes()).hexdigest()[:12]
@@ -88,12 +87,12 @@ class Names:
         return self._is_shared(split_extension(image_id)[0])
 
     def key(self, image_id: str, *, visible: bool = False) -> str:
-        """The image's path without its extension, or with it where another image would have the same."""
+        """The image's path without its extension, or with it if another image would have the same path."""
         stem, _ = split_extension(image_id)
         return safe_path(image_id if self._is_shared(stem) else stem, visible=visible)
 
     def image(self, image_id: str, uri: str, *, visible: bool = False) -> str:
-        """The path of the image's own file: the id, with the extension that its `uri` has if it lacks one."""
+        """The path of the image file: the id, with the extension of its `uri` if it has none."""
         stem, extension = split_extension(image_id)
         if extension:
             return safe_path(stem, visible=visible) + extension
@@ -109,10 +108,10 @@ class Names:
 
 
 def extension_of(image_id: str, uri: str) -> str:
-    """The image's extension in lower case, from its id or its URI; `.jpg` where neither has one."""
+    """The image's extension in lower case, from its id or its URI; `.jpg` if neither has one."""
     for text in (image_id, uri.partition("#")[2] or uri, uri.partition("?")[0]):
         _, extension = split_extension(text)
-        if extension and len(extension) <= _LONGEST_EXTENSION:
+        if extension and len(extension) <= _MAX_EXTENSION:
             return extension.lower()
     return ".jpg"
 
@@ -120,22 +119,22 @@ def extension_of(image_id: str, uri: str) -> str:
 def find_names(ids: Iterable[Sequence[str]]) -> Names:
     """The names for all images of a run, whose ids come in batches.
 
-    Two digests an image are sorted in buckets on disk, so that memory stays small for any archive.
+    Two digests per image are sorted in buckets on disk, so that memory is bounded for any archive.
     """
     with tempfile.TemporaryDirectory(prefix="captioning-names-") as folder, ExitStack() as stack:
         paths = [Path(folder) / str(bucket) for bucket in range(_BUCKETS)]
         files = [stack.enter_context(open(path, "wb")) for path in paths]
         for batch in ids:
-            _spread(batch, files)
+            _write_buckets(batch, files)
         for file in files:
             file.flush()
         found = [_repeated(np.fromfile(path, np.uint64)) for path in paths]
     return Names(np.sort(np.concatenate(found)))
 
 
-def _spread(batch: Sequence[str], files: Sequence[IO[bytes]]) -> None:
+def _write_buckets(batch: Sequence[str], files: Sequence[IO[bytes]]) -> None:
     stems = [split_extension(image_id)[0] for image_id in batch]
-    # Of an id without an extension the name without it is the id: one digest, else it would meet itself.
+    # An id without an extension equals its stem: add only one digest, or it would collide with itself.
     texts = stems + [image_id for image_id, stem in zip(batch, stems, strict=True) if image_id != stem]
     if not texts:
         return

@@ -1,7 +1,7 @@
-"""The caption table in the index's order, in pieces that are always the same.
+"""Reads the caption table in the index's order, in numbered pieces.
 
-A piece is a run of rows of one part. Its number depends on the index alone, so that a killed
-export finds its pieces again, and a grown archive adds pieces at the end. Knows nothing of formats.
+A piece is a range of rows of one part. Its number depends on the index alone, so that a resumed export finds its
+pieces again, and a grown archive adds pieces at the end.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from captioning.run.table import read_part
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows `start` to `stop` (not included) of a part, counted in the index's order; `first_row` of the whole index."""
+    """Rows `start` to `stop` (exclusive) of a part, in the index's order; `first_row` is a row of the whole index."""
 
     number: int
     part: PartRange
@@ -31,7 +31,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class ExportRow:
-    """An image of the export: its number in the index, where it is, and its row of the table."""
+    """An image of the export: its row number in the index, its entry, and its row of the table."""
 
     number: int
     entry: Entry
@@ -44,33 +44,33 @@ class ExportRow:
 
     @property
     def failed(self) -> bool:
-        """Whether the row is an error instead of a caption."""
+        """Whether the row is an error row."""
         return bool(self.row["status"] != "ok")
 
 
 @dataclass
 class RunTable:
-    """A run's table, read a part at a time. `index` and `layout` are the run's."""
+    """A run's table, read one part at a time."""
 
     layout: RunLayout
     index: Index
     _part: PartRange | None = field(default=None, init=False)
     _rows: pa.Table | None = field(default=None, init=False)
-    _places: dict[str, int] = field(default_factory=dict, init=False)
+    _positions: dict[str, int] = field(default_factory=dict, init=False)
 
-    def pieces(self, rows_a_piece: int) -> Iterator[tuple[PartRange, list[Piece]]]:
-        """The pieces of each part of the index, whether it is written yet or not."""
+    def pieces(self, rows_per_piece: int) -> Iterator[tuple[PartRange, list[Piece]]]:
+        """The pieces of each part of the index, whether it exists or not."""
         number = 0
         for part in self.index.ranges():
             first, rows = self.index.shard(part.first).start, _rows_of(self.index, part)
             found = []
-            for start in range(0, rows, rows_a_piece):
-                found.append(Piece(number, part, start, min(start + rows_a_piece, rows), first + start))
+            for start in range(0, rows, rows_per_piece):
+                found.append(Piece(number, part, start, min(start + rows_per_piece, rows), first + start))
                 number += 1
             yield part, found
 
     def version(self, part: PartRange) -> str | None:
-        """A text that changes when the part is written again; None when the part is not there."""
+        """A string that changes when the part is rewritten; None if the part does not exist."""
         info = self.layout.part(part).info()
         if info is None:
             return None
@@ -88,7 +88,7 @@ class RunTable:
             shard = self.index.shard(number)
             if at + shard.rows > piece.start and at < piece.stop:
                 entries = self.index.rows(shard)[max(0, piece.start - at) : piece.stop - at]
-                places = [self._place(entry.image_id) for entry in entries]
+                places = [self._position(entry.image_id) for entry in entries]
                 rows = self._rows.take(pa.array(places, pa.int64())).to_pylist()
                 first = shard.start + max(0, piece.start - at)
                 for offset, (entry, row) in enumerate(zip(entries, rows, strict=True)):
@@ -96,20 +96,20 @@ class RunTable:
             at += shard.rows
 
     def ids(self) -> Iterator[list[str]]:
-        """The ids of all images, a part's at a time."""
+        """The ids of all images, one list per part."""
         for part in self.index.ranges():
             yield self.index.range_ids(part).to_pylist()
 
     def _open(self, part: PartRange) -> None:
         if self._part == part:
             return
-        self._rows, self._places = None, {}
+        self._rows, self._positions = None, {}
         self._rows = read_part(self.layout, part)
-        self._places = {image_id: place for place, image_id in enumerate(self._rows["image_id"].to_pylist())}
+        self._positions = {image_id: place for place, image_id in enumerate(self._rows["image_id"].to_pylist())}
         self._part = part
 
-    def _place(self, image_id: str) -> int:
-        place = self._places.get(image_id)
+    def _position(self, image_id: str) -> int:
+        place = self._positions.get(image_id)
         if place is None:
             raise UnfinishedError(
                 f"The table in {self.layout.root} has no row for the image {image_id!r}. See what is wrong with it: "

@@ -1,8 +1,7 @@
-"""Where an export goes: a folder or URI, written piece by piece, each in one atomic step.
+"""The destination of an export: a folder or URI, written file by file, each in one atomic step.
 
-Which pieces are done is told by empty files in `.captioning-export/done`, whose names say the
-piece, the version of the part it was made of, and its counts: one listing tells a resumed export
-where it was. Knows nothing of formats.
+Finished pieces are recorded as empty files in `.captioning-export/done`, whose names contain the number of the
+piece, the version of its part, and its counts: one listing tells a resumed export where to go on.
 """
 
 import os
@@ -23,10 +22,10 @@ _DONE = re.compile(r"^(\d+)-([0-9a-f]+)-(\d+)-(\d+)\.done$")
 
 @dataclass(frozen=True)
 class Counts:
-    """What was done with rows of the table.
+    """Counts of rows of the table.
 
-    `written` are in the export, `errors` are error rows left out, `missing` images whose file could
-    not be had any more, `kept` files that were there, differ, and were left alone.
+    `written` are in the export, `errors` are error rows left out, `missing` images whose file could not be read any
+    more, `kept` existing files with other content, which were not replaced.
     """
 
     written: int = 0
@@ -44,7 +43,7 @@ class Counts:
 
 
 class Target:
-    """A place for files with relative names. `state` is where its books are kept, by default below `root`."""
+    """A folder for files with relative names. `state` is the folder of the export's state, by default below `root`."""
 
     def __init__(self, root: Location, state: Location | None = None) -> None:
         self.root = root
@@ -53,11 +52,11 @@ class Target:
 
     @property
     def record(self) -> Location:
-        """The file that says of what this is an export."""
+        """The file that records the run, format and options of the export."""
         return self.state / "export.json"
 
     def put(self, file: Location, data: bytes) -> None:
-        """Write a small file in one step. Not synced to the disk by itself, see `settle`."""
+        """Write a small file atomically. It is not synced to disk, see `sync`."""
         if not file.is_local:
             file.write_bytes(data)
             return
@@ -71,9 +70,9 @@ class Target:
 
     @contextmanager
     def stream(self, file: Location) -> Iterator[IO[bytes]]:
-        """A file to write to, which is there, whole and synced, when the body has ended, and not before.
+        """A file to write to, which exists, complete and synced, once the body has ended.
 
-        Locally a temporary file is renamed, remotely a multipart upload completed.
+        Locally a temporary file is renamed, remotely a multipart upload is completed.
         """
         if not file.is_local:
             with file.open_write() as handle:
@@ -85,23 +84,23 @@ class Target:
             os.fsync(handle.fileno())
 
     def done(self) -> dict[int, tuple[str, Counts]]:
-        """The pieces that are done: the version of the part each was made of, and its counts."""
+        """The finished pieces by number: the version of the part of each, and its counts."""
         matches = (_DONE.match(name) for name in (self.state / "done").names())
         return {int(m[1]): (m[2], Counts(written=int(m[3]), errors=int(m[4]))) for m in matches if m}
 
     def mark_done(self, piece: int, version: str, counts: Counts, before: tuple[str, Counts] | None = None) -> None:
-        """Note that a piece is done, in place of what was noted `before`."""
+        """Record that a piece is done, replacing its record `before`."""
         if before is not None and before != (version, counts):
             self._marker(piece, *before).delete()
         self.put(self._marker(piece, version, counts), b"")
 
-    def settle(self) -> None:
-        """Have everything written so far on the disk before it is said to be done."""
+    def sync(self) -> None:
+        """Flush all written files to disk, before their pieces are recorded as done."""
         if self.root.is_local:
             os.sync()
 
     def sweep(self) -> None:
-        """Delete the temporary files of exports that were killed on this machine."""
+        """Delete temporary files of exports that were killed on this machine."""
         temp = self.state / "tmp"
         if not temp.is_local:
             return
@@ -118,7 +117,7 @@ class Target:
 
     @contextmanager
     def _replacing(self, path: str) -> Iterator[str]:
-        """A path to make a file at that takes the place of `path` when the body has ended, and is gone if it fails."""
+        """A temporary path that is renamed to `path` when the body has ended, and deleted if it fails."""
         self._make_folder(os.path.dirname(path))
         temp = self._temporary(path)
         try:
@@ -135,7 +134,7 @@ class Target:
             folder = (self.state / "tmp").path
             self._make_folder(folder)
             return os.path.join(folder, name)
-        # Files all over an archive: a rename needs the file system of each.
+        # Beside images, folders may be on different file systems: a rename must stay within one.
         return os.path.join(os.path.dirname(path), f".{name}.tmp")
 
     def _make_folder(self, folder: str) -> None:

@@ -1,4 +1,4 @@
-"""`txt`: a text file with the caption for every image, in a tree like the archive's or beside the images."""
+"""`txt`: a text file with the caption of each image, in a tree like the archive's or beside the images."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,22 +14,21 @@ _REMOTE_THREADS = 32
 
 
 class TxtFormat(Format):
-    """`photos/cat.jpg` gives `photos/cat.txt`: its caption and a line's end, nothing for an error row.
+    """`photos/cat.jpg` gives `photos/cat.txt`: its caption and a newline; error rows give no file.
 
-    A file that is there and says something else is a person's: it is kept and counted, unless
-    `overwrite` is set.
+    An existing file with other content may be a user's own: it is kept and counted, unless `overwrite` is set.
     """
 
     name = "txt"
 
     def target_at(self, place: Location) -> Target:
-        """Beside the images the archive is no place for the export's books: they are kept with the run."""
+        """Beside the images, keep the export's state with the run and not in the archive."""
         if self.options.beside:
             return Target(place, self.table.layout.run_dir / "export-beside")
         return Target(place)
 
     def check(self) -> None:
-        """Refuse to put error rows into text files, and text files beside what is no local file of its own."""
+        """Refuse error rows, and text files beside images that are not local files of their own."""
         if self.options.errors == "include":
             raise UsageError("--errors include has no meaning for txt: a failed image has no caption to write.")
         if not self.options.beside:
@@ -43,7 +42,7 @@ class TxtFormat(Format):
                     )
 
     def write_piece(self, piece: Piece, rows: Iterable[ExportRow]) -> Counts:  # noqa: ARG002
-        """Write the sidecars of these rows."""
+        """Write the text files of these rows."""
         if self.target.root.is_local:
             found = [self._write(row) for row in rows]
         else:
@@ -70,7 +69,7 @@ class TxtFormat(Format):
 
 
 def _content(file: Location) -> bytes | None:
-    """What is in a file; None when there is none."""
+    """The content of a file; None if it does not exist."""
     if file.info() is None:
         return None
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from captioning.errors import UsageError
 from captioning.run.export.base import Format
-from captioning.run.export.images import with_bytes
+from captioning.run.export.images import fetch_ahead
 from captioning.run.export.names import extension_of
 from captioning.run.export.table import ExportRow, Piece
 from captioning.run.export.target import Counts
@@ -16,10 +16,10 @@ from captioning.storage import Location
 
 
 class WebDatasetFormat(Format):
-    """`captions-000000.tar` …: KEY.jpg (or what the image is), KEY.txt the caption, KEY.json the row.
+    """`captions-000000.tar` …: KEY.jpg (or another extension), KEY.txt with the caption, KEY.json with the row.
 
-    A tar holds the images of `shard_size` rows of the table, fewer where some are left out. KEY is
-    the image's id without its extension, so that a key that came from a tar is kept.
+    A tar has the images of `shard_size` rows of the table, fewer if some are left out. KEY is the image's id without
+    its extension, so that keys from the tars of an archive are kept.
     """
 
     name = "webdataset"
@@ -27,16 +27,16 @@ class WebDatasetFormat(Format):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.rows_a_piece = self.options.shard_size
+        self.rows_per_piece = self.options.shard_size
         self._tars = 0
 
     def check(self) -> None:
-        """The tars hold the images: that is what they are for."""
+        """Refuse to leave out or link the images."""
         if self.options.images != "copy":
             raise UsageError(f"--images {self.options.images} has no meaning for webdataset: its tars hold the images.")
 
     def check_new(self) -> None:
-        """Tars of the same names may be another export's."""
+        """Refuse a folder with tars of these names, which may be from another export."""
         for name in self.target.root.names():
             if name.startswith("captions-") and name.endswith(".tar"):
                 raise UsageError(
@@ -53,7 +53,7 @@ class WebDatasetFormat(Format):
             self.target.stream(self._tar(piece.number)) as file,
             tarfile.open(fileobj=file, mode="w|", format=tarfile.GNU_FORMAT) as tar,
         ):
-            for row, data in with_bytes(wanted, self.options.storage):
+            for row, data in fetch_ahead(wanted, self.options.storage):
                 if isinstance(data, str):
                     counts += Counts(missing=1)
                     continue
@@ -70,7 +70,7 @@ class WebDatasetFormat(Format):
         self._tars = sum(len(pieces) for _, pieces in self.table.pieces(self.options.shard_size))
 
     def lines(self) -> list[str]:
-        """How the tars are named."""
+        """How to load the tars."""
         last = max(0, self._tars - 1)
         return [f'webdataset.WebDataset("{self.target.root}/captions-{{000000..{last:06d}}}.tar") reads them.']
 
@@ -86,13 +86,13 @@ class WebDatasetFormat(Format):
 
 
 def _key(name: str) -> str:
-    """A key that readers take whole: theirs ends at the first dot of its last component."""
+    """The name as a key: dots of its last component, where readers would end the key, are escaped."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.replace(".", "%2E")
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    # No time and no owner: the same export twice is the same bytes.
+    # Without time and owner, so that the same export gives the same bytes.
     info = tarfile.TarInfo(name)
     info.size = len(data)
     info.mode = 0o644

@@ -1,4 +1,4 @@
-"""What every kind of archive has in common. Knows none of them."""
+"""The base class of all kinds of archives."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -16,47 +16,47 @@ from captioning.run.sources.settings import InputSettings
 from captioning.storage import FileInfo, Location, escape_name
 
 
-class Before(Protocol):
-    """An archive as it was listed before."""
+class PreviousListing(Protocol):
+    """What an earlier listing of the archive found."""
 
-    def stand(self, image_ids: Sequence[str], uris: Sequence[str]) -> tuple[Sequence[bool], Sequence[str | None]]:
-        """For each id whether it was that of the image at the URI beside it; and the tar of the one that had it."""
+    def lookup(self, image_ids: Sequence[str], uris: Sequence[str]) -> tuple[Sequence[bool], Sequence[str | None]]:
+        """For each id: whether the image at the URI beside it had it, and the tar of the image that had it."""
         ...
 
 
 @dataclass
 class Source(ABC):
-    """One INPUT. `skipped`, `repeated` and `notes` are what the last pass over `entries` found."""
+    """One INPUT. `skipped`, `repeated` and `notes` are findings of the last pass over `entries`."""
 
     kind: ClassVar[str]
-    """What `run.json` calls an archive of this kind."""
+    """The name of this kind of archive in `run.json`."""
     suffixes: ClassVar[tuple[str, ...]] = ()
-    """How the names of the files end, in lower case, that are an archive of this kind."""
-    whole: ClassVar[str] = "image"
-    """What it is that an archive of this kind holds none of when it is empty."""
+    """Suffixes, in lower case, of files of this kind."""
+    content: ClassVar[str] = "image"
+    """What an archive of this kind contains, for the message that it contains none."""
 
-    ids_by_order: ClassVar[bool] = False
+    ids_depend_on_order: ClassVar[bool] = False
     """Whether an image's id depends on which images came before it."""
 
     given: str
     """The INPUT as an absolute path or URI, with `NAME=` before it if it has one."""
     location: Location
-    """What image ids are relative to: the directory, the glob's fixed part, the file."""
+    """What image ids are relative to: the folder, the glob's fixed part, or the file."""
     prefix: str
-    """`NAME/`, or nothing."""
+    """`NAME/` of a named INPUT, else ""."""
     glob: Glob | None = field(default=None, kw_only=True)
-    """The files meant, where they are several; else `location` is the one."""
+    """The pattern of several files; for a single file, `location`, it is None."""
     settings: InputSettings = field(default_factory=InputSettings, kw_only=True)
     kept: pa.Schema = field(default_factory=lambda: pa.schema([]), kw_only=True)
-    """The columns that the table takes over, of all sources that were opened together."""
-    before: "Before | None" = field(default=None, kw_only=True)
-    """What the archive held when it was listed before: where ids go by order they stay with their images."""
+    """The kept columns of all sources that were opened together."""
+    previous: "PreviousListing | None" = field(default=None, kw_only=True)
+    """An earlier listing, so that images keep their ids where ids depend on the order of listing."""
     skipped: Counter[str] = field(default_factory=Counter, kw_only=True)
-    """Files passed over for their extension, by extension (`""` for none)."""
+    """Numbers of files skipped for their extension, by extension (`""` for none)."""
     repeated: int = field(default=0, kw_only=True)
-    """Lines of a list that came before."""
+    """The number of lines of a list that repeat earlier ones."""
     notes: list[str] = field(default_factory=list, kw_only=True)
-    """What a person should know of: a damaged tar, say."""
+    """Messages to show to the user, such as one about a damaged tar."""
 
     def entries(self) -> Iterator[Entry]:
         """The images, in a fixed order. Raises `StorageError`, `InputError`."""
@@ -64,19 +64,19 @@ class Source(ABC):
         return self._entries()
 
     def kept_types(self) -> Mapping[str, pa.DataType]:
-        """The types of the columns of `settings.keep_columns` that this source has, as Parquet gives them back."""
+        """The types of those columns of `settings.keep_columns` that this source has, as Parquet reads them back."""
         return {}
 
     @classmethod
-    def means(cls, path: str) -> bool:
-        """Whether a file of this path, in lower case, is one of this kind when a folder is searched."""
+    def matches(cls, path: str) -> bool:
+        """Whether a file found in a folder, given its path in lower case, is of this kind."""
         return path.endswith(cls.suffixes)
 
     @abstractmethod
     def _entries(self) -> Iterator[Entry]: ...
 
     def _files(self) -> Iterator[tuple[FileInfo, Location]]:
-        """The files meant, sorted by path, with where each is."""
+        """The files of the INPUT, sorted by path, with the location of each."""
         if self.glob is not None:
             for file in self.glob.files():
                 yield file, self.glob.root / file.path
@@ -87,9 +87,9 @@ class Source(ABC):
         yield found, self.location
 
     def _containers(self) -> Iterator[tuple[FileInfo, Location]]:
-        """As `_files`, but those that are no archive of this kind are passed over and counted."""
+        """As `_files`, but files of other kinds are skipped and counted."""
         for file, location in self._files():
-            if self.glob is None or self.means(file.path.lower()):
+            if self.glob is None or self.matches(file.path.lower()):
                 yield file, location
             else:
                 self.skipped[extension_of(file.path)] += 1
@@ -103,7 +103,7 @@ class Source(ABC):
 
 
 def extension_of(name: str) -> str:
-    """The extension of a file's name with its dot, in lower case; `""` where there is none."""
+    """The extension of a file name with its dot, in lower case; `""` if it has none."""
     base = name.rpartition("/")[2]
     stem, dot, extension = base.rpartition(".")
     return escape_name(f".{extension.lower()}") if dot and stem else ""

@@ -1,7 +1,4 @@
-"""Columns of an archive's tables: which holds the images, and their values as ids, URIs and kept values.
-
-Knows Arrow's types; knows nothing of files.
-"""
+"""Columns of an archive's tables: finds the image column, and converts values to ids, URIs and kept values."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -13,17 +10,17 @@ import pyarrow.parquet as pq
 from captioning.errors import InputError
 from captioning.storage import Location
 
-#: Text columns of these names, in any case, are taken for paths or URIs of images.
+#: Text columns with these names, in any case, are taken for paths or URIs of images.
 _URI_NAMES = frozenset(
     {"uri", "url", "path", "image", "image_uri", "image_url", "image_path", "file", "file_name", "filename", "filepath"}
 )
 
 
 def image_column(schema: pa.Schema, wanted: str | None, location: Location) -> str:
-    """The column of images: `wanted`, else the only one that can be meant. Raises `InputError`.
+    """The column of images: `wanted`, else the only candidate. Raises `InputError`.
 
-    That is the only column of bytes or of what Hugging Face `datasets` writes (`bytes` and
-    `path`), else the only text column with a name such as `uri` or `path`.
+    Candidates are columns of bytes or of Hugging Face `datasets` images (structs of `bytes` and `path`); if there
+    are none, text columns with a name such as `uri` or `path`.
     """
     if wanted is not None:
         require_column(schema, wanted, "input.image_column", location)
@@ -31,8 +28,8 @@ def image_column(schema: pa.Schema, wanted: str | None, location: Location) -> s
         if _holds_bytes(kind) or holds_uris(kind):
             return wanted
         raise InputError(
-            f"input.image_column is {wanted!r}, but in {location} that column holds {_plain_type(kind)}: images are "
-            f"bytes, or text that is a path or URI. {_listed(schema)}"
+            f"input.image_column is {wanted!r}, but in {location} that column holds {_value_type(kind)}: images are "
+            f"bytes, or text that is a path or URI. {_column_list(schema)}"
         )
     for candidates in (
         [field.name for field in schema if _holds_bytes(field.type)],
@@ -47,7 +44,7 @@ def image_column(schema: pa.Schema, wanted: str | None, location: Location) -> s
             )
     raise InputError(
         f"No column of {location} is known to hold images: none of bytes, none of text with a name such as uri or "
-        f"path. Say which with --set input.image_column=NAME. {_listed(schema)}"
+        f"path. Say which with --set input.image_column=NAME. {_column_list(schema)}"
     )
 
 
@@ -56,17 +53,17 @@ def require_column(schema: pa.Schema, name: str, setting: str, location: Locatio
     count = schema.names.count(name)
     if count != 1:
         found = "no such column" if not count else f"{count} columns of that name"
-        raise InputError(f"{setting} is {name!r}, but {location} has {found}. {_listed(schema)}")
+        raise InputError(f"{setting} is {name!r}, but {location} has {found}. {_column_list(schema)}")
 
 
 def holds_uris(kind: pa.DataType) -> bool:
     """Whether a column of this type holds text."""
-    return _is_text(_plain_type(kind))
+    return _is_text(_value_type(kind))
 
 
 def texts(values: pa.Array, name: str, location: Location) -> list[str | None]:
-    """Text, bytes or whole numbers as text; bytes that are not UTF-8 as surrogate escapes."""
-    kind = _plain_type(values.type)
+    """Text, bytes or integers as text; bytes that are not UTF-8 become surrogate escapes."""
+    kind = _value_type(values.type)
     if pa.types.is_integer(kind):
         return [None if value is None else str(value) for value in values.cast(kind).to_pylist()]
     if not _is_text(kind) and not _is_bytes(kind):
@@ -79,9 +76,9 @@ def texts(values: pa.Array, name: str, location: Location) -> list[str | None]:
 
 
 def kept_type(field: pa.Field) -> pa.DataType:
-    """The type that a column has once it was written to Parquet and read back."""
+    """The type of a column after it has been written to Parquet and read back."""
     buffer = io.BytesIO()
-    plain = pa.schema([pa.field("kept", _plain_type(field.type))])
+    plain = pa.schema([pa.field("kept", _value_type(field.type))])
     try:
         pq.write_table(plain.empty_table(), buffer)
     except (pa.ArrowException, TypeError) as error:
@@ -90,9 +87,9 @@ def kept_type(field: pa.Field) -> pa.DataType:
 
 
 def as_kept(values: pa.Array, kind: pa.DataType, name: str, location: Location) -> pa.Array:
-    """The values of a column as the table keeps them. Raises `InputError` where they cannot be of that type."""
+    """The values of a column cast to the type of the kept column. Raises `InputError` if they cannot be."""
     try:
-        found = _storage(values).cast(_plain_type(values.type)).cast(kind)
+        found = _storage(values).cast(_value_type(values.type)).cast(kind)
     except pa.ArrowException as error:
         raise InputError(
             f"Column {name!r} of {location} holds {values.type} where the files before hold {kind}, and its values "
@@ -112,19 +109,19 @@ def _decoded(value: bytes | None) -> str | None:
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
-    kind = _plain_type(kind)
+    kind = _value_type(kind)
     if pa.types.is_struct(kind):
-        inner = {kind.field(at).name: _plain_type(kind.field(at).type) for at in range(kind.num_fields)}
-        # Where every image is a path, the bytes have no type.
+        inner = {kind.field(at).name: _value_type(kind.field(at).type) for at in range(kind.num_fields)}
+        # If every image is a path, the type of `bytes` is null.
         return "bytes" in inner and (_is_bytes(inner["bytes"]) or ("path" in inner and inner["bytes"] == pa.null()))
     return _is_bytes(kind)
 
 
-def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type without what is only a matter of storage: extensions and dictionaries."""
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the values, without extension and dictionary encoding."""
     if isinstance(kind, pa.BaseExtensionType):
-        return _plain_type(kind.storage_type)
-    return _plain_type(kind.value_type) if pa.types.is_dictionary(kind) else kind
+        return _value_type(kind.storage_type)
+    return _value_type(kind.value_type) if pa.types.is_dictionary(kind) else kind
 
 
 def _storage(values: pa.Array) -> pa.Array:
@@ -139,6 +136,6 @@ _is_text = _one_of(pa.types.is_string, pa.types.is_large_string, pa.types.is_str
 _is_bytes = _one_of(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
 
 
-def _listed(schema: pa.Schema) -> str:
+def _column_list(schema: pa.Schema) -> str:
     shown = ", ".join(f"{field.name} ({field.type})" for field in list(schema)[:30])
     return f"Its columns: {shown}{' …' if len(schema) > 30 else ''}."

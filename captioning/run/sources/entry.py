@@ -1,4 +1,4 @@
-"""One image of an archive: its id, and where its bytes are. Knows nothing of how it was found."""
+"""One image of an archive: its id, and where its bytes are."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,13 +8,12 @@ from typing import Any
 class Entry:
     """One image of the archive.
 
-    `size_bytes` is None when the listing does not say (a line of a text list); `version` changes
-    with the content (an ETag, a time of modification) and is empty when not known. For an image in
-    a tar, `tar` is the tar's URI, `offset` the place of the image's first byte in it, and `version`
-    the time that the tar gives it: a tar that is added to changes no image that was in it. For an
-    image whose bytes lie in a Parquet or Arrow file, `table` is the file's URI, `column` and `row`
-    (from 0) say which cell. `kept` are the values of the columns that were asked for
-    (`kept_schema`), Arrow arrays of one value or None; they are for the index, and do not come back from it.
+    `size_bytes` is None if the listing does not have it (a line of a text list); `version` changes with the
+    content (an ETag, a modification time) and is empty if unknown. For an image in a tar, `tar` is the tar's URI,
+    `offset` the position of the image's first byte in it, and `version` the member's time, so that adding to a tar
+    changes none of its images. For an image in a Parquet or Arrow file, `table` is the file's URI, `column` and
+    `row` (from 0) its cell. `kept` are the values of the kept columns (`kept_schema`), Arrow arrays of one value or
+    None; they are written to the index, but entries read from it do not have them.
     """
 
     image_id: str

@@ -1,4 +1,4 @@
-"""Image files: one, those of a folder, those that match a glob. The id is the path below the INPUT."""
+"""Image files: a single one, a folder, or a glob. The id is the path below the INPUT."""
 
 from collections.abc import Iterator
 
@@ -9,13 +9,13 @@ from captioning.storage import escape_name
 
 
 class ImageSource(Source):
-    """Image files, known by their extension; for a single file the id is its name."""
+    """Image files, recognised by their extension; for a single file the id is its name."""
 
     kind = "images"
     suffixes = tuple(sorted(IMAGE_EXTENSIONS))
 
     def _entries(self) -> Iterator[Entry]:
         for file, location in self._files():
-            # An image that was named is meant, whatever it is called.
+            # A file that was given by name is taken whatever its extension.
             if self.glob is None or self._is_image(file.path):
                 yield Entry(self.prefix + escape_name(file.path), location.uri, file.size, file.version)

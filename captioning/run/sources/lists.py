@@ -1,4 +1,4 @@
-"""Text lists of images: a path or URI on each line. Knows nothing of what the lines lead to."""
+"""Text lists of images: a path or URI on each line."""
 
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -11,15 +11,15 @@ from captioning.run.sources.uris import locate
 from captioning.storage import Location, escape_name
 from captioning.storage_errors import storage_errors
 
-#: A longer line is no path and no URI.
-_LONGEST_LINE = 1 << 16
+#: A longer line is neither a path nor a URI.
+_MAX_LINE_BYTES = 1 << 16
 
 
 class ListSource(Source):
     """A text file with a path or URI on each line; the id is the line.
 
-    A relative path is taken from the list's own folder. Empty lines are passed over, and lines
-    that came before are counted. The file is read as a stream.
+    Paths are relative to the list's own folder. Empty lines are skipped; repeated lines are skipped and counted.
+    The file is read as a stream.
     """
 
     kind = "lists"
@@ -42,15 +42,15 @@ class ListSource(Source):
 
 
 def _numbered(file: BinaryIO, location: Location) -> Iterator[tuple[int, str]]:
-    """The lines that are not empty, with their numbers from 1."""
+    """The lines that are not empty, numbered from 1."""
     number = 0
-    while raw := file.readline(_LONGEST_LINE):
+    while raw := file.readline(_MAX_LINE_BYTES):
         number += 1
         if number == 1:
             if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
                 raise InputError(f"The list {location} is UTF-16 text. Save it as UTF-8.")
             raw = raw.removeprefix(b"\xef\xbb\xbf")
-        if len(raw) == _LONGEST_LINE or b"\0" in raw:
+        if len(raw) == _MAX_LINE_BYTES or b"\0" in raw:
             raise InputError(
                 f"Line {number:,} of {location} is no path and no URI. A .txt INPUT is a list: one on each line."
             )

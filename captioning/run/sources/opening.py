@@ -1,4 +1,4 @@
-"""From what a person named to sources: which kind of archive an INPUT is. Reads no archive itself.
+"""Opens INPUTs as sources: decides which kind of archive each one is.
 
 A new kind of archive is a module beside this one and a line in `KINDS`.
 """
@@ -10,22 +10,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from captioning.errors import InputError
 from captioning.run.globs import Glob, is_glob
 from captioning.run.sources.base import Source
+from captioning.run.sources.combined import find_kept
 from captioning.run.sources.images import ImageSource
 from captioning.run.sources.lists import ListSource
 from captioning.run.sources.settings import InputSettings
 from captioning.run.sources.tables import TableSource
 from captioning.run.sources.tars import TarSource
-from captioning.run.sources.together import find_kept
 from captioning.run.sources.uris import check_input
 from captioning.storage import FileInfo, Location, StorageSettings
 
-#: Every kind of archive. Of a folder or glob that holds several, the first is meant.
+#: Every kind of archive; the first that applies to a folder or glob is taken.
 KINDS: tuple[type[Source], ...] = (ImageSource, TarSource, TableSource, ListSource)
 
-#: Kinds that a folder is taken for when there are no images in it: a list is only taken when named.
-_IN_FOLDERS = (TarSource, TableSource)
-#: Files of a folder that are looked at for its kind.
-_LOOK = 10_000
+#: Kinds of a folder without images. Lists must be given by name.
+_FOLDER_KINDS = (TarSource, TableSource)
+#: The most files of a folder that are examined to decide its kind.
+_MAX_FILES_SAMPLED = 10_000
 
 _NAMED = re.compile(r"^([A-Za-z0-9][A-Za-z0-9_.\-]*)=(.+)$", re.DOTALL)
 _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -39,10 +39,10 @@ def open_sources(
     output: Location | None = None,
     kinds: Mapping[str, str] | None = None,
 ) -> list[Source]:
-    """The sources that `inputs` name, in their order. Raises `InputError` for one that is not there.
+    """The sources of `inputs`, in order. Raises `InputError` for one that does not exist.
 
-    Files of the run in `output` do not count where it lies in one of them. `kinds` says of folders and globs what they
-    were taken for before (`Source.kind` by `Source.given`): what else lies in them by now changes nothing.
+    Files of the run in `output` are excluded. `kinds` (`Source.kind` by `Source.given`) are the kinds that folders and
+    globs had before, which do not change with what is added to them.
     """
     if not inputs:
         raise InputError("No INPUT was given: name a directory, a glob, a tar, a table or a list of images.")
@@ -73,7 +73,7 @@ def _open(
         kind = before or _kind_of_glob(glob)
         return kind(given, glob.root, prefix, glob=glob, settings=settings)
     found = location.info()
-    # A key of an object store may be a file and a folder at once: an empty one marks the folder.
+    # A key of an object store may be both a file and a folder: an empty object marks the folder.
     folder = found is not None and (text.endswith("/") or not found.size) and location.is_dir()
     if found is not None and not folder:
         return _kind_of_file(location)(given, location, prefix, settings=settings)
@@ -85,7 +85,7 @@ def _open(
 
 
 def _split_name(text: str, storage: StorageSettings) -> tuple[str, str]:
-    """`NAME=` (or nothing) and the rest: a path in which there is an equals sign has no name."""
+    """`NAME=` (or "") and the rest; an existing path that contains an equals sign has no name."""
     named = _NAMED.match(text)
     if named is None:
         return "", text
@@ -96,7 +96,7 @@ def _split_name(text: str, storage: StorageSettings) -> tuple[str, str]:
 
 
 def _is_path(glob: Glob, start: str) -> bool:
-    """Whether a glob whose text begins with `start`, an equals sign at its end, is one of files that are there."""
+    """Whether a glob whose text begins with `start` (`NAME=`) matches files as a path."""
     if glob.pattern.startswith(start):
         return next(glob.files(), None) is not None
     return glob.root.is_dir()
@@ -123,13 +123,13 @@ def _kind_of_glob(glob: Glob) -> type[Source]:
 
 
 def _kind_of_files(files: Iterable[FileInfo], folder: Location) -> type[Source]:
-    """The kind of archive that files are whose names do not say it all: images, if there is one."""
+    """The kind of an archive by its files: images, if there is one."""
     found: Counter[type[Source]] = Counter()
-    for file, _ in zip(files, range(_LOOK), strict=False):
+    for file, _ in zip(files, range(_MAX_FILES_SAMPLED), strict=False):
         name = file.path.lower()
         if name.endswith(ImageSource.suffixes):
             return ImageSource
-        found.update(kind for kind in _IN_FOLDERS if kind.means(name))
+        found.update(kind for kind in _FOLDER_KINDS if kind.matches(name))
     if len(found) > 1:
         raise InputError(
             f"There are both tars and Parquet or Arrow files in {folder}. Say which are meant: "

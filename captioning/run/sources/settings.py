@@ -1,4 +1,4 @@
-"""Settings of the archive itself: which columns of a Parquet or Arrow file are what."""
+"""Settings of the archive: the columns of Parquet and Arrow files."""
 
 from captioning.config import settings
 
@@ -8,13 +8,13 @@ class InputSettings:
     """How Parquet and Arrow files are read. Other kinds of archives need none of it."""
 
     image_column: str | None = None
-    """The column of image bytes, or of paths or URIs of images; not needed where only one can be meant."""
+    """The column of image bytes, or of paths or URIs of images; not needed if there is only one candidate."""
 
     id_column: str | None = None
-    """The column of image ids; without one an image's id is FILE#ROW."""
+    """The column of image ids; by default the id is FILE#ROW."""
 
     keep_columns: tuple[str, ...] = ()
-    """Columns that the caption table takes over, such as [width, license]; null for images of other INPUTs."""
+    """Columns to copy to the caption table, such as [width, license]; null for images of other INPUTs."""
 
     def __post_init__(self) -> None:
         repeated = {name for name in self.keep_columns if self.keep_columns.count(name) > 1}

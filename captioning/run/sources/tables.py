@@ -1,6 +1,6 @@
-"""Parquet and Arrow files with images in them, or with paths or URIs of images. A row is an image.
+"""Parquet and Arrow files of images, or of paths or URIs of images. Each row is an image.
 
-Knows which column is which (`columns`); bytes are not read here, but when the image is fetched.
+Image bytes are not read here but when the image is fetched.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,23 +21,23 @@ _BATCH = 4096
 
 
 class TableSource(Source):
-    """Parquet or Arrow files, one, a folder or a glob of them; the id is the id column's, else `FILE#ROW`.
+    """Parquet or Arrow files: one, a folder or a glob of them; the id is the id column's, else `FILE#ROW`.
 
-    `FILE` is the path below the INPUT, `ROW` counts from 0. A file that is damaged gives the rows
-    that can be read, and a note. In a folder, what begins with `_` or `.` is no part of a table.
+    `FILE` is the path below the INPUT, `ROW` counts from 0. A damaged file yields the rows that can be read, and a
+    note. In a folder, files and folders whose names begin with `_` or `.` are skipped.
     """
 
     kind = "tables"
     suffixes = COLUMNAR_SUFFIXES
-    whole = "row"
+    content = "row"
 
     @classmethod
-    def means(cls, path: str) -> bool:
-        """As for every kind, but without the books that other programs keep beside their tables."""
+    def matches(cls, path: str) -> bool:
+        """As for every kind, but without the metadata files that other programs keep beside their tables."""
         return path.endswith(cls.suffixes) and not any(name.startswith(("_", ".")) for name in path.split("/"))
 
     def kept_types(self) -> Mapping[str, pa.DataType]:
-        """The types of the columns to keep, by the first file that can be read."""
+        """The types of the columns to keep, from the first file that can be read."""
         for _, location in self._containers():
             try:
                 with open_columnar(location) as table:
@@ -68,11 +68,11 @@ class TableSource(Source):
                 if self.settings.id_column is not None:
                     new = seen.add(digests([entry.image_id for entry in entries]))
                     if not new.all():
-                        raise _twice(entries[int(new.argmin())], location, self.settings.id_column)
+                        raise _repeated_id_error(entries[int(new.argmin())], location, self.settings.id_column)
                 yield from entries
 
     def _batches(self, location: Location, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Batches with the number of their first row; a piece that is damaged is noted and passed over."""
+        """Batches with the number of their first row; a damaged piece is skipped with a note."""
         with open_columnar(location) as table:
             at = 0
             while True:
@@ -94,7 +94,7 @@ class TableSource(Source):
 
 
 class _Columns:
-    """What is read of one file, and the entries that it becomes."""
+    """The columns to read of one file, and the conversion of its rows to entries."""
 
     def __init__(self, source: TableSource, location: Location, schema: pa.Schema) -> None:
         self._prefix, self._location = source.prefix, location
@@ -109,7 +109,7 @@ class _Columns:
         self.read = list(dict.fromkeys(name for name in named if name is not None))
 
     def entries(self, file: str, version: str, first: int, batch: pa.RecordBatch) -> list[Entry]:
-        """An entry for each row of a batch that begins with row `first`."""
+        """The entries of a batch whose first row is number `first`."""
         rows = range(first, first + batch.num_rows)
         nothing: list[None] = [None] * len(rows)
         ids = texts(batch.column(self._id), self._id, self._location) if self._id is not None else nothing
@@ -143,10 +143,10 @@ class _Columns:
 
 
 def _is_damage(error: StorageError) -> bool:
-    return error.error_class == "storage" and not error.passing
+    return error.error_class == "storage" and not error.transient
 
 
-def _twice(entry: Entry, location: Location, column: str) -> InputError:
+def _repeated_id_error(entry: Entry, location: Location, column: str) -> InputError:
     return InputError(
         f"The image id {entry.image_id!r} comes twice in column {column!r}, the second time in {location}. Give a "
         "column without repeats as input.id_column, or none: then the id is FILE#ROW."

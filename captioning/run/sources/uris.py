@@ -1,4 +1,4 @@
-"""From what a list or a column says to the image that is meant. Knows nothing of lists and columns."""
+"""Resolves the paths and URIs of lists and columns to locations."""
 
 import os
 import re
@@ -14,10 +14,10 @@ _HERE = re.compile(r"^(?:\./+)+")
 
 
 def locate(text: str, folder: Location, *, where: str) -> Location:
-    """The location that `text` names: a URI, or a path that is relative to `folder` unless absolute.
+    """The location of `text`: a URI, or a path, relative to `folder` unless absolute.
 
-    `where` says in an error where the text stands. Raises `InputError` for a web address unless
-    `storage.allow_http` is set, and for one that holds a password: the table shows URIs.
+    `where` describes the place of the text in error messages. Raises `InputError` for a web address unless
+    `storage.allow_http` is set, and for one with a password, for the table shows URIs.
     """
     if _WEB.match(text):
         _check_web(text, folder, where)
@@ -32,13 +32,13 @@ def locate(text: str, folder: Location, *, where: str) -> Location:
 
 
 def _file(path: str) -> str:
-    """The path of a file's URI. Some write characters as %XX in them and others do not: what is there is meant."""
+    """The path of a file URI. Some programs percent-encode these and others do not: take the one that exists."""
     plain = unquote(path, errors="surrogateescape")
     return plain if plain != path and not os.path.lexists(path) and os.path.lexists(plain) else path
 
 
 def check_input(location: Location) -> None:
-    """Raise `InputError` for an INPUT that is a web address: nothing can be listed there."""
+    """Raise `InputError` for an INPUT that is a web address, which cannot be listed."""
     if _WEB.match(location.path):
         raise InputError(
             f"INPUT {shown(location.path)} is a web address. Write such into a text list, one on each line, and "

@@ -138,5 +138,5 @@ class Killer:
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> int:
     """Parts of 4 shards instead of 256."""
     for module in ("layout", "segment", "index"):
-        monkeypatch.setattr(f"captioning.run.{module}.SHARDS_A_PART", 4)
+        monkeypatch.setattr(f"captioning.run.{module}.SHARDS_PER_PART", 4)
     return 4

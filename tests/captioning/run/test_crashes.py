@@ -1,4 +1,4 @@
-"""Whatever is killed, and whenever: going on gives the table of an undisturbed run."""
+"""Kills at any point: the resumed run gives the table of an undisturbed one."""
 
 import threading
 from pathlib import Path
@@ -38,7 +38,9 @@ def drive_and_grow(layout: RunLayout, archive: str) -> None:
     drive(layout, [archive])
 
 
-def test_a_kill_at_any_change_changes_nothing(tmp_path: Path, archive: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_at_any_write_does_not_change_the_result(
+    tmp_path: Path, archive: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A kill before a change is a kill after the one before it: so these are all there are.
     drive_and_grow(layout_of(tmp_path / "whole"), archive)
     expected = table(layout_of(tmp_path / "whole"))
@@ -67,9 +69,7 @@ def test_a_kill_at_any_change_changes_nothing(tmp_path: Path, archive: str, monk
     assert at > 20
 
 
-def test_killed_again_and_again_it_still_gets_there(
-    tmp_path: Path, archive: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_killed_repeatedly_finishes(tmp_path: Path, archive: str, monkeypatch: pytest.MonkeyPatch) -> None:
     drive(layout_of(tmp_path / "whole"), [archive])
     layout = layout_of(tmp_path / "out")
     at = 0
@@ -117,7 +117,7 @@ def started(layout: RunLayout, archive: str) -> Index:
     return index
 
 
-def test_another_driver_folds_while_this_one_has_read(
+def test_another_driver_folds_after_this_one_has_read(
     tmp_path: Path, archive: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drive(layout_of(tmp_path / "whole"), [archive])
@@ -161,7 +161,7 @@ def test_another_driver_folds_between_listing_and_reading(
     assert pending_shards(layout, index) == []
 
 
-def test_drivers_that_fold_at_once_give_one_table(tmp_path: Path, archive: str) -> None:
+def test_concurrent_folds_give_one_table(tmp_path: Path, archive: str) -> None:
     drive(layout_of(tmp_path / "whole"), [archive])
     layout = layout_of(tmp_path / "out")
     index = started(layout, archive)
@@ -176,7 +176,7 @@ def test_drivers_that_fold_at_once_give_one_table(tmp_path: Path, archive: str) 
     assert verify(layout).ok
 
 
-def test_drivers_that_begin_at_once_share_one_index(tmp_path: Path, archive: str) -> None:
+def test_concurrent_starts_share_one_index(tmp_path: Path, archive: str) -> None:
     layout = layout_of(tmp_path / "out")
     first = write_segment(layout, open_sources([archive]), shard_size=2)
     second = write_segment(layout, open_sources([archive]), shard_size=3)

@@ -41,7 +41,7 @@ def names(layout: RunLayout) -> list[str]:
     return [part.name for part in layout.parts()]
 
 
-def test_a_part_is_there_once_its_last_shard_is_finished(index: Index) -> None:
+def test_a_part_exists_once_its_last_shard_is_finished(index: Index) -> None:
     layout = index.layout
     stage(index, 0, 5)
     pending = [shard.number for shard in pending_shards(layout, index)]
@@ -56,7 +56,7 @@ def test_a_part_is_there_once_its_last_shard_is_finished(index: Index) -> None:
     assert len(names(layout)) == 3
 
 
-def test_nothing_is_listed_for_it(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_background_folding_lists_nothing(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = range(4)
     with monkeypatch.context() as patch:
         for name in ("staged_numbers", "parts"):
@@ -68,7 +68,7 @@ def test_nothing_is_listed_for_it(index: Index, monkeypatch: pytest.MonkeyPatch)
     assert names(index.layout) == ["part-00000000-00000003.parquet"]
 
 
-def test_a_damaged_staged_file_is_pending_again(index: Index) -> None:
+def test_the_shard_of_a_damaged_staged_file_is_pending_again(index: Index) -> None:
     layout = index.layout
     stage(index, *range(4))
     layout.staged(2).write_bytes(b"PAR1")
@@ -92,7 +92,7 @@ def test_a_fold_that_fails_stops_the_run(index: Index, monkeypatch: pytest.Monke
         finish(index, range(4))
 
 
-def test_an_interrupt_is_not_hidden_by_a_fold(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_is_not_masked_by_a_fold(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = threading.Event()
 
     def fails_later(*_: object) -> None:
@@ -121,7 +121,7 @@ def test_the_range_of_a_shard_is_one_of_the_ranges(tmp_path: Path) -> None:
     ]
 
 
-def test_a_part_is_read_a_few_rows_at_a_time(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_is_read_in_batches(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("captioning.run.table.GROUP_ROWS", 3)
     caption(index.layout, index)
     part = index.ranges()[0]
@@ -131,7 +131,7 @@ def test_a_part_is_read_a_few_rows_at_a_time(index: Index, monkeypatch: pytest.M
     assert read_part(index.layout, part).num_rows == 8
 
 
-def test_one_flipped_bit_in_a_part_is_found(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_a_part_is_detected(tmp_path: Path) -> None:
     layout = drive(layout_of(tmp_path / "out"), [str(make_archive(tmp_path / "archive", photos(5)))]).layout
     assert verify(layout).ok
     file = layout.part(layout.parts()[0])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from captioning.errors import InputError
-from captioning.run.globs import Glob, _folders, _Pattern
+from captioning.run.globs import Glob, _folder_filter, _Pattern
 from captioning.run.sources import open_sources
 from captioning.storage import Location
 from tests.captioning.run.runs import make_archive
@@ -50,7 +50,7 @@ def test_what_a_pattern_matches(pattern: str, yes: list[str], no: list[str]) -> 
     ],
 )
 def test_which_folders_are_listed(pattern: str, entered: list[str], not_entered: list[str]) -> None:
-    enter = _folders(pattern)
+    enter = _folder_filter(pattern)
     assert [folder for folder in [*entered, *not_entered] if enter(folder)] == entered
 
 
@@ -66,11 +66,11 @@ def test_folders_that_cannot_match_are_not_even_read(tmp_path: Path, monkeypatch
     assert [Path(path).relative_to(tmp_path).as_posix() for path in read] == [".", "2024", "2024/02"]
 
 
-def test_a_pattern_that_cannot_be_read_is_said() -> None:
+def test_an_invalid_pattern_raises() -> None:
     with pytest.raises(InputError, match=r"\[z-a\].* cannot be read"):
         _Pattern("[z-a]*.jpg")
 
 
-def test_a_bucket_s_name_is_no_pattern() -> None:
+def test_a_pattern_as_a_buckets_name_raises() -> None:
     with pytest.raises(InputError, match="a bucket's name cannot be a pattern"):
         open_sources(["memory://buck*/photos"])

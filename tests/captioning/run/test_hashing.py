@@ -2,17 +2,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from captioning.run import hashing, repeats
+from captioning.run import duplicates, hashing
 from captioning.run.digests import find
+from captioning.run.duplicates import DuplicateFinder, is_in
 from captioning.run.hashing import text_digests
-from captioning.run.repeats import Repeats, are_among
 
 
 def names(count: int) -> list[str]:
     return [f"{number // 1000:05d}/IMG_{number:08d}.jpg" for number in range(count)]
 
 
-def test_equal_texts_have_equal_digests_wherever_they_stand() -> None:
+def test_equal_strings_have_equal_digests_at_any_position() -> None:
     texts = ["", "a", "a\0", "\0", "12345678", "123456789", "é" * 100, "é" * 100 + "x", "12345678" * 2]
     found = text_digests(pa.array(texts))
     assert len({digest.tobytes() for digest in found}) == len(texts)
@@ -26,7 +26,7 @@ def test_equal_texts_have_equal_digests_wherever_they_stand() -> None:
     assert len(text_digests(pa.array([], pa.string()))) == 0
 
 
-def test_many_alike_texts_have_digests_without_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digests_of_similar_strings_are_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hashing, "_BATCH", 1000)
     found = text_digests(pa.array(names(50_000)), key=1)
     for lane in ("high", "low"):
@@ -38,7 +38,7 @@ def test_many_alike_texts_have_digests_without_pattern(monkeypatch: pytest.Monke
     assert not (text_digests(pa.array(names(10)), key=2)["high"] == found["high"][:10]).any()
 
 
-def test_one_other_bit_changes_half_of_the_digest() -> None:
+def test_one_changed_bit_changes_half_of_the_digest() -> None:
     text = b"photos/2024/a-very-ordinary-name.jpg"
     other = [bytes([*text[:at], text[at] ^ 1, *text[at + 1 :]]).decode() for at in range(len(text))]
     found = text_digests(pa.array([text.decode(), *other]))
@@ -57,23 +57,23 @@ def test_digests_are_found_among_many() -> None:
 
 
 @pytest.mark.parametrize("held", [10_000, 64])
-def test_what_came_twice_is_among_the_suspects(monkeypatch: pytest.MonkeyPatch, held: int) -> None:
-    monkeypatch.setattr(repeats, "_HELD", held)
-    found = Repeats()
+def test_duplicates_are_among_the_candidates(monkeypatch: pytest.MonkeyPatch, held: int) -> None:
+    monkeypatch.setattr(duplicates, "_MAX_IN_MEMORY", held)
+    found = DuplicateFinder()
     texts = names(1000)
     for at in range(0, 1000, 50):
         found.add(pa.array(texts[at : at + 50]))
     found.add(pa.array([texts[3], texts[700], texts[3]]))
-    suspects = found.suspects()
-    looked = are_among(pa.array(texts), suspects)
+    candidates = found.candidates()
+    looked = is_in(pa.array(texts), candidates)
     assert [texts[at] for at in np.flatnonzero(looked)] == [texts[3], texts[700]]
-    assert len(found.suspects()) == 0
+    assert len(found.candidates()) == 0
 
 
-def test_nothing_came_twice() -> None:
-    found = Repeats()
-    assert len(found.suspects()) == 0
+def test_no_candidates_without_duplicates() -> None:
+    found = DuplicateFinder()
+    assert len(found.candidates()) == 0
     found.add(pa.array(names(10)))
-    suspects = found.suspects()
-    assert len(suspects) == 0
-    assert not are_among(pa.array(names(10)), suspects).any()
+    candidates = found.candidates()
+    assert len(candidates) == 0
+    assert not is_in(pa.array(names(10)), candidates).any()

@@ -27,7 +27,7 @@ def test_the_shard_size_comes_from_the_size_of_the_archive_alone() -> None:
     assert all(size % 8 == 0 for size in every)
 
 
-def test_without_a_setting_the_size_is_chosen(tmp_path: Path) -> None:
+def test_the_default_shard_size(tmp_path: Path) -> None:
     archive = make_archive(tmp_path / "a", photos(20))
     pending = write_segment(layout_of(tmp_path / "out"), open_sources([str(archive)]))
     assert (pending.shard_size, pending.rows) == (8, 20)
@@ -53,7 +53,7 @@ def test_shards_cover_the_archive_in_order(tmp_path: Path) -> None:
         assert all(file.metadata.row_group(group).num_rows <= 2 for group in range(file.num_row_groups))
 
 
-def test_an_uncommitted_segment_does_not_count(tmp_path: Path) -> None:
+def test_an_uncommitted_segment_is_not_part_of_the_index(tmp_path: Path) -> None:
     archive = make_archive(tmp_path / "a", photos(5))
     layout = layout_of(tmp_path / "out")
     left = write_segment(layout, open_sources([str(archive)]), shard_size=2)
@@ -65,7 +65,7 @@ def test_an_uncommitted_segment_does_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_growth_adds_a_segment_and_touches_nothing_else(tmp_path: Path) -> None:
+def test_growth_adds_a_segment_and_changes_nothing_else(tmp_path: Path) -> None:
     archive = make_archive(tmp_path / "a", photos(11, "m/"))
     layout = layout_of(tmp_path / "out")
     drive(layout, [str(archive)])
@@ -85,7 +85,7 @@ def test_growth_adds_a_segment_and_touches_nothing_else(tmp_path: Path) -> None:
     assert verify(layout).ok
 
 
-def test_growth_reports_what_changed_and_what_is_gone(tmp_path: Path) -> None:
+def test_growth_reports_changed_and_vanished_images(tmp_path: Path) -> None:
     archive = make_archive(tmp_path / "a", photos(10))
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
@@ -108,7 +108,7 @@ def test_growth_reports_what_changed_and_what_is_gone(tmp_path: Path) -> None:
     assert table(layout) == before
 
 
-def test_a_tar_that_is_added_to_changes_no_image_that_was_in_it(tmp_path: Path) -> None:
+def test_adding_to_a_tar_changes_none_of_its_images(tmp_path: Path) -> None:
     members = [("1.jpg", b"one"), ("2.jpg", b"two")]
     tar = make_tar(tmp_path / "x.tar", members)
     layout = layout_of(tmp_path / "out")
@@ -119,7 +119,7 @@ def test_a_tar_that_is_added_to_changes_no_image_that_was_in_it(tmp_path: Path) 
     assert (growth.new, growth.changed, growth.vanished) == (1, 0, 0)
 
 
-def test_a_new_tar_takes_no_key_from_those_that_were_there(tmp_path: Path) -> None:
+def test_a_new_tar_takes_no_key_of_existing_tars(tmp_path: Path) -> None:
     tars = tmp_path / "tars"
     tars.mkdir()
     make_tar(tars / "b.tar", [("1.jpg", b"b one"), ("2.jpg", b"b two")])
@@ -174,7 +174,7 @@ def test_ids_stay_when_a_tar_grows_goes_or_has_another_name(tmp_path: Path) -> N
     assert growth.changed_examples == ("0", "k")
 
 
-def test_files_that_were_captioned_a_moment_ago_have_not_changed(tmp_path: Path) -> None:
+def test_files_captioned_just_now_do_not_count_as_changed(tmp_path: Path) -> None:
     archive = make_archive(tmp_path / "a", photos(4))
     tar = make_tar(tmp_path / "x.tar", [("1.jpg", b"one")])
     layout = layout_of(tmp_path / "out")
@@ -183,14 +183,14 @@ def test_files_that_were_captioned_a_moment_ago_have_not_changed(tmp_path: Path)
     for photo in archive.iterdir():
         photo.write_bytes(b"another photo")
     make_tar(tar, [("0.jpg", b"zero"), ("1.jpg", b"one")])
-    growth = grow(index, open_sources(inputs), shard_size=2, fresh={1, 2})
+    growth = grow(index, open_sources(inputs), shard_size=2, just_captioned={1, 2})
     # What lies in a tar may not be what was looked for there.
     assert growth.changed_examples == ("000.jpg", "001.jpg", "1")
     again = grow(index, open_sources(inputs), shard_size=2)
     assert again.changed_examples == ("000.jpg", "001.jpg", "1")
 
 
-def test_a_row_that_names_another_image_than_before_has_changed(tmp_path: Path) -> None:
+def test_a_row_with_another_uri_than_before_has_changed(tmp_path: Path) -> None:
     archive = make_archive(tmp_path / "a", photos(4))
     listed = tmp_path / "list.parquet"
     names = [str(archive / name) for name in photos(4)]
@@ -226,7 +226,7 @@ def test_an_unfinished_run_keeps_its_index(tmp_path: Path) -> None:
     assert grow(index, open_sources([str(archive)]), shard_size=2).new == 1
 
 
-def test_growth_refuses_ids_that_two_inputs_share(tmp_path: Path) -> None:
+def test_growth_refuses_ids_in_two_inputs(tmp_path: Path) -> None:
     make_archive(tmp_path / "a", ["x.jpg"])
     make_archive(tmp_path / "b", ["y.jpg"])
     inputs = [str(tmp_path / "a"), str(tmp_path / "b")]
@@ -236,8 +236,8 @@ def test_growth_refuses_ids_that_two_inputs_share(tmp_path: Path) -> None:
         grow(index, open_sources(inputs), shard_size=2)
 
 
-def test_shared_ids_are_found_late_and_leave_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module, "SHARDS_A_PART", 2)
+def test_repeated_ids_leave_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "SHARDS_PER_PART", 2)
     make_archive(tmp_path / "a", photos(9))
     make_archive(tmp_path / "b", ["008.jpg"])
     layout = layout_of(tmp_path / "out")
@@ -246,7 +246,7 @@ def test_shared_ids_are_found_late_and_leave_no_index(tmp_path: Path, monkeypatc
     assert layout.index_dir.names() == []
 
 
-def test_a_damaged_index_is_said(tmp_path: Path) -> None:
+def test_a_damaged_index_raises(tmp_path: Path) -> None:
     archive = make_archive(tmp_path / "a", photos(5))
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
@@ -261,7 +261,7 @@ def test_a_damaged_index_is_said(tmp_path: Path) -> None:
 
 
 def test_a_set_of_digests_is_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DigestSet, "_FRESH", 16)
+    monkeypatch.setattr(DigestSet, "_MAX_RECENT", 16)
     rng = np.random.default_rng(0)
     seen: set[str] = set()
     digest_set = DigestSet()

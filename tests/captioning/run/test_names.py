@@ -1,4 +1,4 @@
-"""Names that people and programs give to files: each gets its row under its own id, and its uri leads back."""
+"""Unusual file names: each image gets a row under its own id, and its uri leads back to the file."""
 
 import io
 import os

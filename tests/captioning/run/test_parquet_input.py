@@ -62,7 +62,7 @@ def test_a_row_is_an_image_and_its_bytes_come_back(tmp_path: Path, kind: str) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_hugging_face_writes(tmp_path: Path, kind: str) -> None:
+def test_hugging_face_datasets(tmp_path: Path, kind: str) -> None:
     (tmp_path / "elsewhere.jpg").write_bytes(b"elsewhere")
     images = [
         {"bytes": b"inside", "path": "name.jpg"},
@@ -173,7 +173,7 @@ def test_an_id_that_comes_twice_is_refused(tmp_path: Path) -> None:
     assert len(listed(tmp_path / "t")) == 4
 
 
-def test_a_column_that_cannot_be_meant_is_refused_with_the_columns(tmp_path: Path) -> None:
+def test_an_unsuitable_column_is_refused_with_a_list_of_columns(tmp_path: Path) -> None:
     two = write(tmp_path / "two.parquet", pa.table({"left": pictures(1), "right": pictures(1)}))
     none = write(tmp_path / "none.parquet", pa.table({"text": ["a"], "n": [1.5]}))
     assert "left, right" in refused(two)
@@ -187,7 +187,7 @@ def test_a_column_that_cannot_be_meant_is_refused_with_the_columns(tmp_path: Pat
     assert "no image id" in refused(none, image_column="text", id_column="n")
 
 
-def test_files_that_are_damaged_are_told_and_the_rest_is_read(tmp_path: Path) -> None:
+def test_damaged_files_are_noted_and_the_rest_is_read(tmp_path: Path) -> None:
     good = write(tmp_path / "t" / "b.parquet", pa.table({"image": pictures(3)}))
     (tmp_path / "t" / "a.parquet").write_bytes(good.read_bytes()[:-20])
     (tmp_path / "t" / "c.parquet").write_bytes(b"")
@@ -324,7 +324,7 @@ def test_kept_columns_come_into_the_table(tmp_path: Path) -> None:
     assert described.items() > schema_description().items()
 
 
-def test_kept_columns_that_cannot_be_are_refused(tmp_path: Path) -> None:
+def test_impossible_kept_columns_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", pa.table({"image": pictures(1), "uri": [1], "n": [1]}))
     write(tmp_path / "b.parquet", pa.table({"image": pictures(1), "n": ["many"]}))
 
@@ -376,7 +376,7 @@ def test_web_addresses_in_a_column_are_refused_unless_allowed(tmp_path: Path) ->
     assert caught.value.error_class == "forbidden"
 
 
-def test_where_an_image_is_survives_the_index(tmp_path: Path) -> None:
+def test_locations_of_images_survive_the_index(tmp_path: Path) -> None:
     path = write(tmp_path / "x y#1.parquet", pa.table({"image": pictures(5)}))
     layout = layout_of(tmp_path / "out")
     sources = open_sources([str(path)])

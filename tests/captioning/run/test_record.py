@@ -92,7 +92,7 @@ def test_an_archive_may_grow_but_not_be_another(tmp_path: Path, record: RunRecor
     with pytest.raises(RunConflictError, match="INPUT /data/more: not in this run → given(.|\n)*add --add"):
         record.check(layout, inputs=more, fingerprint_parts=record.fingerprint_parts, selection={})
     record.check(layout, inputs=more, fingerprint_parts=record.fingerprint_parts, selection={}, add=True)
-    wider = record.widen(layout, inputs=more, archive=more, kinds=("images", "tars"))
+    wider = record.extend(layout, inputs=more, archive=more, kinds=("images", "tars"))
     assert RunRecord.read(layout) == wider
     assert (wider.inputs, wider.kinds) == (more, ("images", "tars"))
     with pytest.raises(RunConflictError, match="INPUT /data/photos"):
@@ -100,7 +100,7 @@ def test_an_archive_may_grow_but_not_be_another(tmp_path: Path, record: RunRecor
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"format_version": 1}', b'{"format_version": "x"}'])
-def test_a_damaged_record_is_said(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_record_raises(tmp_path: Path, content: bytes) -> None:
     layout = layout_of(tmp_path)
     layout.run_json.write_bytes(content)
     with pytest.raises(UsageError, match=r"run\.json"):

@@ -1,4 +1,4 @@
-"""Rows made again: exactly the chosen ones change, and no kill loses or doubles a row."""
+"""Rows captioned again: exactly the selected ones change, and no kill loses or duplicates a row."""
 
 import os
 from collections.abc import Sequence
@@ -12,9 +12,8 @@ from captioning.errors import StorageError
 from captioning.run.growth import grow
 from captioning.run.index import Index
 from captioning.run.layout import RunLayout
-from captioning.run.redo import RedoBook, RedoPlan, make_plan
-from captioning.run.redo_choice import changed as changed_images
-from captioning.run.redo_choice import failed
+from captioning.run.redo import RedoPlan, RedoShardIO, make_plan
+from captioning.run.redo_selection import changed_images, failed_images
 from captioning.run.sources import Entry, open_sources
 from captioning.run.table import Row
 from captioning.run.verify import verify
@@ -56,13 +55,13 @@ def redo(layout: RunLayout, index: Index, plan: RedoPlan | None = None, storage:
     """What a driver does: go on with a plan or make one, stage what is missing, rewrite part by part."""
     plan = plan or RedoPlan.load(layout)
     if plan is None:
-        plan = make_plan(layout, "retry", failed(layout, index, (), storage or StorageSettings()))
+        plan = make_plan(layout, "retry", failed_images(layout, index, (), storage or StorageSettings()))
     assert plan is not None
-    book = RedoBook(plan, index)
+    shard_io = RedoShardIO(plan, index)
     for part in plan.parts():
-        for shard in plan.settle(index, part):
-            book.stage(shard, again(book.entries(shard)))
-        assert plan.settle(index, part) == []
+        for shard in plan.rewrite_part(index, part):
+            shard_io.stage(shard, again(shard_io.entries(shard)))
+        assert plan.rewrite_part(index, part) == []
     plan.close()
 
 
@@ -72,7 +71,7 @@ def rows(layout: RunLayout) -> dict[str, dict[str, Any]]:
     return {row["image_id"]: row for row in found}
 
 
-def test_the_failed_rows_alone_change_and_the_newest_reason_stays(tmp_path: Path, archive: Path) -> None:
+def test_only_failed_rows_change_and_have_the_newest_error(tmp_path: Path, archive: Path) -> None:
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
     before = rows(layout)
@@ -91,17 +90,17 @@ def test_the_failed_rows_alone_change_and_the_newest_reason_stays(tmp_path: Path
     assert RedoPlan.load(layout) is None
 
 
-def test_only_the_classes_that_were_asked_for(tmp_path: Path, archive: Path) -> None:
+def test_only_the_given_error_classes(tmp_path: Path, archive: Path) -> None:
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
-    assert make_plan(layout, "retry", failed(layout, index, ("network",), StorageSettings())) is None
+    assert make_plan(layout, "retry", failed_images(layout, index, ("network",), StorageSettings())) is None
     assert layout.retry_dir.names() == []
-    chosen = dict(failed(layout, index, ("network", "truncated"), StorageSettings()))
+    chosen = dict(failed_images(layout, index, ("network", "truncated"), StorageSettings()))
     names = [name for found in chosen.values() for name in found["image_id"].to_pylist()]
     assert names == ["004.jpg", "009.jpg", "014.jpg", "019.jpg"]
 
 
-def test_a_changed_image_that_is_gone_before_its_turn_keeps_its_row(tmp_path: Path, archive: Path) -> None:
+def test_a_changed_image_that_is_deleted_meanwhile_keeps_its_row(tmp_path: Path, archive: Path) -> None:
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
     before = rows(layout)
@@ -112,20 +111,22 @@ def test_a_changed_image_that_is_gone_before_its_turn_keeps_its_row(tmp_path: Pa
     plan = make_plan(layout, "refresh", changed_images(index, found))
     assert plan is not None
     assert plan.images == 2
-    book = RedoBook(plan, index)
+    shard_io = RedoShardIO(plan, index)
     for part in plan.parts():
-        for shard in plan.settle(index, part):
-            entries = book.entries(shard)
+        for shard in plan.rewrite_part(index, part):
+            entries = shard_io.entries(shard)
             gone = [Row.failed(entry, "missing", "gone", model="again") for entry in entries if "001" in entry.image_id]
-            book.stage(shard, gone or again(entries))
-        assert plan.settle(index, part) == []
+            shard_io.stage(shard, gone or again(entries))
+        assert plan.rewrite_part(index, part) == []
     after = rows(layout)
     assert after["001.jpg"] == before["001.jpg"]
     assert after["012.jpg"]["caption"] == "again 012.jpg"
     assert verify(layout).ok
 
 
-def test_a_kill_at_any_change_changes_nothing(tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_at_any_write_does_not_change_the_result(
+    tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drive(layout_of(tmp_path / "whole"), [str(archive)])
     redo(layout_of(tmp_path / "whole"), Index.load(layout_of(tmp_path / "whole")))
     expected = rows(layout_of(tmp_path / "whole"))
@@ -151,50 +152,50 @@ def test_a_kill_at_any_change_changes_nothing(tmp_path: Path, archive: Path, mon
     assert at > 15
 
 
-def test_a_plan_goes_on_with_what_is_staged(tmp_path: Path, archive: Path) -> None:
+def test_a_plan_resumes_with_staged_rows(tmp_path: Path, archive: Path) -> None:
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
-    plan = make_plan(layout, "retry", failed(layout, index, (), StorageSettings()), classes=("truncated",))
+    plan = make_plan(layout, "retry", failed_images(layout, index, (), StorageSettings()), classes=("truncated",))
     assert plan is not None
     assert plan.images == 4
-    book = RedoBook(plan, index)
-    book.stage(2, again(book.entries(2)))
+    shard_io = RedoShardIO(plan, index)
+    shard_io.stage(2, again(shard_io.entries(2)))
     found = RedoPlan.load(layout)
     assert found == plan
     # Shards 2, 4, 7 and 9 hold photos 4, 9, 14 and 19.
-    assert [found.settle(index, part) for part in found.parts()] == [[], [4, 7], [9]]
+    assert [found.rewrite_part(index, part) for part in found.parts()] == [[], [4, 7], [9]]
     assert rows(layout)["004.jpg"]["caption"] == "again 004.jpg"
     redo(layout, index)
     assert verify(layout).errors == {"truncated": 1}
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other rows", "an earlier plan's"])
-def test_a_staged_file_that_is_not_right_is_made_again(tmp_path: Path, archive: Path, damage: str) -> None:
+def test_an_invalid_staged_file_is_replaced(tmp_path: Path, archive: Path, damage: str) -> None:
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
-    plan = make_plan(layout, "retry", failed(layout, index, (), StorageSettings()))
+    plan = make_plan(layout, "retry", failed_images(layout, index, (), StorageSettings()))
     assert plan is not None
-    book = RedoBook(plan, index)
-    where, right = plan.shard_file(2), again(book.entries(2))
+    shard_io = RedoShardIO(plan, index)
+    where, right = plan.shard_file(2), again(shard_io.entries(2))
     if damage == "other rows":
-        book.stage(2, again(index.rows(index.shard(2))))
+        shard_io.stage(2, again(index.rows(index.shard(2))))
     elif damage == "an earlier plan's":
-        RedoBook(replace(plan, token="00000000"), index).stage(2, again(book.entries(2), model="late"))
+        RedoShardIO(replace(plan, token="00000000"), index).stage(2, again(shard_io.entries(2), model="late"))
     else:
-        book.stage(2, right)
+        shard_io.stage(2, right)
         where.write_bytes(where.read_bytes()[:-20] if damage == "cut" else b"")
-    assert plan.settle(index, plan.parts()[0]) == [2]
+    assert plan.rewrite_part(index, plan.parts()[0]) == [2]
     redo(layout, index)
     assert verify(layout).errors == {"truncated": 1}
     assert "late" not in {row["model"] for row in rows(layout).values()}
     assert layout.retry_dir.names() == []
 
 
-def test_a_part_that_somebody_deleted_meanwhile_is_left_to_captioning(tmp_path: Path, archive: Path) -> None:
+def test_a_part_deleted_meanwhile_is_left_to_captioning(tmp_path: Path, archive: Path) -> None:
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
     before = rows(layout)
-    plan = make_plan(layout, "retry", failed(layout, index, (), StorageSettings()))
+    plan = make_plan(layout, "retry", failed_images(layout, index, (), StorageSettings()))
     layout.part(index.ranges()[0]).delete()
     redo(layout, index, plan)
     assert len(rows(layout)) == 23 - 8
@@ -207,16 +208,16 @@ def test_a_part_that_somebody_deleted_meanwhile_is_left_to_captioning(tmp_path: 
 def test_two_drivers_with_one_plan_give_one_table(tmp_path: Path, archive: Path) -> None:
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
-    plan = make_plan(layout, "retry", failed(layout, index, (), StorageSettings()))
+    plan = make_plan(layout, "retry", failed_images(layout, index, (), StorageSettings()))
     assert plan is not None
     first, second, *_ = plan.parts()
-    book = RedoBook(plan, index)
+    shard_io = RedoShardIO(plan, index)
     for shard in (2, 4, 7, 9):
-        book.stage(shard, again(book.entries(shard)))
-    plan.settle(index, first)
-    assert plan.settle(index, first) == []
+        shard_io.stage(shard, again(shard_io.entries(shard)))
+    plan.rewrite_part(index, first)
+    assert plan.rewrite_part(index, first) == []
     redo(layout, index)
-    assert plan.settle(index, second) == []
+    assert plan.rewrite_part(index, second) == []
     plan.close()
     assert verify(layout).ok
     assert verify(layout).errors == {"truncated": 1}
@@ -237,7 +238,7 @@ def refresh(layout: RunLayout, archive: Path) -> Index:
     return index
 
 
-def test_what_changed_is_made_again_and_known_from_then_on(tmp_path: Path, archive: Path) -> None:
+def test_changed_images_are_captioned_again_and_the_index_is_updated(tmp_path: Path, archive: Path) -> None:
     layout = layout_of(tmp_path / "out")
     drive(layout, [str(archive)])
     make_archive(archive, photos(3, "new/"))
@@ -258,7 +259,7 @@ def test_what_changed_is_made_again_and_known_from_then_on(tmp_path: Path, archi
     assert [entry.image_id for shard in index.shards()[:2] for entry in index.rows(shard)] == photos(4)
 
 
-def test_a_retry_takes_the_present_size_and_version(tmp_path: Path, archive: Path) -> None:
+def test_a_retry_uses_the_current_size_and_version(tmp_path: Path, archive: Path) -> None:
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
     (archive / "004.jpg").write_bytes(b"a mended photo")
@@ -271,7 +272,7 @@ def test_a_retry_takes_the_present_size_and_version(tmp_path: Path, archive: Pat
     assert grow(index, open_sources([str(archive)]), shard_size=2).changed == 0
 
 
-def test_a_damaged_plan_is_said(tmp_path: Path, archive: Path) -> None:
+def test_a_damaged_plan_raises(tmp_path: Path, archive: Path) -> None:
     layout = layout_of(tmp_path / "out")
     drive(layout, [str(archive)])
     (layout.retry_dir / "plan.json").write_bytes(b"{")
@@ -279,7 +280,7 @@ def test_a_damaged_plan_is_said(tmp_path: Path, archive: Path) -> None:
         RedoPlan.load(layout)
 
 
-def test_on_s3_too_and_uploads_that_a_killed_writer_left_are_aborted(archive: Path) -> None:
+def test_redo_on_s3_aborts_uploads_of_killed_writers(archive: Path) -> None:
     with s3_server("archive") as storage:
         bucket = Location.parse("s3://archive", storage)
         for name in photos(9):

@@ -1,4 +1,4 @@
-"""A run on an object store: an S3 of this machine, made by moto."""
+"""A run on an object store: a local S3 server (moto)."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from captioning.errors import StorageError, UsageError
-from captioning.patience import Patience
+from captioning.retries import RetryPolicy
 from captioning.run.events import append_event, read_events
 from captioning.run.fetch import fetch
 from captioning.run.index import Index
@@ -60,7 +60,7 @@ def test_files_on_s3(storage: StorageSettings) -> None:
     assert [file.path for file in root.walk()] == ["a/b.txt", "c+d e%20é.txt"]
 
 
-def test_what_is_not_there_is_missing(storage: StorageSettings) -> None:
+def test_missing_objects(storage: StorageSettings) -> None:
     for uri in ("s3://photos/none.jpg", "s3://no-such-bucket/x.jpg"):
         with pytest.raises(StorageError, match=uri.rpartition("/")[2]) as caught:
             Location.parse(uri, storage).read_bytes()
@@ -126,7 +126,7 @@ def test_tables_and_tars_on_s3(storage: StorageSettings, tmp_path: Path) -> None
 
 
 def test_an_object_is_read_by_one_request(storage: StorageSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another costs as much again, and where it fails nobody says why."""
+    """A second request would cost as much again, and its response would not say why it failed."""
     photo = Location.parse("s3://photos/once/a.jpg", storage)
     photo.write_bytes(b"image")
     files = photo._files()
@@ -138,7 +138,7 @@ def test_an_object_is_read_by_one_request(storage: StorageSettings, monkeypatch:
         return await call(method, *args, **kwargs)
 
     monkeypatch.setattr(files._fs, "_call_s3", counted)
-    assert photo.read_bytes() == photo.read_bytes(patience=Patience(attempts=1, seconds=30.0)) == b"image"
+    assert photo.read_bytes() == photo.read_bytes(retry=RetryPolicy(attempts=1, seconds=30.0)) == b"image"
     assert photo.read_range(1, 2) == b"ma"
     assert asked == ["get_object"] * 3
 
@@ -170,7 +170,7 @@ def test_a_uri_that_names_no_bucket_or_keys_is_refused(uri: str, says: str) -> N
 
 
 @pytest.mark.parametrize("where", ["setting", "environment"])
-def test_an_endpoint_that_is_no_url_is_said(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_that_is_no_url_raises(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if where == "setting":
         with pytest.raises(ValueError, match="must be a URL such as"):
             StorageSettings(endpoint="localhost:9000")

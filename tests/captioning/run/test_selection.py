@@ -50,7 +50,7 @@ def holds(text: str) -> list[str]:
         ("-1 < size_bytes and size_bytes < 1e3", ["a.jpg", "b.png"]),
     ],
 )
-def test_conditions_hold_for(text: str, expected: list[str]) -> None:
+def test_rows_that_satisfy_a_condition(text: str, expected: list[str]) -> None:
     assert holds(text) == expected
 
 
@@ -73,24 +73,24 @@ def test_conditions_hold_for(text: str, expected: list[str]) -> None:
         ("not " * 50_000, "too many parentheses"),
     ],
 )
-def test_what_is_no_condition_is_said(text: str, says: str) -> None:
+def test_an_invalid_condition_raises(text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         Condition.parse(text, INDEX_SCHEMA)
     with pytest.raises(UsageError, match=r"^--where"):
         Selection(where=text).check(pa.schema([]))
 
 
-def test_columns_kept_of_the_archive_are_columns_too() -> None:
+def test_conditions_on_kept_columns() -> None:
     kept = pa.schema([pa.field("licence", pa.string()), pa.field("version", pa.int64())])
     values = [(pa.array(["cc0"]), pa.array([1])), (None, pa.array([2])), (pa.array(["by"]), None), ()]
     entries = [replace(entry, kept=value) for entry, value in zip(ENTRIES, values, strict=True)]
     selection = Selection(where="licence in ('cc0', 'by') and size_bytes is not null")
     selection.check(kept)
-    [found] = selection.of([entries_to_table(entries, kept)])
+    [found] = selection.apply([entries_to_table(entries, kept)])
     assert found["image_id"].to_pylist() == ["a.jpg"]
     assert found.schema == index_schema(kept)
     # The archive's own column of a name that the index has too.
-    assert [table.num_rows for table in Selection(where="version = 2").of([entries_to_table(entries, kept)])] == [1]
+    assert [table.num_rows for table in Selection(where="version = 2").apply([entries_to_table(entries, kept)])] == [1]
     with pytest.raises(UsageError, match=r"a column 'licence'.*version \(string\)"):
         selection.check(pa.schema([]))
 
@@ -101,20 +101,20 @@ def tables(count: int, size: int = 7) -> list[pa.Table]:
 
 
 def taken(selection: Selection, count: int, size: int = 7) -> list[int]:
-    return [number for table in selection.of(tables(count, size)) for number in table["size_bytes"].to_pylist()]
+    return [number for table in selection.apply(tables(count, size)) for number in table["size_bytes"].to_pylist()]
 
 
-def test_the_first_images_are_taken_and_nothing_further_is_listed() -> None:
+def test_a_limit_takes_the_first_images_and_lists_no_more() -> None:
     assert taken(Selection(limit=10), 100) == list(range(10))
     assert taken(Selection(limit=10), 4) == list(range(4))
     assert taken(Selection(limit=10**20), 4) == list(range(4))
     assert taken(Selection(where=f"size_bytes < {10**20}"), 4) == list(range(4))
     listing = iter(tables(100))
-    assert sum(table.num_rows for table in Selection(limit=7).of(listing)) == 7
+    assert sum(table.num_rows for table in Selection(limit=7).apply(listing)) == 7
     assert next(listing)["size_bytes"][0].as_py() == 7
 
 
-def test_a_sample_is_the_same_every_time_and_from_all_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_is_reproducible_and_spread_over_the_archive(monkeypatch: pytest.MonkeyPatch) -> None:
     found = taken(Selection(sample=200), 2000)
     assert len(set(found)) == 200
     assert found == sorted(found)
@@ -125,12 +125,12 @@ def test_a_sample_is_the_same_every_time_and_from_all_over(monkeypatch: pytest.M
     assert taken(Selection(sample=50), 20) == list(range(20))
 
 
-def test_a_condition_comes_before_the_number() -> None:
+def test_a_condition_is_applied_before_a_limit_or_sample() -> None:
     assert taken(Selection(limit=3, where="size_bytes >= 20"), 100) == [20, 21, 22]
     assert set(taken(Selection(sample=5, where="size_bytes >= 90"), 100)) <= set(range(90, 100))
 
 
-def test_a_selection_is_kept_as_what_was_given() -> None:
+def test_a_selection_is_recorded_as_given() -> None:
     assert EVERYTHING.to_dict() == {}
     assert not EVERYTHING
     for selection in (EVERYTHING, Selection(limit=5), Selection(sample=5, where="size_bytes > 1", seed=3)):
@@ -139,7 +139,7 @@ def test_a_selection_is_kept_as_what_was_given() -> None:
 
 
 @pytest.mark.parametrize("given", [{"limit": 0}, {"sample": -1}, {"limit": 1, "sample": 1}])
-def test_numbers_that_select_nothing_are_refused(given: dict[str, int]) -> None:
+def test_invalid_limits_and_samples_are_refused(given: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=r"--(limit|sample)"):
         Selection(**given)
 
@@ -153,7 +153,7 @@ def ids(index: Index) -> list[str]:
     return [entry.image_id for batch in index.batches() for entry in batch]
 
 
-def test_the_index_holds_what_was_selected_and_grows_by_what_fulfils_the_condition(tmp_path: Path) -> None:
+def test_the_index_has_the_selected_images_and_grows_by_those_that_satisfy_the_condition(tmp_path: Path) -> None:
     archive = make_archive(tmp_path / "a", [*photos(6), "x.png"])
     selection = Selection(where="uri like '%.jpg'")
     index = index_of(tmp_path, selection)
@@ -165,7 +165,7 @@ def test_the_index_holds_what_was_selected_and_grows_by_what_fulfils_the_conditi
     assert ids(growth.pending.commit()) == [*photos(6), "0.jpg"]
 
 
-def test_a_fixed_number_does_not_grow_but_what_changed_is_seen(tmp_path: Path) -> None:
+def test_a_limit_or_sample_does_not_grow_but_detects_changes(tmp_path: Path) -> None:
     archive = make_archive(tmp_path / "a", photos(6))
     selection = Selection(limit=2)
     index = index_of(tmp_path, selection)
@@ -175,7 +175,7 @@ def test_a_fixed_number_does_not_grow_but_what_changed_is_seen(tmp_path: Path) -
     assert (growth.pending, growth.new, growth.changed, growth.vanished) == (None, 0, 1, 0)
 
 
-def test_a_selection_of_nothing_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+def test_an_empty_selection_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
     make_archive(tmp_path / "a", photos(3))
     with pytest.raises(InputError, match=r"none that is selected \(--where size_bytes > 5000\)"):
         index_of(tmp_path, Selection(where="size_bytes > 5000"))

@@ -23,7 +23,7 @@ def refused(tmp_path: Path, *inputs: str | Path) -> str:
     return str(caught.value)
 
 
-def test_a_directory_gives_the_paths_below_it_and_counts_what_it_passes_over(tmp_path: Path) -> None:
+def test_a_folder_gives_paths_below_it_and_counts_skipped_files(tmp_path: Path) -> None:
     make_archive(tmp_path, ["b/2.JPG", "a.png", "b/1.webp", "b.gif", "notes.txt", "b/Thumbs.db", "README", ".hidden"])
     source = open_sources([str(tmp_path)])[0]
     entries = list(source.entries())
@@ -65,7 +65,7 @@ def test_a_run_within_its_archive_is_no_part_of_it(tmp_path: Path, at: str) -> N
         assert not source.skipped
 
 
-def test_a_folder_stays_what_it_was(tmp_path: Path) -> None:
+def test_a_folder_keeps_its_kind(tmp_path: Path) -> None:
     make_tar(tmp_path / "a.tar", [("1.jpg", b"one")])
     [source] = open_sources([str(tmp_path)])
     make_archive(tmp_path, ["preview.jpg", "more.parquet"])
@@ -130,7 +130,7 @@ def test_long_names_in_a_tar(tmp_path: Path) -> None:
     assert [fetch(entry) for entry in entries] == [b"long", b"wide"]
 
 
-def test_a_tar_with_rubbish_in_the_middle_says_so(tmp_path: Path) -> None:
+def test_a_tar_with_garbage_in_the_middle_has_a_note(tmp_path: Path) -> None:
     tar = make_tar(tmp_path / "x.tar", [("1.jpg", b"a"), ("2.jpg", b"b"), ("3.jpg", b"c")])
     data = bytearray(tar.read_bytes())
     data[1024:1536] = b"x" * 512
@@ -227,7 +227,7 @@ def test_a_file_too_large_is_not_read(tmp_path: Path) -> None:
         assert caught.value.error_class == "too_large"
 
 
-def test_entries_come_back_from_the_index_as_they_were(tmp_path: Path) -> None:
+def test_entries_survive_the_index(tmp_path: Path) -> None:
     make_archive(tmp_path / "dir", photos(3))
     tar = make_tar(tmp_path / "t.tar", [("k.jpg", b"x")])
     (tmp_path / "l.txt").write_text("dir/000.jpg\n")

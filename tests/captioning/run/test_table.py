@@ -99,7 +99,7 @@ def test_a_part_waits_for_all_its_shards(tmp_path: Path) -> None:
     assert pending_shards(layout, index) == []
 
 
-def test_temporary_files_of_the_dead_are_swept_and_those_of_the_living_kept(tmp_path: Path) -> None:
+def test_old_temporary_files_are_deleted_and_new_ones_kept(tmp_path: Path) -> None:
     archive = make_archive(tmp_path / "a", photos(4))
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])
@@ -111,7 +111,7 @@ def test_temporary_files_of_the_dead_are_swept_and_those_of_the_living_kept(tmp_
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_ordinary_readers_see_the_table_and_nothing_else(tmp_path: Path) -> None:
+def test_other_readers_see_only_the_table(tmp_path: Path) -> None:
     archive = make_archive(tmp_path / "a", photos(11))
     layout = layout_of(tmp_path / "out")
     index = drive(layout, [str(archive)])

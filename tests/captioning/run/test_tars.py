@@ -1,4 +1,4 @@
-"""Tars as people have them: cut, damaged, joined, with links, long names and headers that lie."""
+"""Real-world tars: truncated, damaged, joined, with links, long names and wrong headers."""
 
 import io
 import os
@@ -30,7 +30,7 @@ def three(path: Path) -> Path:
     return make_tar(path, [("1.jpg", b"a" * 1000), ("2.jpg", b"b" * 1000), ("3.jpg", b"c" * 1000)])
 
 
-def test_at_a_place_where_another_image_lies_by_now_none_is_fetched(tmp_path: Path) -> None:
+def test_no_image_is_fetched_from_an_offset_that_has_another_member_now(tmp_path: Path) -> None:
     tar = three(tmp_path / "x.tar")
     before, _ = entries(tar)
     assert [fetch(entry)[:1] for entry in before] == [b"a", b"b", b"c"]
@@ -56,7 +56,7 @@ def test_members_of_any_name_are_fetched(tmp_path: Path, kind: int) -> None:
     assert [fetch(entry) for entry in found] == [b"image"] * len(names)
 
 
-def test_a_whole_tar_has_nothing_to_be_said_of(tmp_path: Path) -> None:
+def test_an_intact_tar_has_no_notes(tmp_path: Path) -> None:
     found, notes = members(three(tmp_path / "x.tar"))
     assert [(member.name, member.key, member.size) for member in found] == [
         ("1.jpg", "1", 1000),
@@ -69,7 +69,7 @@ def test_a_whole_tar_has_nothing_to_be_said_of(tmp_path: Path) -> None:
     assert members(tmp_path / "empty.tar") == ([], [])
 
 
-def test_samples_whose_members_lie_apart_keep_their_keys(tmp_path: Path) -> None:
+def test_samples_with_scattered_members_keep_their_keys(tmp_path: Path) -> None:
     tar = make_tar(
         tmp_path / "x.tar",
         [("a.jpg", b"1"), ("b.JPEG", b"2"), ("a.json", b"{}"), ("b.txt", b""), ("c.seg.png", b"3"), ("a.cls", b"0")],
@@ -84,7 +84,9 @@ def test_samples_whose_members_lie_apart_keep_their_keys(tmp_path: Path) -> None
     ("cut", "kept", "truncated"),
     [(512, 1, True), (600, 1, True), (1536, 1, False), (1636, 1, False), (1536 + 512, 2, True)],
 )
-def test_a_cut_tar_gives_what_is_there_and_says_so(tmp_path: Path, cut: int, kept: int, truncated: bool) -> None:
+def test_a_truncated_tar_gives_its_intact_members_and_a_note(
+    tmp_path: Path, cut: int, kept: int, truncated: bool
+) -> None:
     tar = three(tmp_path / "x.tar")
     tar.write_bytes(tar.read_bytes()[:cut])
     found, notes = entries(tar)
@@ -97,7 +99,7 @@ def test_a_cut_tar_gives_what_is_there_and_says_so(tmp_path: Path, cut: int, kep
         assert caught.value.error_class == "truncated"
 
 
-def test_what_lies_behind_a_damaged_header_is_found(tmp_path: Path) -> None:
+def test_members_behind_a_damaged_header_are_found(tmp_path: Path) -> None:
     tar = three(tmp_path / "x.tar")
     data = bytearray(tar.read_bytes())
     data[1536:2048] = random.Random(0).randbytes(512)
@@ -108,7 +110,7 @@ def test_what_lies_behind_a_damaged_header_is_found(tmp_path: Path) -> None:
     assert "damaged" in notes[0]
 
 
-def test_what_lies_behind_a_size_that_lies_is_found(tmp_path: Path) -> None:
+def test_members_behind_a_wrong_size_are_found(tmp_path: Path) -> None:
     tar = three(tmp_path / "x.tar")
     data = bytearray(tar.read_bytes())
     header = tarfile.TarInfo.frombuf(bytes(data[1536:2048]), "utf-8", "strict")
@@ -135,7 +137,7 @@ def test_joined_tars_are_read_to_the_end(tmp_path: Path) -> None:
     assert "joined" in notes[0]
 
 
-def test_links_devices_and_sparse_files_are_told_and_never_followed(tmp_path: Path) -> None:
+def test_links_devices_and_sparse_files_are_noted_and_never_followed(tmp_path: Path) -> None:
     tar = tmp_path / "x.tar"
     with tarfile.open(tar, "w") as file:
         for name, kind, target in (
@@ -162,7 +164,7 @@ def test_links_devices_and_sparse_files_are_told_and_never_followed(tmp_path: Pa
     assert "2 links, 2 devices, 1 sparse file" in notes[0]
 
 
-def test_names_that_look_like_paths_stay_names(tmp_path: Path) -> None:
+def test_names_that_look_like_paths_are_never_used_as_paths(tmp_path: Path) -> None:
     secret = tmp_path / "secret.jpg"
     secret.write_bytes(b"secret")
     names = [f"{secret}", "../secret.jpg", "./here.jpg", "a/../../secret.jpg", "x\ny.jpg", "sp ace#?[1].jpg"]
@@ -180,7 +182,7 @@ def test_hidden_members_and_those_without_extension_are_counted(tmp_path: Path) 
     assert source.skipped.total() == 3
 
 
-def test_keys_met_again_get_the_tar_s_name_and_then_the_member_s(tmp_path: Path) -> None:
+def test_repeated_keys_get_the_name_of_the_tar_and_then_of_the_member(tmp_path: Path) -> None:
     twice = [("k.jpg", b"1"), ("k.jpg", b"2"), ("k.png", b"3"), ("k.png", b"4")]
     make_tar(tmp_path / "a.tar", twice)
     make_tar(tmp_path / "b.TAR", twice[:1])
@@ -192,7 +194,7 @@ def test_keys_met_again_get_the_tar_s_name_and_then_the_member_s(tmp_path: Path)
     assert [fetch(entry) for entry in found] == [b"1", b"2", b"3", b"4", b"1"]
 
 
-def test_headers_that_ask_for_gigabytes_are_damage(tmp_path: Path) -> None:
+def test_huge_headers_are_damage(tmp_path: Path) -> None:
     tar = tmp_path / "x.tar"
     long_name = tarfile.TarInfo("././@LongLink")
     long_name.type, long_name.size = tarfile.GNUTYPE_LONGNAME, 5 << 20
@@ -204,7 +206,7 @@ def test_headers_that_ask_for_gigabytes_are_damage(tmp_path: Path) -> None:
     assert len(notes) == 1
 
 
-def test_a_chain_of_headers_without_end_is_damage(tmp_path: Path) -> None:
+def test_an_endless_chain_of_headers_is_damage(tmp_path: Path) -> None:
     link = tarfile.TarInfo("././@LongLink")
     link.type, link.size = tarfile.GNUTYPE_LONGNAME, 5
     block = link.tobuf(tarfile.GNU_FORMAT) + b"name\0" + bytes(507)
@@ -215,7 +217,7 @@ def test_a_chain_of_headers_without_end_is_damage(tmp_path: Path) -> None:
     assert len(notes) == 1
 
 
-def test_a_compressed_tar_under_a_plain_name_is_told(tmp_path: Path) -> None:
+def test_a_compressed_tar_without_its_extension_is_noted(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar", "w:gz") as file:
         file.addfile(tarfile.TarInfo("a.jpg"))
     assert "compressed (gzip)" in entries(tmp_path / "x.tar")[1][0]

@@ -54,11 +54,11 @@ def slow_steps(module: Any) -> None:
 
 def start_over_soon(module: Any) -> None:
     """A simulated run is too short for a restart to pay off otherwise."""
-    module._WORTH, module._STEADY = 0.0, 5.0
+    module._MIN_GAIN, module._STABLE_SECONDS = 0.0, 5.0
 
 
 def ask_for_little_work(module: Any) -> None:
-    module._WORTH, module._LOOK_EVERY = 1.0, 1.0
+    module._MIN_WORK_SECONDS, module._UPDATE_EVERY = 1.0, 1.0
 
 
 def be_idle(module: Any) -> None:
@@ -70,14 +70,14 @@ def be_idle(module: Any) -> None:
 
 def see_nothing(module: Any) -> None:
     if os.environ.get("PACE_MACHINE") == "blind":
-        module._is_there = lambda file: False
+        module._exists = lambda file: False
 
 
 CHANGES: dict[str, Callable[[Any], None]] = {
     "jobs.workers.caption_shard": slow_shards,
     "captioning.training.loop": slow_steps,
     "jobs.runners.replan": start_over_soon,
-    "jobs.runners.growth": ask_for_little_work,
+    "jobs.runners.autoscaling": ask_for_little_work,
     "jobs.driving.make_work": be_idle,
     "jobs.runners.shared": see_nothing,
 }

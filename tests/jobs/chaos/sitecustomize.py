@@ -2,7 +2,7 @@
 
 CHAOS_ORDERS names a folder. A file `POINT.NUMBER.TARGET` in it is an order: whoever comes to the point and takes the
 lowest number away kills TARGET with SIGKILL (`nobody`: the point passes). What was killed is added to `struck`.
-Parts are of CHAOS_SHARDS_A_PART shards, so that a small archive has several.
+Parts are of CHAOS_SHARDS_PER_PART shards, so that a small archive has several.
 """
 
 import os
@@ -116,7 +116,7 @@ def hooked(orders: Path, name: str, operation: Callable[..., Any]) -> Callable[.
 
 
 def cut_parts(module: Any) -> None:
-    module.SHARDS_A_PART = int(os.environ["CHAOS_SHARDS_A_PART"])
+    module.SHARDS_PER_PART = int(os.environ["CHAOS_SHARDS_PER_PART"])
 
 
 #: Modules and what is changed in them.

@@ -1,4 +1,4 @@
-"""Names in an export: never outside of it, never two alike, and the id wherever that can be."""
+"""Names in an export: never outside of its folder, unique, and equal to the id where possible."""
 
 import os
 import string
@@ -54,7 +54,7 @@ def test_an_id_is_kept_where_it_can_be(image_id: str, path: str) -> None:
 
 @given(ids)
 @settings(deadline=None)
-def test_no_path_leads_out(image_id: str) -> None:
+def test_no_path_leaves_the_folder(image_id: str) -> None:
     path = safe_path(image_id)
     assert not path.startswith("/")
     assert not set(path.split("/")) & {"", ".", ".."}
@@ -74,7 +74,7 @@ def test_no_two_images_share_a_name(found: set[str]) -> None:
     assert len(set(files)) == len(files)
 
 
-def test_only_names_that_would_meet_keep_their_extension() -> None:
+def test_only_colliding_names_keep_their_extension() -> None:
     names = find_names([["a/cat.jpg", "a/dog.jpg"], ["a/cat.png", "b/cat.jpg"]])
     assert names.key("a/dog.jpg") == "a/dog"
     assert names.key("b/cat.jpg") == "b/cat"

@@ -1,7 +1,6 @@
-"""What a shard's task is given and where its result goes: all that workers need to know of the bookkeeping.
+"""A shard's input and output as workers see them: its images, and where its rows are staged.
 
-A first captioning takes a shard's images from the index and stages its rows beside the table;
-doing some rows again is another book (`redo`). Knows nothing of how captions are made.
+`IndexShardIO` captions a shard for the first time; `redo.RedoShardIO` captions some of its rows again.
 """
 
 from collections.abc import Sequence
@@ -14,31 +13,31 @@ from captioning.run.staging import write_staged
 from captioning.run.table import Row
 
 
-class ShardBook(Protocol):
-    """Small and picklable: it goes to every worker."""
+class ShardIO(Protocol):
+    """Reads and writes shards of a run. Small and picklable: it is sent to every worker."""
 
     def entries(self, shard: int) -> list[Entry]:
         """The images to caption in this shard. Raises `StorageError`."""
         ...
 
     def stage(self, shard: int, rows: Sequence[Row]) -> None:
-        """Keep the rows of exactly those images, in one atomic step. Raises `StorageError`."""
+        """Stage the rows of exactly those images, in one atomic step. Raises `StorageError`."""
         ...
 
 
 @dataclass(frozen=True)
-class IndexBook:
-    """A shard's first captioning: all of its images, staged to be folded."""
+class IndexShardIO:
+    """All images of a shard, read from the index and staged to be folded."""
 
     index: Index
 
     def entries(self, shard: int) -> list[Entry]:
         """All images of the shard."""
-        self.index.require_here()
+        self.index.require_reachable()
         return self.index.rows(self.index.shard(shard))
 
     def stage(self, shard: int, rows: Sequence[Row]) -> None:
         """Write the shard's staged file."""
-        self.index.require_here()
-        place = self.index.shard(shard)
-        write_staged(self.index.layout, place, rows, self.index.kept(place))
+        self.index.require_reachable()
+        staged = self.index.shard(shard)
+        write_staged(self.index.layout, staged, rows, self.index.kept(staged))

@@ -1,7 +1,7 @@
-"""Which rows are made again: those that failed, or those whose images changed in the archive.
+"""Selects the rows to caption again: those that failed, or those whose images changed in the archive.
 
-Gives what `redo.make_plan` takes: for each part, a table of the images with their `shard` and the
-columns of the index, as the files are now. Knows nothing of what becomes of them.
+Both functions return the input of `redo.make_plan`: for each part, a table of images with their `shard` and
+the columns of the index, as the files are now.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,14 +20,14 @@ from captioning.run.sources import Entry
 from captioning.run.table import folded_ranges, part_batches
 from captioning.storage import Location, StorageSettings
 
-#: Files are looked up this many at a time.
+#: Concurrent look-ups of files.
 _PARALLEL = 16
 
 
-def failed(
+def failed_images(
     layout: RunLayout, index: Index, classes: Sequence[str], storage: StorageSettings
 ) -> Iterator[tuple[PartRange, pa.Table]]:
-    """The images of the error rows of these classes (() for all), with their files' present size and version.
+    """The images of the error rows of these classes (() for all), with their files' current size and version.
 
     Raises `StorageError`.
     """
@@ -43,11 +43,13 @@ def failed(
         rows = index.range_table(part)
         rows = rows.add_column(0, "shard", pa.array(index.shard_numbers(part), pa.int64()))
         rows = rows.filter(pc.is_in(rows["image_id"], pa.concat_arrays(ids)))
-        yield part, _present(rows, storage)
+        yield part, _with_current_versions(rows, storage)
 
 
-def changed(index: Index, found: Iterable[tuple[NDArray[np.int64], pa.Table]]) -> list[tuple[PartRange, pa.Table]]:
-    """The images that `growth.grow` found changed: rows of the index, and tables of what they are now."""
+def changed_images(
+    index: Index, found: Iterable[tuple[NDArray[np.int64], pa.Table]]
+) -> list[tuple[PartRange, pa.Table]]:
+    """The images that `growth.grow` found changed, given as rows of the index and tables of their current entries."""
     parts: dict[PartRange, list[pa.Table]] = {}
     for rows, table in found:
         numbers = [index.shard_of_row(row).number for row in rows.tolist()]
@@ -58,22 +60,22 @@ def changed(index: Index, found: Iterable[tuple[NDArray[np.int64], pa.Table]]) -
     return [(part, pa.concat_tables(tables)) for part, tables in sorted(parts.items())]
 
 
-def _present(rows: pa.Table, storage: StorageSettings) -> pa.Table:
-    """The rows with the present size and version of images that are files of their own.
+def _with_current_versions(rows: pa.Table, storage: StorageSettings) -> pa.Table:
+    """The rows with the current size and version of images that are files of their own.
 
-    A file that is gone, and one of which the listing told nothing, stay as they were.
+    A file that is gone, and one without a version in the listing, keep their old values.
     """
     with ThreadPoolExecutor(_PARALLEL) as pool:
-        now = list(pool.map(lambda entry: _look(entry, storage), table_to_entries(rows)))
-    for at, name in enumerate(("size_bytes", "version")):
+        now = list(pool.map(lambda entry: _current_version(entry, storage), table_to_entries(rows)))
+    for number, name in enumerate(("size_bytes", "version")):
         field = rows.schema.field(name)
         rows = rows.set_column(
-            rows.schema.get_field_index(name), field, pa.array([each[at] for each in now], field.type)
+            rows.schema.get_field_index(name), field, pa.array([each[number] for each in now], field.type)
         )
     return rows
 
 
-def _look(entry: Entry, storage: StorageSettings) -> tuple[int | None, str]:
+def _current_version(entry: Entry, storage: StorageSettings) -> tuple[int | None, str]:
     before = entry.size_bytes, entry.version
     if entry.tar is not None or entry.table is not None or not entry.version:
         return before
