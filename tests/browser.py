@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,12 +14,13 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """A Playwright browser, closed afterwards."""
+    """A Playwright browser, closed afterwards: the one of `playwright install chromium`, or one on the PATH."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="the extra dev brings playwright")
-    found = next((path for name in _NAMES if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.skip("there is no Chromium on this machine")
     with sync_api.sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+        found = own if Path(own).exists() else next((path for name in _NAMES if (path := shutil.which(name))), None)
+        if found is None:
+            pytest.skip("there is no Chromium: `playwright install chromium` fetches one")
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         try:
             yield browser

@@ -1,15 +1,13 @@
 """The page of `serve` in headless Chromium, with both bundled captioners."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.browser import chromium
 from tests.jobs.served import served
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="the extra dev brings playwright")
 
 pytestmark = pytest.mark.slow
 
@@ -25,15 +23,8 @@ def url() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
-    found = next(
-        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-    )
-    if found is None:
-        pytest.skip("there is no Chromium on this machine")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture(params=[(1280, 800, "light"), (390, 844, "dark")], ids=["desktop-light", "phone-dark"])
