@@ -43,7 +43,8 @@ def summarise(tally: Tally, verdict: Verdict, *, seconds: float, steady_rate: fl
         "captioned": done - classes.total(),
         "errors": classes.total(),
         "error_classes": dict(sorted(classes.items())),
-        "already_done": verdict.inputs - done,
+        # An image can be captioned twice, by the rest of a killed retry and as a changed one.
+        "already_done": max(0, verdict.inputs - done),
         "seconds": round(seconds, 3),
         "images_per_second": round(done / seconds, 3) if seconds > 0 else 0.0,
         "steady_images_per_second": round(steady_rate, 3) if steady_rate else None,
