@@ -28,10 +28,13 @@ def average(
     refs: Annotated[
         list[str], typer.Argument(metavar="REF…", help="Two or more checkpoints of one architecture and vocabulary.")
     ],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The new checkpoint, not yet there.")],
+    output: Annotated[
+        str,
+        typer.Option("--output", "-o", metavar="FOLDER", help="The new checkpoint's folder, which must not exist yet."),
+    ],
     weights: Annotated[
         str | None,
-        typer.Option(metavar="W,W,…", help="A weight a checkpoint, such as 0.7,0.3; without it equal ones."),
+        typer.Option(metavar="W,W,…", help="One weight per checkpoint, such as 0.7,0.3. Without it: equal weights."),
     ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,

@@ -30,7 +30,7 @@ def caption(
         typer.Option(
             "--sample",
             metavar="N",
-            help="Take only N images, at random from all over; the same every time.",
+            help="Take only N images, a random sample of the archive; the same every time.",
             show_default=False,
         ),
     ] = None,
@@ -39,14 +39,14 @@ def caption(
         typer.Option(
             "--where",
             metavar="CONDITION",
-            help="Take only images that this holds for: \"size_bytes > 100000 and uri like '%.jpg'\". Columns: "
+            help="Take only images that meet this condition: \"size_bytes > 100000 and uri like '%.jpg'\". Columns: "
             "image_id, uri, size_bytes, version, tar, offset, and those of input.keep_columns. Also <= = != in (…), "
             "between … and …, is null, ilike, or, not.",
             show_default=False,
         ),
     ] = None,
     add: Annotated[
-        bool, typer.Option("--add", help="Take these further INPUTs into the run in OUTPUT; its own need not be given.")
+        bool, typer.Option("--add", help="Add these INPUTs to the run in OUTPUT; the ones it has need not be repeated.")
     ] = False,
     refresh: Annotated[
         Literal["changed"] | None,
@@ -57,14 +57,12 @@ def caption(
 ) -> None:
     """Caption every image of an archive.
 
-    Give the same command again after a stop, and it goes on where it was; when all is done, it
-    captions only what is new in the archive. Every image gets a row: its caption, or the reason
-    why not.
+    After a stop, the same command resumes where it was; once all is done, it captions only images that
+    are new in the archive. Every image gets a row: its caption, or an error with a reason.
 
-    --limit, --sample and --where choose images for a first look (--where together with one of the
-    others: of the images that it holds for). The choice is made when OUTPUT is begun and is kept; going on takes
-    the same flags. With --where alone, images that come into the archive later and fulfil it are captioned too;
-    with a number the choice stays as it is.
+    --limit, --sample and --where select images for a first look; --where with one of the others filters first.
+    The selection is made when OUTPUT is created and kept with it: resume with the same flags. With --where alone,
+    images that join the archive later and meet the condition are captioned too; with a number they are not.
 
     All settings are in configs/README.md. Examples:
 

@@ -27,7 +27,7 @@ def evaluate(
             "--output",
             "-o",
             metavar="FILE",
-            help="X.jsonl: a line an image, with its caption and references. X.json: the metrics.",
+            help="X.jsonl: a line per image, with its caption and references. X.json: the metrics.",
         ),
     ] = None,
     beams: Annotated[
@@ -35,7 +35,7 @@ def evaluate(
         typer.Option(metavar="N,N,…", help="Beam sizes to compare (1 is greedy), such as 1,3,5."),
     ] = None,
     search: Annotated[
-        bool, typer.Option("--search", help="Try decodings and print which is best. Give the validation split.")
+        bool, typer.Option("--search", help="Try decoding settings and print the best. Use the validation split.")
     ] = False,
     save: Annotated[
         bool, typer.Option("--save", help="With --search: make the best one the default of the checkpoint's folder.")

@@ -43,7 +43,7 @@ def export(
     ],
     kind: Annotated[
         FormatName,
-        typer.Option("--format", "-f", help="What to make; see above.", show_default=False),
+        typer.Option("--format", "-f", help="The format; see above.", show_default=False),
     ],
     to: Annotated[
         str | None,
@@ -63,34 +63,34 @@ def export(
         ),
     ] = ImagesChoice.copy,
     shard_size: Annotated[
-        int, typer.Option("--shard-size", metavar="N", min=1, help="webdataset: rows of the table a tar.")
+        int, typer.Option("--shard-size", metavar="N", min=1, help="webdataset: images per tar.")
     ] = 1000,
     beside: Annotated[
         bool, typer.Option("--beside", help="txt: put each file beside its image (local archives), without -o.")
     ] = False,
     errors: Annotated[
-        ErrorsChoice, typer.Option("--errors", help="Leave images that failed out, or include them without a caption.")
+        ErrorsChoice, typer.Option("--errors", help="Skip images that failed, or include them without a caption.")
     ] = ErrorsChoice.skip,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that are there and are of no earlier export.")
+        bool, typer.Option("--overwrite", help="Replace existing files that no earlier export wrote.")
     ] = False,
     partial: Annotated[
-        bool, typer.Option("--partial", help="Export what an unfinished run has in its table so far.")
+        bool, typer.Option("--partial", help="Export the rows that an unfinished run has so far.")
     ] = False,
     config: ConfigOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Write a run's captions the way other tools read them.
+    """Export a run's captions in a format that other tools read.
 
     txt: a .txt file for every image, in folders like the archive's, or beside the images.
 
     imagefolder: the images with a metadata.jsonl, for Hugging Face load_dataset("imagefolder").
 
-    coco: one JSON file of images and captions, for pycocotools and all that reads COCO.
+    coco: one JSON file of images and captions, for pycocotools and other readers of COCO.
 
     webdataset: tars of image, .txt and .json, for streaming into training.
 
-    Killed, it goes on when it is given again; after `retry` it writes anew only what changed.
+    After a kill, the same command resumes; after `retry` it rewrites only what changed.
     Examples:
 
     python -m jobs export build/pictures --format txt --beside

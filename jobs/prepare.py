@@ -10,7 +10,9 @@ from jobs.verb_settings import read_verb_settings
 
 
 def prepare(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="flickr30k, coco or csv: how the captions come.")],
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="The format of the captions: flickr30k, coco or csv.")
+    ],
     images: Annotated[str, typer.Option(metavar="DIR", help="The folder or URI of the images.")],
     captions: Annotated[
         str,
@@ -18,10 +20,10 @@ def prepare(
             metavar="FILE",
             help="flickr30k: results.csv (image| number| caption), captions.txt with commas, or Karpathy's JSON. "
             "coco: an annotations JSON, or Karpathy's. csv: a table with the columns image and caption "
-            "(and split, if you have one), a line a caption.",
+            "(and split, if you have one), a line per caption.",
         ),
     ],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="URI", help="Where the shards go.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="URI", help="Where to write the shards.")],
     splits: Annotated[
         str | None,
         typer.Option(

@@ -32,9 +32,9 @@ def retry(
 ) -> None:
     """Caption again the rows that failed.
 
-    Model and settings are those of the run. --model is needed only when its checkpoint has moved,
-    and --set may change what makes no difference to captions: storage.*, runtime.*, errors.*. A row
-    that fails again keeps the newest reason; all other rows stay as they are.
+    Uses the run's model and settings. --model is needed only if its checkpoint has moved, and --set can
+    change only settings that do not affect captions: storage.*, runtime.*, errors.*. A row that fails
+    again keeps the newest reason; all other rows stay as they are.
 
     Example:
 

@@ -18,13 +18,13 @@ def train(
     output: Annotated[str, typer.Option("--output", "-o", metavar="OUTPUT", help="Folder or URI of the run.")],
     config: ConfigOption = None,
     data: Annotated[
-        str | None, typer.Option("--data", metavar="URI", help="Training shards; over the setting `data`.")
+        str | None, typer.Option("--data", metavar="URI", help="Training shards; overrides the setting `data`.")
     ] = None,
     set_: SetOption = None,
 ) -> None:
     """Train a captioner on the shards that `prepare` made. OUTPUT/best is its checkpoint.
 
-    If training stops for any reason, the same command goes on from the last saved state. Progress is in
+    If training stops for any reason, the same command resumes from the last saved state. Progress is in
     OUTPUT/report.html, a page that is updated at each validation, and in OUTPUT/metrics.jsonl. All
     settings are in configs/README.md. Examples:
 

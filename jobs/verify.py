@@ -14,9 +14,9 @@ def verify(
     config: ConfigOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Check a run's table: one row an indexed image, no id twice.
+    """Check a run's table: one row per indexed image, no id twice.
 
-    Reads the files alone, and loads no model. Exit code 0 when the table is whole, 1 when not.
+    Only reads files, and loads no model. Exit code 0 if the table is complete, 1 if not.
     Settings: storage.*. Examples:
 
     python -m jobs verify build/pictures
