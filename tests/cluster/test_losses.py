@@ -91,9 +91,9 @@ def workers(run: Run) -> list[str]:
 def lose(run: Run, do: Callable[[Machines, Machine], None]) -> tuple[str, str]:
     """Do that to one of the workers in mid-run; its name, and the run's output."""
     job = run.begin()
-    job.until(lambda: run.done() >= SHARDS // 8)
     lost = run.rehearsal.machines.machine(workers(run)[0])
-    assert run.rehearsal.shares("shards")[lost.name], "it has no part in the run"
+    # On a busy machine one worker can be done with several shards before the other has loaded its captioner.
+    job.until(lambda: run.done() >= SHARDS // 8 and run.rehearsal.shares("shards")[lost.name] > 0)
     do(run.rehearsal.machines, lost)
     assert job.running, "it had ended before anything happened to it"
     return lost.name, run.check(job)
