@@ -12,6 +12,8 @@ _WIDTH, _HEIGHT = 480, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 12, 36
 #: Curves with more points are downsampled.
 _MAX_POINTS = 400
+#: Curves with no more points have dots: a single point draws no line.
+_FEW_POINTS = 8
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def line_chart(series: Sequence[Series], *, label: str, ends: Sequence[int] = ()
         points = downsample(each.points)
         path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in points)
         parts.append(f'<polyline class="curve s{number}" points="{path}"/>')
-        if each.dots:
+        if each.dots or len(points) <= _FEW_POINTS:
             parts += [
                 f'<circle class="dot s{number}" cx="{across(x):.1f}" cy="{down(y):.1f}" r="3">'
                 f"<title>{escape(each.name)} {y:.4g} at step {x:,.0f}</title></circle>"

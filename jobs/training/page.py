@@ -145,11 +145,12 @@ def _figures(steps: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[s
             figures.append((label if at else f"best {label}", f"{best[key]:.1f}"))
         figures.append(("at step", f"{best['step']:,}"))
     if steps:
-        last = steps[-1]
+        # The last steps of a stage that was stopped early have a validation alone.
+        last = max(steps[-1], *validations[-1:], key=lambda record: record["step"])
         figures.append(("steps", f"{last['step']:,} of {last['total_steps']:,}"))
         figures.append(("images seen", f"{last['images_seen']:,}"))
         figures.append(("training time", duration(last["seconds"])))
-        figures.append(("images a second", f"{last['images_per_second']:,.1f}"))
+        figures.append(("images a second", f"{steps[-1]['images_per_second']:,.1f}"))
     items = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures)
     return f'<dl class="figures">{items}</dl>' if figures else ""
 

@@ -47,6 +47,7 @@ def test_the_page_has_curves_stages_evaluations_and_samples(tmp_path: Path) -> N
     page.write()
     text = (tmp_path / "run" / "report.html").read_text()
     assert "best CIDEr-D</dt><dd>60.5" in text
+    assert "steps</dt><dd>30 of 40" in text, "a validation after the last step's record counts"
     for title in ("Training loss", "Validation", "Learning rate"):
         assert f'aria-label="{title} over the steps"' in text
     assert "self_critical" in text
@@ -94,3 +95,8 @@ def test_long_curves_are_downsampled_and_empty_ones_said() -> None:
     assert len(downsample(points)) <= 400
     assert downsample(points)[-1] == (9999.0, 2.0)
     assert "Nothing to draw" in line_chart([Series("loss", [])], label="loss")
+
+
+def test_a_curve_of_one_point_is_seen() -> None:
+    assert "<circle" in line_chart([Series("loss", [(20.0, 1.5)])], label="loss")
+    assert "<circle" not in line_chart([Series("loss", [(float(at), 1.5) for at in range(50)])], label="loss")
