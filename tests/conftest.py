@@ -16,6 +16,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 #: Tests use no network, no cluster and no hub.
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+#: As in the Makefile: with a thread per core in each process, tests that run side by side take several times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -39,7 +39,6 @@ class Features:
 class CnnLstm(CaptionModel):
     """CNN encoder, projection, optional attention, one LSTM, embeddings tied to the output layer."""
 
-    pretrained_prefixes = ("encoder.",)
     encoder_prefixes = ("encoder.",)
     # The recurrence is one call of cuDNN, and the rest of the decoder depends on the captions' lengths.
     compilable = ("encoder.stem", "encoder.rest")
@@ -54,6 +53,9 @@ class CnnLstm(CaptionModel):
         hidden, embedding = settings.hidden_size, settings.embedding_size
         self.normalise = Normalise(preprocess.mean, preprocess.std)
         self.encoder = GridEncoder(settings.encoder, pretrained=pretrained)
+        # Where `pretrained` is false, a checkpoint's weights follow.
+        random = pretrained and settings.encoder.weights == "random"
+        self.pretrained_prefixes = () if random else self.encoder_prefixes
         self.pool = nn.Sequential(nn.Linear(self.encoder.channels, hidden), nn.LayerNorm(hidden), nn.ReLU())
         self.feature_dropout = nn.Dropout(settings.feature_dropout)
         self.embed = nn.Embedding(vocabulary.size, embedding)

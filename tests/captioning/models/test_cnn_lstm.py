@@ -1,16 +1,19 @@
 """CNN-LSTM: decoding agrees with teacher forcing, with and without attention."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from captioning.config import build
 from captioning.errors import SettingsError
-from captioning.models.base import PAD_TARGET
+from captioning.models.base import PAD_TARGET, Vocabulary
+from captioning.models.cnn_lstm import CnnLstm
 from captioning.models.cnn_lstm_settings import CnnLstmSettings
 from captioning.models.encoder_settings import EncoderSettings
 from captioning.models.encoders import GridEncoder
 from tests.captioning.decoding.fakes import LogitsStepper
-from tests.tiny import tiny_model, tiny_settings
+from tests.tiny import PREPROCESS, tiny_model, tiny_settings
 
 
 def pixels(count: int) -> torch.Tensor:
@@ -111,6 +114,15 @@ def test_the_attention_penalty_has_one_number_a_target() -> None:
     assert scored.penalty is not None
     assert scored.penalty.shape == scored.logits.shape[:1]
     assert bool((scored.penalty >= 0).all())
+
+
+def test_an_encoder_that_starts_random_is_not_pretrained() -> None:
+    """Pretrained parts have a learning rate of their own."""
+    vocabulary = Vocabulary(10, 1, 2)
+    assert CnnLstm(tiny_settings(), vocabulary, PREPROCESS, pretrained=True).pretrained_prefixes == ()
+    assert CnnLstm(tiny_settings(), vocabulary, PREPROCESS, pretrained=False).pretrained_prefixes == ("encoder.",)
+    loaded = CnnLstm(replace(tiny_settings(), encoder=EncoderSettings()), vocabulary, PREPROCESS, pretrained=True)
+    assert loaded.pretrained_prefixes == ("encoder.",)
 
 
 def test_only_the_named_part_of_the_encoder_is_trained() -> None:
