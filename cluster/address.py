@@ -42,14 +42,14 @@ def normalise(text: str, where: str) -> str:
         host, port = None, None
     if not host or not re.fullmatch(r"[A-Za-z0-9._:\-]+", host) or parts.query or parts.fragment:
         raise UsageError(
-            f"{where} {text} is no address of a cluster: give that of the head's dashboard, such as http://HOST:8265."
+            f"{where} {text} is not the address of a cluster: use that of the head's dashboard, such as http://HOST:8265."
         )
     path = parts.path.rstrip("/")
     shown = f"[{host}]" if ":" in host else host
     if parts.scheme == "ray":
         raise UsageError(
-            f"{where} {text} is an address of Ray Client. Jobs are submitted over HTTP: give "
-            f"http://{shown}:{_DASHBOARD}, or where else the head's dashboard is."
+            f"{where} {text} is an address of Ray Client. Jobs are submitted over HTTP: use "
+            f"http://{shown}:{_DASHBOARD}, or wherever the head's dashboard is."
         )
     if parts.scheme not in ("http", "https"):
         raise UsageError(f"{where} {text} must begin with http:// or https://, such as http://{shown}:{_DASHBOARD}.")

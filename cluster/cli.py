@@ -44,8 +44,8 @@ def job_hints(job_id: str, address: str | None) -> str:
     """How to watch and stop a job, one command per line."""
     return "\n".join(
         (
-            f"  watch it:  {command(f'logs -f {job_id}', address)}",
-            f"  where it is:  {command(f'status {job_id}', address)}",
+            f"  follow its log:  {command(f'logs -f {job_id}', address)}",
+            f"  show its state:  {command(f'status {job_id}', address)}",
             f"  stop it:  {command(f'stop {job_id}', address)}",
         )
     )

@@ -50,11 +50,11 @@ def find_credentials() -> Credentials:
         return Credentials(extra=extra)
     token, source = _find_token()
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
-        raise UsageError(f"The token of {source} cannot be sent: it has blanks or other odd characters in it.")
+        raise UsageError(f"The token from {source} cannot be sent: it contains spaces or other invalid characters.")
     if token is None and mode == "token":
         raise UsageError(
-            "RAY_AUTH_MODE is token, but there is none: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with it, "
-            f"or put it into {_default_path()}."
+            "RAY_AUTH_MODE is token, but no token was found: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with "
+            f"it, or put it into {_default_path()}."
         )
     return Credentials(token, source, extra)
 
@@ -68,7 +68,7 @@ def _find_token() -> tuple[str | None, str | None]:
         # As in Ray: fail here rather than use a token other than the intended one.
         token = _read(Path(path).expanduser())
         if not token:
-            raise UsageError(f"RAY_AUTH_TOKEN_PATH is {path}, but no token can be read there. Correct or unset it.")
+            raise UsageError(f"RAY_AUTH_TOKEN_PATH is {path}, but no token can be read from it. Correct or unset it.")
         return token, f"the file {path}"
     paths = [_default_path()]
     if os.environ.get("RAY_ENABLE_K8S_TOKEN_AUTH", "").lower() in ("1", "true"):
@@ -101,7 +101,7 @@ def _extra_headers() -> dict[str, str]:
     except ValueError:
         given = None
     if not isinstance(given, dict) or not all(_is_header(name, value) for name, value in given.items()):
-        raise UsageError(f'{HEADERS_VARIABLE} must be JSON of names and texts, such as {{"X-Name": "value"}}.')
+        raise UsageError(f'{HEADERS_VARIABLE} must be a JSON object of strings, such as {{"X-Name": "value"}}.')
     return {str(name): str(value) for name, value in given.items()}
 
 

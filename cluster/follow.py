@@ -55,9 +55,9 @@ def follow(
         if not clean:
             if lost is None:
                 lost = time.monotonic()
-                notify(f"The connection to {api.shown} was lost; trying again. The job goes on meanwhile.")
+                notify(f"The connection to {api.shown} was lost; reconnecting. This does not stop the job.")
             elif time.monotonic() - lost > give_up:
-                raise UnfinishedError(f"{problem} The job {job_id} may be going on; look again later.")
+                raise UnfinishedError(f"{problem} Job {job_id} may still be running; check again later.")
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -71,7 +71,7 @@ def _wait_for_start(api: JobsApi, job_id: str, notify: Callable[[str], None]) ->
             return job
         if not notified and time.monotonic() - began > _PATIENCE:
             notified = True
-            notify(f"Job {job_id} waits to be started: {job.reason()}")
+            notify(f"Job {job_id} is waiting to start: {job.reason()}")
         time.sleep(0.5)
 
 
@@ -110,8 +110,8 @@ class _LogTail:
                 raise refused from None
             if error.status < 500:
                 raise UnfinishedError(
-                    f"The log of {self._id} cannot be followed at {self._api.shown} (HTTP {error.status}): a proxy on "
-                    "the way may let no WebSockets through. `logs` without -f shows it so far."
+                    f"The log of {self._id} cannot be followed at {self._api.shown} (HTTP {error.status}): a proxy in "
+                    "between may block WebSockets. `logs` without -f prints the log so far."
                 ) from None
             return False
         except CaptioningError:

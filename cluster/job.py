@@ -25,12 +25,12 @@ _STATE_TEXTS = {
 }
 #: What to do about failures of Ray rather than of the job.
 _ADVICE = {
-    "RUNTIME_ENV_SETUP_FAILURE": "The job's environment could not be made: see what --pip and --requirements ask for.",
-    "JOB_SUPERVISOR_ACTOR_START_TIMEOUT": "The head was too busy, or had no memory left, to start it: submit it again.",
-    "JOB_SUPERVISOR_ACTOR_DIED": "The head node may have run out of memory, or was lost. Submit the same again: "
-    "it goes on where it was.",
+    "RUNTIME_ENV_SETUP_FAILURE": "The job's environment could not be set up: check what --pip and --requirements name.",
+    "JOB_SUPERVISOR_ACTOR_START_TIMEOUT": "The head was too busy or out of memory to start the job. Submit it again.",
+    "JOB_SUPERVISOR_ACTOR_DIED": "The head node may have run out of memory or been lost. Submit the same command again "
+    "to resume.",
 }
-_RESUBMIT = "Submit the same again: it goes on where it was."
+_RESUBMIT = "Submit the same command again to resume."
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ class Job:
             return f"Job {self.id} was stopped{self._took()}. {_RESUBMIT}"
         if self.exit_code is None:
             advice = _ADVICE.get(self.error_type or "", _RESUBMIT)
-            return f"Job {self.id} failed: {self.reason() or 'the cluster does not say why.'}\n{advice}"
+            return f"Job {self.id} failed: {self.reason() or 'the cluster gives no reason.'}\n{advice}"
         if self.exit_code < 0:
             number = -self.exit_code
             name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
-            why = " Often the head node ran out of memory." if name == "SIGKILL" else ""
+            why = " The head node may have run out of memory." if name == "SIGKILL" else ""
             return f"Job {self.id} was killed by {name}{self._took()}.{why} {_RESUBMIT}"
         return f"Job {self.id} ended with exit code {self.exit_code}{self._took()}."
 

@@ -80,7 +80,7 @@ class JobsApi:
         """Upload a package. `content` is streamed."""
         answer = self._request("PUT", f"/api/packages/gcs/{quote(name, safe='')}", data=content)
         if answer.status_code == 413 or "Request Entity Too Large" in answer.text:
-            raise UsageError(f"The cluster at {self.shown} takes no package of this size. {self._detail(answer)}")
+            raise UsageError(f"The cluster at {self.shown} rejects a package of this size. {self._detail(answer)}")
         self._check(answer)
 
     def submit(self, job_id: str, entrypoint: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
@@ -135,13 +135,13 @@ class JobsApi:
         places = "RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token"
         if self.credentials.token is None:
             return UsageError(
-                f"The cluster at {self.shown} asks for a token, and there is none here (HTTP {status}). Put it into "
-                f"{places} (and leave RAY_AUTH_MODE unset, or token). On the head `ray get-auth-token` prints it; "
-                "with KubeRay it is in the secret of the cluster's name."
+                f"The cluster at {self.shown} requires a token, and none was found here (HTTP {status}). Put it into "
+                f"{places} (with RAY_AUTH_MODE unset or token). On the head, `ray get-auth-token` prints it; with "
+                "KubeRay it is in the Secret with the cluster's name."
             )
         return UsageError(
-            f"The cluster at {self.shown} does not take the token of {self.credentials.source} (HTTP {status}). Is it "
-            f"the token of this cluster? On the head `ray get-auth-token` prints it. It is looked for in {places}, in "
+            f"The cluster at {self.shown} rejects the token from {self.credentials.source} (HTTP {status}). Check that "
+            f"it is this cluster's: on the head, `ray get-auth-token` prints it. The token is read from {places}, in "
             "this order."
         )
 
@@ -154,8 +154,8 @@ class JobsApi:
 
     def _no_cluster(self) -> UsageError:
         return UsageError(
-            f"What answers at {self.shown} is no Ray cluster's Jobs API. Give the address of the head's dashboard, "
-            "such as http://HOST:8265."
+            f"{self.shown} is not the Jobs API of a Ray cluster. Use the address of the head's dashboard, such as "
+            "http://HOST:8265."
         )
 
     def _json_object(self, answer: requests.Response) -> dict[str, Any]:
@@ -169,8 +169,8 @@ class JobsApi:
         answer = self._request(method, f"/api/jobs/{quote(job_id, safe='')}{rest}")
         if answer.status_code == 404:
             raise NoJobError(
-                f"The cluster at {self.shown} knows no job {job_id}. `python -m cluster list` names those it knows; a "
-                "cluster whose head was started anew knows none of before. Submitting again goes on with a run."
+                f"The cluster at {self.shown} has no job {job_id}. `python -m cluster list` shows its jobs; those from "
+                "before a restart of its head are gone. Submit the same command again to resume a run."
             )
         self._check(answer)
         return answer
@@ -186,20 +186,20 @@ class JobsApi:
         except requests.exceptions.SSLError as error:
             if "WRONG_VERSION_NUMBER" in str(error):
                 raise UsageError(
-                    f"What answers at {self.shown} does not speak https. Give its address with http://."
+                    f"The server at {self.shown} does not use HTTPS. Use its address with http://."
                 ) from None
             raise UsageError(
-                f"The certificate of {self.shown} cannot be trusted: {self._reason(error)}. Set REQUESTS_CA_BUNDLE to "
-                "the file of the authority that signed it."
+                f"The certificate of {self.shown} is not trusted: {self._reason(error)}. Set REQUESTS_CA_BUNDLE to the "
+                "certificate file of the authority that signed it."
             ) from None
         except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
             raise UnreachableError(
-                f"No cluster answers at {self.shown}: {self._reason(error)}. Check that it runs and that this machine "
-                "reaches its dashboard (by a tunnel such as `kubectl port-forward` or `ssh -L 8265:127.0.0.1:8265`, if "
-                "need be), and say where it is with --address."
+                f"No cluster answers at {self.shown}: {self._reason(error)}. Check that it is running and that this "
+                "machine can reach its dashboard (if necessary through a tunnel, such as `kubectl port-forward` or "
+                "`ssh -L 8265:127.0.0.1:8265 HEAD`), and pass its address with --address."
             ) from None
         except requests.exceptions.RequestException as error:
-            raise UsageError(f"{self.shown} cannot be asked: {self._reason(error)}.") from None
+            raise UsageError(f"The request to {self.shown} failed: {self._reason(error)}.") from None
         refused = self.auth_error(answer.status_code)
         if refused is not None:
             raise refused
@@ -214,14 +214,14 @@ class JobsApi:
             kind: type[CaptioningError] = UnreachableError  # from a proxy whose cluster does not answer
         else:
             kind = UsageError if answer.status_code < 500 else UnfinishedError
-        raise kind(f"The cluster at {self.shown} refused (HTTP {answer.status_code}). {self._detail(answer)}")
+        raise kind(f"The cluster at {self.shown} answered HTTP {answer.status_code}. {self._detail(answer)}")
 
     def _detail(self, answer: requests.Response) -> str:
         """The end of the cluster's answer; of a traceback, the last line."""
         text = self.redact(answer.text).strip()
         if "Traceback (most recent call last)" in text:
             text = text.splitlines()[-1]
-        return f"It says: {text[-_SHOWN:]}" if text else "It does not say why."
+        return f"It says: {text[-_SHOWN:]}" if text else "It gives no reason."
 
     def _reason(self, error: Exception) -> str:
         """The reason of a `requests` error in a few words."""
@@ -236,8 +236,8 @@ class JobsApi:
 
 _REASONS = (
     (r"Connection refused", "connection refused"),
-    (r"Name or service not known|nodename nor servname|getaddrinfo|NameResolution", "there is no host of that name"),
-    (r"No route to host|Network is unreachable", "there is no way to that host"),
+    (r"Name or service not known|nodename nor servname|getaddrinfo|NameResolution", "host not found"),
+    (r"No route to host|Network is unreachable", "host unreachable"),
     (r"RemoteDisconnected|Connection aborted|Connection reset", "the connection was closed"),
     (r"timed out", "no answer in time"),
 )

@@ -25,6 +25,8 @@ def list_jobs(
     """List a cluster's jobs since its head was started, newest first."""
     from rich.console import Console
 
+    from jobs.progress import counted
+
     api = connect(address)
     found = api.jobs()
     if as_json:
@@ -40,7 +42,7 @@ def list_jobs(
         console = Console(width=_WIDE)
     console.print(jobs_table(found[:most]))
     if len(found) > most:
-        print_message(f"{len(found) - most:,} older ones are not shown; --limit {len(found)} shows all.")
+        print_message(f"{counted(len(found) - most, 'older job')} not shown; --limit {len(found)} shows all.")
 
 
 def jobs_table(found: "list[Job]") -> "Table":

@@ -80,10 +80,10 @@ class Package:
             sizes["/".join(parts[:2]) + ("/" if len(parts) > 2 else "")] += path.stat().st_size
         largest = "\n".join(f"  {mebibytes(size):>10}  {name}" for name, size in sizes.most_common(_LARGEST))
         return UsageError(
-            f"The checkout {ROOT} is too large to be submitted: {len(self.files):,} files of {mebibytes(self.size)} "
-            f"make more than the {mebibytes(limit)} that a Ray cluster takes. The largest entries are\n{largest}\n"
-            "Move what the job does not need out of the checkout, or name it in .gitignore. Data and captioners belong "
-            "on storage that all nodes reach, such as s3://…"
+            f"The checkout {ROOT} is too large to submit: {len(self.files):,} files of {mebibytes(self.size)} make "
+            f"more than the {mebibytes(limit)} that a Ray cluster accepts. The largest entries are\n{largest}\n"
+            "Move what the job does not need out of the checkout, or list it in .gitignore. Data and captioners belong "
+            "on storage that all nodes can reach, such as s3://…"
         )
 
 

@@ -25,7 +25,7 @@ def requirements(extras: Sequence[str], project: Path = _PROJECT) -> list[str]:
             continue
         seen.add(extra)
         if extra not in optional:
-            raise ValueError(f"{extra!r} is no extra of {project}. Extras: {', '.join(sorted(optional))}.")
+            raise ValueError(f"{extra!r} is not an extra of {project}. Extras: {', '.join(sorted(optional))}.")
         for requirement in optional[extra]:
             inner = re.fullmatch(rf"{re.escape(own)}\[(.+)\]", requirement)
             if inner:

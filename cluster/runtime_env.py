@@ -30,17 +30,17 @@ def job_variables(given: Sequence[str], environment: Mapping[str, str] | None = 
     for text in given:
         name, equals, value = text.partition("=")
         if not _NAME.fullmatch(name):
-            raise UsageError("--env takes NAME, whose value is that of this machine, or NAME=VALUE.")
+            raise UsageError("--env takes NAME=VALUE, or NAME for the value on this machine.")
         if not equals:
             if name not in environment:
-                raise UsageError(f"--env {name}: there is no such variable here. Set it, or give --env {name}=VALUE.")
+                raise UsageError(f"--env {name}: this variable is not set here. Set it, or pass --env {name}=VALUE.")
             value = environment[name]
         variables[name] = value
     wait = variables[STOP_WAIT_VARIABLE]
     if not wait.isdigit() or int(wait) < _LEAST_STOP_WAIT:
         raise UsageError(
-            f"{STOP_WAIT_VARIABLE} must be {_LEAST_STOP_WAIT} or more, in whole seconds: with less, a job that is "
-            "stopped is killed before it has written what it finished."
+            f"{STOP_WAIT_VARIABLE} must be a whole number of seconds, at least {_LEAST_STOP_WAIT}: with less, a job "
+            "that is stopped is killed before it has written what it finished."
         )
     return variables
 
@@ -60,8 +60,8 @@ def packages_to_install(packages: Sequence[str], requirements: Path | None) -> l
             line = re.sub(r"(^|\s)#.*$", "", line).strip()
             if re.match(r"(-r|-c|-e|--requirement|--constraint|--editable)\b|\.{0,2}/", line):
                 raise UsageError(
-                    f"--requirements {requirements}: {line!r} names a file of this machine, which the nodes do not "
-                    "have. Write the packages themselves into it."
+                    f"--requirements {requirements}: {line!r} names a file on this machine, which the nodes do not "
+                    "have. List the packages themselves instead."
                 )
             if line:
                 lines.append(line)

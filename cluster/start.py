@@ -4,6 +4,7 @@ Reports missing packages and other versions, then runs `python -m jobs VERB …`
 project's requirements before it has checked that they are installed.
 """
 
+import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -55,13 +56,15 @@ def main(arguments: list[str]) -> None:
     """Run the verb. Ends with exit code 2 where packages are missing."""
     needs = check_requirements(Path(__file__).resolve().parent.parent)
     if needs.other:
-        print(f"Note: this cluster has other versions than this job asks for: {', '.join(needs.other)}.", flush=True)
+        print(
+            f"Note: this cluster does not have the versions that this job needs: {', '.join(needs.other)}.", flush=True
+        )
     if needs.missing:
-        options = " ".join(f"--pip {each}" for each in needs.missing)
+        options = " ".join(f"--pip {shlex.quote(each)}" for each in needs.missing)
         print(
             f"Error: the cluster's Python {sys.executable} lacks {len(needs.missing)} of the packages that this job "
-            f"needs. Have them in the image of its nodes (see cluster/Dockerfile), or have Ray install them for this "
-            f"job, which takes minutes on every node:\n  python -m cluster submit {options} -- {' '.join(arguments)}",
+            "needs. Install them in the image of its nodes (see cluster/Dockerfile), or have Ray install them for this "
+            f"job, which takes minutes on every node:\n  python -m cluster submit {options} -- {shlex.join(arguments)}",
             file=sys.stderr,
             flush=True,
         )

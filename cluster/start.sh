@@ -61,7 +61,7 @@ python=$(candidates | while IFS= read -r each; do
     fi
 done)
 if [ -z "$python" ]; then
-    echo "Error: no Python with Ray was found on this node, neither that of its raylet nor one on the PATH ($PATH)." >&2
+    echo "Error: no Python with Ray was found on this node, neither its raylet's nor one on the PATH ($PATH)." >&2
     exit 1
 fi
 exec "$python" -m cluster.start "$@"

@@ -59,7 +59,7 @@ def status_rows(found: "Job", lines: dict[str, str], address: str | None) -> lis
     if found.started is not None:
         how_long = f"for {found.elapsed()}" if not found.over else f"after {found.elapsed()}"
         state += f" {how_long}, submitted {local_time(found.started)}"
-        state += f", over {local_time(found.ended)}" if found.ended is not None else ""
+        state += f", ended {local_time(found.ended)}" if found.ended is not None else ""
     rows = [("state", state), ("command", found.command)]
     if "progress" in lines:
         rows.append(("progress", lines["progress"]))

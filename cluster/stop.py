@@ -25,10 +25,10 @@ def stop(job: IdArgument, address: AddressOption = None) -> None:
     api = connect(address)
     found = api.job(job)
     if found.over:
-        print_message(f"Job {job} is over already. {api.redact(found.outcome())}")
+        print_message(f"Job {job} has already ended. {api.redact(found.outcome())}")
         return
     api.stop(job)
-    print_message(f"Asked job {job} to stop; it has up to {found.stop_wait} s to finish what it writes.")
+    print_message(f"Asked job {job} to stop; it has up to {found.stop_wait} s to finish writing.")
     began = last_message = time.monotonic()
     try:
         while True:
@@ -43,15 +43,15 @@ def stop(job: IdArgument, address: AddressOption = None) -> None:
                 break
             if now - began > found.stop_wait + _GRACE:
                 raise UnfinishedError(
-                    f"Job {job} has not ended {now - began:.0f} s after it was asked to: it is {found.state_text}. See "
+                    f"Job {job} is still {found.state_text} {now - began:.0f} s after it was asked to stop. See "
                     f"{command(f'status {job}', address)}"
                 )
             if now - last_message > _MESSAGE_EVERY:
                 last_message = now
-                print_message(f"Still ending, {now - began:.0f} s.")
+                print_message(f"Still stopping after {now - began:.0f} s.")
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"Job {job} was asked to stop, and does so.\n  see: {command(f'status {job}', address)}"
+            f"Job {job} was asked to stop and is stopping.\n  show its state:  {command(f'status {job}', address)}"
         ) from None
     print_message(api.redact(found.outcome()))
     if found.state == "FAILED":

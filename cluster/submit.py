@@ -110,7 +110,7 @@ def watch(api: "JobsApi", job_id: str, address: str | None) -> None:
     try:
         job = follow(api, job_id, view, print_message)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"Job {job_id} goes on.\n{job_hints(job_id, address)}") from None
+        raise KeyboardInterrupt(f"Job {job_id} continues.\n{job_hints(job_id, address)}") from None
     except UnfinishedError as error:
         raise UnfinishedError(f"{error}\n{job_hints(job_id, address)}") from error
     finally:
@@ -127,7 +127,7 @@ def _send(api: "JobsApi", call: "VerbCall") -> "Package":
 
     package = collect(extra=call.extra)
     if api.has_package(package.name):
-        print_message(f"The cluster has this checkout already ({len(package.files):,} files): nothing is sent.")
+        print_message(f"The cluster already has this checkout ({len(package.files):,} files); nothing to send.")
         return package
     with tempfile.TemporaryFile() as file:
         size = package.write(file)

@@ -53,7 +53,7 @@ def check_call(arguments: Sequence[str], root: Path = ROOT) -> VerbCall:
     command line's parser raises (which exits with code 2) for wrong options.
     """
     if not arguments:
-        raise UsageError("Give a verb after --, such as: submit -- caption s3://bucket/photos -o s3://bucket/captions")
+        raise UsageError("Pass a verb after --, such as: submit -- caption s3://bucket/photos -o s3://bucket/captions")
     verb, *rest = arguments
     if verb not in VERBS:
         raise UsageError(f"There is no verb {verb}. The verbs are {', '.join(VERBS)}.")
@@ -112,9 +112,9 @@ def _check_place(called: str, text: str) -> Iterator[str]:
     if not re.match(r"^(file:|local:)?/", text):
         path = os.path.abspath(os.path.expanduser(text))
         raise UsageError(
-            f"{called} {text} is a path of this machine; the cluster's nodes do not have it. Give a URI that all of "
-            f"them reach, such as s3://bucket/…, or, if {path} is shared storage that every node has mounted there, "
-            "this whole path."
+            f"{called} {text} is a path on this machine, which the cluster's nodes do not have. Use a URI that all of "
+            f"them can reach, such as s3://bucket/…, or, if {path} is on shared storage that every node has mounted "
+            "there, that absolute path."
         )
     yield f"{called} {text}"
 
@@ -124,8 +124,8 @@ def _shared_storage_note(paths: Sequence[str]) -> str:
     named = " and ".join(filter(None, (", ".join(paths[:-1]), paths[-1])))
     kind = "is a path: it" if len(paths) == 1 else "are paths: they"
     return (
-        f"Note: {named} {kind} must be on shared storage, mounted there on every node of the cluster. On disks of "
-        "their own the nodes do not see each other's files."
+        f"Note: {named} {kind} must be on shared storage that every node of the cluster has mounted there. On local "
+        "disks, nodes do not see each other's files."
     )
 
 

@@ -65,12 +65,12 @@ def average(
     total = sum(numbers)
     for source in sources:
         print(f"{source.weight / total:6.1%}  {source.name}")
-    print(f"Written: {place}")
+    print(f"Wrote {place}")
 
 
 def _parse_weights(weights: str | None, count: int) -> list[float]:
     if count < 2:
-        raise UsageError("An average needs two checkpoints or more: give another REF.")
+        raise UsageError("An average needs two checkpoints or more: pass another REF.")
     if weights is None:
         return [1.0] * count
     try:
@@ -78,7 +78,7 @@ def _parse_weights(weights: str | None, count: int) -> list[float]:
     except ValueError:
         raise UsageError(f"--weights {weights!r} is not a list of numbers such as 0.7,0.3.") from None
     if len(numbers) != count:
-        raise UsageError(f"--weights has {len(numbers)} numbers for {count} checkpoints: give one each.")
+        raise UsageError(f"--weights has {len(numbers)} numbers for {count} checkpoints: pass one for each.")
     return numbers
 
 

@@ -41,6 +41,7 @@ def compare(
     from jobs.comparing.run import CompareSettings, compare_runs, write_page
     from jobs.comparing.text import comparison_json, comparison_lines
     from jobs.lean_arrow import lean_arrow
+    from jobs.progress import counted
 
     lean_arrow()
     options = read_verb_settings(CompareSettings, config, set_values)
@@ -54,8 +55,8 @@ def compare(
     for line in comparison_lines(found):
         print(line)
     if written:
-        print(f"page      {target} ({written.size_bytes / 1e6:.1f} MB), {written.photos:,} photos")
+        print(f"page      {target} ({written.size_bytes / 1e6:.1f} MB), {counted(written.photos, 'photo')}")
         if written.missing_photos:
-            print(f"          {written.missing_photos:,} photos are without a thumbnail; the page says why.")
+            print(f"          {counted(written.missing_photos, 'photo')} without a thumbnail; the page says why")
     else:
-        print("page      none: -o FILE writes one of the widest disagreements")
+        print("page      none; -o FILE writes a page of the widest disagreements")

@@ -98,7 +98,7 @@ def evaluate(
         written = as_lines(evaluations) if lines else as_json(about, evaluations, people)
     if place is not None:
         place.write_text(written)
-        print(f"Written: {place}")
+        print(f"Wrote {place}")
     if no_people is not None and parsed.people is True:
         raise UnfinishedError(f"The captioner is scored, but {no_people}")
 
@@ -106,11 +106,11 @@ def evaluate(
 def _check_options(search: bool, save: bool, beams: str | None, output: str | None) -> None:
     """Raise `UsageError` for options that exclude each other."""
     if save and not search:
-        raise UsageError("--save keeps what --search finds: give --search as well.")
+        raise UsageError("--save saves what --search finds: pass --search as well.")
     if search and beams is not None:
-        raise UsageError("--search tries beam sizes of its own: leave --beams out, or set search.beam_sizes.")
+        raise UsageError("--search and --beams exclude each other: the beam sizes to search are search.beam_sizes.")
     if search and output is not None and output.endswith(".jsonl"):
-        raise UsageError(f"-o {output}: a search writes its table, not captions. Let the name end in .json.")
+        raise UsageError(f"-o {output}: a search writes its table, not captions. Use a name that ends in .json.")
 
 
 def _beam_sizes(beams: str | None, parsed: EvaluateSettings) -> list[int | None]:
@@ -118,7 +118,7 @@ def _beam_sizes(beams: str | None, parsed: EvaluateSettings) -> list[int | None]
     if beams is None:
         return [None]
     if "beam_size" in parsed.decoding:
-        raise UsageError("--beams and decoding.beam_size say the same thing: leave one of the two out.")
+        raise UsageError("--beams and decoding.beam_size set the same thing: use only one of them.")
     try:
         sizes = [int(size) for size in beams.split(",")]
     except ValueError:
@@ -133,7 +133,7 @@ def _decoding(given: Mapping[str, Any], size: int | None) -> dict[str, Any]:
 
 def _output(output: str, parsed: EvaluateSettings) -> Location:
     if not output.endswith((".json", ".jsonl")):
-        raise UsageError(f"-o {output} must end in .jsonl (a line an image) or .json (the metrics).")
+        raise UsageError(f"-o {output} must end in .jsonl (one line per image) or .json (the metrics).")
     place = Location.parse(output, parsed.storage)
     try:
         place.parent.check_writable()

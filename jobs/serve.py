@@ -1,5 +1,6 @@
 """The verb `serve`: a page to try captions, and an HTTP endpoint, on Ray Serve."""
 
+import errno
 import os
 import socket
 import time
@@ -82,13 +83,13 @@ def _run(captioners: dict[str, str | None], settings: "ServeSettings", host: str
             if host in _LOOPBACK:
                 print("Only this machine can reach it; --host 0.0.0.0 opens it to others, without a password.")
             else:
-                print("Anybody who reaches this address can use it: there is no password.")
-            print("Ctrl-C ends it.", flush=True)
+                print("Anyone who can reach this address can use it: there is no password.")
+            print("Press Ctrl-C to stop.", flush=True)
             try:
                 _watch(host, port)
             except KeyboardInterrupt:
-                print("Ending …", flush=True)
-                raise KeyboardInterrupt("The server has ended; the same command starts it again.") from None
+                print("Stopping …", flush=True)
+                raise KeyboardInterrupt("The server has stopped; run the same command to start it again.") from None
 
 
 def _watch(host: str, port: int) -> None:
@@ -99,8 +100,8 @@ def _watch(host: str, port: int) -> None:
         time.sleep(_CHECK_EVERY)
         silent = 0.0 if _answers(here, port) else silent + _CHECK_EVERY
     raise UnfinishedError(
-        f"The server has given no answer for {_TIMEOUT:.0f} s: its Ray has ended, perhaps for lack of memory. "
-        "The same command starts it again."
+        f"The server has not answered for {_TIMEOUT:.0f} s: Ray may have stopped, perhaps for lack of memory. "
+        "Run the same command to start it again."
     )
 
 
@@ -143,7 +144,7 @@ def _names(refs: Sequence[str], settings: "ServeSettings") -> dict[str, str | No
             ref, decoding=settings.decoding, precision=settings.precision, storage=settings.storage
         )
         if info.name in whole:
-            raise UsageError(f"--model {ref} is given twice: it is {info.name}.")
+            raise UsageError(f"--model {ref}: {info.name} is given twice. Pass each captioner once.")
         whole.add(info.name)
         name = info.name.rpartition("-")[0]
         captioners[info.name if name in captioners else name] = ref
@@ -159,8 +160,10 @@ def _free_port(host: str, port: int) -> int:
         try:
             probe.bind((host, port))
         except OSError as error:
+            in_use = error.errno == errno.EADDRINUSE
+            advice = "or stop the program that uses it." if in_use else "or check --host."
             raise UsageError(
-                f"Port {port} of {host} cannot be listened on: {error.strerror or error}. Give another --port (0 takes "
-                "a free one), or end what uses it."
+                f"Cannot listen on port {port} of {host}: {error.strerror or error}. Choose another --port (0 takes a "
+                f"free one), {advice}"
             ) from error
         return int(probe.getsockname()[1])

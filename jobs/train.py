@@ -41,14 +41,14 @@ def train(
     overrides = [*(set_ or []), *([f"data={data}"] if data else [])]
     settings = read_verb_settings(TrainSettings, config, overrides)
     if not settings.data:
-        raise UsageError("There is nothing to train on: give --data URI, a folder of shards that `prepare` made.")
+        raise UsageError("There is nothing to train on: pass --data URI, a folder of shards that `prepare` made.")
     shards = ShardSet.open(Location.parse(settings.data, settings.storage))
     for split in dict.fromkeys(stage.validation.split for stage in settings.stage_settings()):
         _check_splits(shards, split)
     place = Location.parse(output, settings.storage)
     check_output(place, settings, shards)
     if is_finished(place):
-        print(f"This run is finished: its captioner is {place / 'best'}. Nothing to do.")
+        print(f"Nothing to do: this run is finished. Its captioner is {place / 'best'}.")
         return
     with lock_output(place):
         _run(settings, place, shards)
@@ -65,16 +65,16 @@ def _check_splits(shards: Any, validation: str) -> None:
     if shards.counts.get(validation, 0) < 2:
         having = ", ".join(f"{split} {count:,}" for split, count in shards.counts.items())
         raise InputError(
-            f"Training is judged by the captions of the split {validation!r}, and {shards.location} has fewer than two "
-            f"images there ({having}). Prepare the dataset again, into another folder, with --set "
-            f"val_fraction={enough_to_validate(images)} or with a column `split` in its table; or name another split: "
+            f"Training is validated on the split {validation!r}, and {shards.location} has fewer than two images in it "
+            f"({having}). Prepare the dataset again, into another folder, with --set "
+            f"val_fraction={enough_to_validate(images)} or with a column `split` in its table; or use another split: "
             "--set validation.split=NAME."
         )
     count = shards.counts[validation]
     if count < _FEW_IMAGES:
         print(
-            f"Note: {validation!r} has only {count} images. They decide which weights are kept, and their scores jump "
-            f"with every word. More of them: prepare with --set val_fraction={enough_to_validate(images)}."
+            f"Note: {validation!r} has only {count} images. They decide which weights are kept, and scores on so few "
+            f"are noisy. For more, prepare with --set val_fraction={enough_to_validate(images)}."
         )
 
 
@@ -85,9 +85,9 @@ def _run(settings: Any, output: Any, shards: Any) -> None:
     from jobs.training.progress import TrainProgress
 
     counts = ", ".join(f"{count:,} {split}" for split, count in shards.counts.items())
-    print(f"Training on {shards.dataset} ({counts} images), {settings.workers} worker(s); the run is {output}")
+    print(f"Training on {shards.dataset} ({counts} images) with {settings.workers} worker(s). OUTPUT: {output}")
     page = TrainPage(output, shards, settings.validation.split)
     with ray_session(), TrainProgress(output, page):
         fit(settings, output)
-    print(f"Done. The captioner: {output / 'best'}   figures: {output / 'metrics.jsonl'}   page: {page.file}")
+    print(f"Done. Captioner: {output / 'best'}   metrics: {output / 'metrics.jsonl'}   page: {page.file}")
     print(f"Try it: python -m jobs caption FOLDER -o OUTPUT --model {output / 'best'}")

@@ -25,4 +25,4 @@ seconds_left() { # NOTICE: seconds until the time it names, or 120
 until notice=$(ask spot/instance-action); do
     sleep "${POLL_S:-5}"
 done
-exec bash "$drain" "$address" "$(seconds_left "$notice")" "AWS takes this spot instance back: $notice"
+exec bash "$drain" "$address" "$(seconds_left "$notice")" "AWS is reclaiming this spot instance: $notice"

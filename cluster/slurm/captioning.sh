@@ -39,12 +39,12 @@ python=${PYTHON:-$home/.venv/bin/python}
 ray=${RAY:-$(dirname "$python")/ray}
 if [[ ! -d $home/jobs || ! -x $python || ! -x $ray ]]; then
     say "no checkout with an environment at $home (looked for $home/jobs, $python and $ray)."
-    say "Run \`make setup\` there, or name them: CAPTIONING_HOME, PYTHON, RAY."
+    say "Run \`make setup\` there, or set CAPTIONING_HOME, PYTHON and RAY."
     exit 2
 fi
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 if [[ ${#hosts[@]} == 0 ]]; then
-    say "scontrol names no machine for SLURM_JOB_NODELIST=$SLURM_JOB_NODELIST."
+    say "scontrol lists no machines for SLURM_JOB_NODELIST=$SLURM_JOB_NODELIST."
     exit 1
 fi
 cpus=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}
@@ -102,17 +102,17 @@ finish() { # stop Ray on all machines, and remove its files
     exit "$code"
 }
 stop() { # WHY: end the run cleanly, like Ctrl-C
-    say "$1: ending the run; what is finished is kept."
+    say "$1: stopping the run; what is finished is kept."
     [[ -n $driver ]] || exit 130
     signalled=1
     kill -TERM "$driver" 2>/dev/null
 }
 trap finish EXIT
-trap 'near_the_end=1; stop "the time is nearly up"' USR1
-trap 'stop "Slurm ends this job"' TERM
+trap 'near_the_end=1; stop "the time limit is near"' USR1
+trap 'stop "Slurm is ending this job"' TERM
 trap 'stop "interrupted"' INT
 
-say "job $SLURM_JOB_ID on ${#hosts[@]} machine(s), $cpus cores each; Ray at $address, its page at http://$head_ip:$((port + 1))"
+say "job $SLURM_JOB_ID on ${#hosts[@]} machine(s), $cpus cores each; Ray at $address, its dashboard at http://$head_ip:$((port + 1))"
 start_node "${hosts[0]}" --head --node-ip-address="$head_ip" --port="$port" --dashboard-host=0.0.0.0 \
     --dashboard-port="$((port + 1))" --ray-client-server-port="$((port + 2))"
 for _ in {1..60}; do
@@ -121,7 +121,7 @@ for _ in {1..60}; do
     sleep 2
 done
 if [[ -z ${up:-} ]]; then
-    say "Ray did not come up on ${hosts[0]}. What it said is in $ray_log."
+    say "Ray did not start on ${hosts[0]}. See $ray_log."
     exit 1
 fi
 for host in "${hosts[@]:1}"; do
@@ -156,11 +156,11 @@ driver=
 
 if [[ -n $near_the_end && $code == 130 && ${REQUEUE:-1} != 0 ]]; then
     if [[ ${SLURM_RESTART_COUNT:-0} -ge ${MAX_RESTARTS:-100} ]]; then
-        say "not put into the queue again: it has been ${SLURM_RESTART_COUNT} times (MAX_RESTARTS)."
+        say "not requeued: it has been requeued ${SLURM_RESTART_COUNT} times already (MAX_RESTARTS)."
     elif scontrol requeue "$SLURM_JOB_ID"; then
-        say "back in the queue; it goes on from here."
+        say "requeued; it will resume from here."
     else
-        say "could not be put into the queue again. Give the same command, and it goes on from here."
+        say "could not be requeued. Run the same command again to resume."
     fi
 fi
 exit "$code"

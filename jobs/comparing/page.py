@@ -75,9 +75,9 @@ def _pairs(found: "Comparison", thumbnails: Mapping[str, Thumbnail]) -> str:
     return (
         f'<section id="photos"><h2>Widest disagreements</h2><p class="quiet">The {counted(len(pairs), "photo")} whose '
         "captions share the fewest words, ignoring stop words; ties are sorted by how confident both captioners are. "
-        "Marked words are in one caption only.</p>"
+        "Highlighted words are in one caption only.</p>"
         '<form class="filters" id="filters" role="search" hidden><label class="wide">Search<input type="search" '
-        'id="find" autocomplete="off" spellcheck="false" placeholder="words of either caption, or of the name"></label>'
+        'id="find" autocomplete="off" spellcheck="false" placeholder="words of the captions or the name"></label>'
         '<p id="count" class="quiet" role="status"></p></form>'
         f'<div class="gallery" id="gallery">{cards}</div></section>'
     )
@@ -120,9 +120,9 @@ def _agreement(found: "Comparison") -> str:
         axis="token overlap of the two captions",
         bin_text=lambda start, stop: f"{start:.2f} to {stop:.2f}",
     )
-    same = f"{counts.same_tokens:,} of {counts.captioned:,} are the same but for case and punctuation."
+    same = f"{counts.same_tokens:,} of {counts.captioned:,} are the same except for case and punctuation."
     words = "".join(
-        f"<div><h3>{escape(run.name)} says more</h3>{_words(side)}</div>"
+        f"<div><h3>Used more by {escape(run.name)}</h3>{_words(side)}</div>"
         for run, side in zip(found.runs, counts.sides, strict=True)
     )
     means = "".join(
@@ -140,9 +140,9 @@ def _agreement(found: "Comparison") -> str:
 
 def _words(side: Side) -> str:
     if not side.words:
-        return '<p class="quiet">Nothing.</p>'
+        return '<p class="quiet">No words.</p>'
     items = "".join(f"<li>{escape(word)} <small>{here:,} : {there:,}</small></li>" for word, here, there in side.words)
-    return f'<p class="quiet">Images with the word, here and there.</p><ul class="words">{items}</ul>'
+    return f'<p class="quiet">Images with the word in this run : in the other.</p><ul class="words">{items}</ul>'
 
 
 def _errors(found: "Comparison") -> str:
@@ -159,8 +159,8 @@ def _errors(found: "Comparison") -> str:
     names = "".join(f"<th>{escape(run.name)}</th>" for run in found.runs)
     return (
         f'<section id="errors"><h2>Errors</h2><p class="quiet">{counted(found.counts.errors_differ, "image")} failed '
-        'in one run alone, or for another reason.</p><div class="panel scroll"><table>'
-        f'<tr>{names}<th class="number">images</th><th>which</th></tr>{rows}</table></div></section>'
+        'in only one run, or with different errors.</p><div class="panel scroll"><table>'
+        f'<tr>{names}<th class="number">images</th><th>examples</th></tr>{rows}</table></div></section>'
     )
 
 
@@ -181,11 +181,9 @@ def _alone(found: "Comparison") -> str:
 
 
 def _settings(found: "Comparison") -> str:
-    rows = [
-        ("images a second", *(f"{run.images_per_second:,.1f}" if run.images_per_second else "?" for run in found.runs))
-    ]
+    rows = [("images/s", *(f"{run.images_per_second:,.1f}" if run.images_per_second else "?" for run in found.runs))]
     rows.append(
-        ("the last run took", *(duration(run.seconds) if run.seconds is not None else "?" for run in found.runs))
+        ("duration of the last run", *(duration(run.seconds) if run.seconds is not None else "?" for run in found.runs))
     )
     rows.append(("fingerprint", *(run.record.fingerprint for run in found.runs)))
     rows += list(found.settings)
@@ -194,7 +192,7 @@ def _settings(found: "Comparison") -> str:
     )
     names = "".join(f"<th>{escape(run.name)}</th>" for run in found.runs)
     return (
-        '<section id="settings"><h2>Settings and speed</h2><p class="quiet">What differs between the two; the rest is '
-        f'the same.</p><div class="panel scroll"><table class="about wide"><tr><th></th>{names}</tr>{lines}</table>'
+        '<section id="settings"><h2>Settings and speed</h2><p class="quiet">Only what differs between '
+        f'the two.</p><div class="panel scroll"><table class="about wide"><tr><th></th>{names}</tr>{lines}</table>'
         "</div></section>"
     )

@@ -88,7 +88,7 @@ def compare_runs(
     """
     options = options or CompareSettings()
     if page is not None and page.is_dir():
-        raise UsageError(f"The page cannot be written to {page}, which is a folder. Give a file, such as compare.html.")
+        raise UsageError(f"The page cannot be written to {page}, which is a folder. Use a file, such as compare.html.")
     names = _names(str(one), str(other))
     runs = _open_run(one, names[0], options), _open_run(other, names[1], options)
     tables = [_rows(run) for run in runs]
@@ -99,8 +99,8 @@ def compare_runs(
             f"{side.only_examples[0]!r} in {run.layout.root}" for side, run in zip(counts.sides, runs, strict=True)
         ]
         raise UsageError(
-            f"The two runs share no image: their ids differ, such as {shown[0]} and {shown[1]}. Compare runs over "
-            "one archive, given as the same INPUT: an id is the path below it."
+            f"The two runs share no images: their ids differ, such as {shown[0]} and {shown[1]}. Compare runs over "
+            "the same archive, given as the same INPUT: ids are paths relative to it."
         )
     return Comparison(runs, counts, tuple(_differences(*(run.record for run in runs))))
 
@@ -132,14 +132,12 @@ def _open_run(output: Location, name: str, options: CompareSettings) -> Compared
     layout = RunLayout(output)
     record = RunRecord.read(layout)
     if record is None:
-        raise UsageError(
-            f"There is no caption run in {output} (it has no _run/run.json). Give the OUTPUT of `caption`."
-        )
+        raise UsageError(f"There is no caption run in {output} (no _run/run.json). Pass the OUTPUT of a `caption` run.")
     stands = run_progress(layout)
     if not stands.finished and not options.unfinished:
         raise UnfinishedError(
-            f"The run in {output} is not finished: {stands.done:,} of {stands.images:,} images have their row. Give "
-            "its `caption` command again to go on, or compare what is there with --set unfinished=true."
+            f"The run in {output} is not finished: {stands.done:,} of {stands.images:,} images have a row. Run its "
+            "`caption` command again to resume it, or compare what is done so far with --set unfinished=true."
         )
     summary = read_summary(layout)
     rate = summary.get("steady_images_per_second") or summary.get("images_per_second")

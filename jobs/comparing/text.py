@@ -25,7 +25,7 @@ def comparison_lines(found: "Comparison") -> list[str]:
         rows.append(
             (
                 "captions",
-                f"{counts.captioned:,} images have two: {counts.identical:,} identical "
+                f"{counted(counts.captioned, 'image')} captioned in both: {counts.identical:,} identical "
                 f"({percent(counts.identical, counts.captioned)}), {counts.different:,} differ; "
                 f"mean token overlap {counts.mean_overlap:.3f}",
             )
@@ -40,7 +40,7 @@ def comparison_lines(found: "Comparison") -> list[str]:
             )
         )
         if counts.cider_images < counts.captioned:
-            rows.append(("", f"of {counts.cider_images:,} images, drawn"))
+            rows.append(("", f"on {counts.cider_images:,} images drawn at random"))
         rows.append(
             (
                 "length",
@@ -56,13 +56,13 @@ def comparison_lines(found: "Comparison") -> list[str]:
             rows.append(("", f"{what}: {_some(pair.examples, pair.count)}"))
     rates = [f"{run.images_per_second:,.1f}" if run.images_per_second else "unknown" for run in found.runs]
     times = [duration(run.seconds) if run.seconds is not None else "?" for run in found.runs]
-    rows.append(("speed", f"{rates[0]} and {rates[1]} images/s, last runs of {times[0]} and {times[1]}"))
+    rows.append(("speed", f"{rates[0]} and {rates[1]} images/s; the last runs took {times[0]} and {times[1]}"))
     rows.append(("settings", f"{len(found.settings):,} differ" if found.settings else "the same"))
     # Settings that people choose come before the captioners' architecture.
     settings = sorted(found.settings, key=lambda setting: ".architecture." in setting[0])
     rows += [("", f"{key}: {_short(here)} → {_short(there)}") for key, here, there in settings[:_SETTINGS_SHOWN]]
     if len(found.settings) > _SETTINGS_SHOWN:
-        rows.append(("", f"and {len(found.settings) - _SETTINGS_SHOWN:,} more (--json has all)"))
+        rows.append(("", f"and {len(found.settings) - _SETTINGS_SHOWN:,} more (--json lists all)"))
     return [without_secrets(f"{name:<10}{text}") for name, text in rows]
 
 

@@ -25,7 +25,7 @@ def folder_to_save(model: str | None) -> Path:
     if folder is None or model in bundled_names() or not folder.is_dir():
         raise UsageError(
             f"--save writes into a checkpoint's folder on this machine, and --model {model or '(the bundled one)'} is "
-            "none. Copy the checkpoint into a folder and give that."
+            "not one. Copy the checkpoint into a folder and pass that."
         )
     if not os.access(folder, os.W_OK) or not os.access(folder / CONFIG, os.W_OK):
         raise UsageError(f"--save cannot write {folder / CONFIG}. Check its permissions, or copy the checkpoint.")
@@ -53,17 +53,17 @@ def evaluate_search(
 
         tried = search_decoding(captioner, shards, split, settings, batch_size=batch_size, on_progress=on_progress)
     images = int(tried[0].scores["num_images"])
-    print(f"{captioner.name} on the {split} split: {len(tried)} decodings tried on {images:,} images, the chosen first")
+    print(f"{captioner.name} on the {split} split: {len(tried)} decodings tried on {images:,} images, chosen one first")
     show_search(tried, current)
     if folder is not None:
         save_decoding(folder, tried)
-        print(f"Kept as the default decoding of {folder}; its card may still name the old one.")
+        print(f"Saved as the default decoding of {folder}; its model card may still name the old one.")
     else:
         chosen = tried[0].decoding
         print(
             f"To use the first: --set decoding.beam_size={chosen.beam_size} "
             f"--set decoding.length_penalty={chosen.length_penalty:g} "
             f"--set decoding.repetition_penalty={chosen.repetition_penalty:g} "
-            f"--set decoding.no_repeat_ngram_size={chosen.no_repeat_ngram_size}; --save keeps it in a checkpoint."
+            f"--set decoding.no_repeat_ngram_size={chosen.no_repeat_ngram_size}; --save saves it in a checkpoint."
         )
     return search_record(tried)

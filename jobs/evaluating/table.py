@@ -22,7 +22,7 @@ _DIVERSITY_AND_FLAWS = {
     "words": "words used",
     "mean_length": "length",
     "repetitions": "repeating",
-    "truncated": "broken off",
+    "truncated": "truncated",
     "unknown": "with UNK",
 }
 _COUNTS = ("words", "repetitions", "truncated", "unknown")
@@ -32,7 +32,7 @@ _SEARCH_COLUMNS = {
     "recall_at_10": "R@10",
     "mean_length": "length",
     "repetitions": "repeating",
-    "truncated": "broken off",
+    "truncated": "truncated",
 }
 
 
@@ -41,11 +41,9 @@ def show_scores(rows: Sequence[Row], people: Mapping[str, float] | None) -> None
     shown = [*rows, *([] if people is None else [("a person", people)])]
     _print(_table("decoding", _QUALITY, shown))
     _print(_table("decoding", _DIVERSITY_AND_FLAWS, shown))
-    print(
-        "R@k: the share of captions that find their own photo among the first k of all, by CIDEr-D to the references."
-    )
+    print("R@k: the share of captions whose own photo ranks among the top k of all, by CIDEr-D against the references.")
     if people is not None:
-        print("A person: one caption of each photo against its others, the mean over which one is taken.")
+        print("A person: one caption of each photo scored against its others, averaged over the choice of the one.")
 
 
 def show_search(tried: Sequence[tuple[DecodingSettings, Mapping[str, float]]], current: DecodingSettings) -> None:
@@ -56,7 +54,7 @@ def show_search(tried: Sequence[tuple[DecodingSettings, Mapping[str, float]]], c
     for decoding, scores in tried:
         ngrams = decoding.no_repeat_ngram_size
         table.add_row(
-            name_of(decoding) + (" (present)" if decoding == current else ""),
+            name_of(decoding) + (" (current)" if decoding == current else ""),
             f"{decoding.length_penalty:g}",
             f"{decoding.repetition_penalty:g}",
             f"{ngrams}-gram" if ngrams else "–",

@@ -39,7 +39,7 @@ def prepare_dataset(
     )
     by_image = None if splits is None else read_splits(_read(splits, "--splits", options), where=_file_name(splits))
     if not source.is_dir():
-        raise InputError(f"--images {images} is not a folder that can be read. Give the folder that holds the photos.")
+        raise InputError(f"--images {images} is not a readable folder. Pass the folder that contains the photos.")
     samples = plan_samples(
         annotations,
         source.walk(),
@@ -72,12 +72,12 @@ def prepare_dataset(
     if not sum(done.counts.values()):
         for name in [*infos, PLAN_FILE]:
             (target / name).delete()
-        raise InputError(f"Not one image of {images} could be decoded. Are they images?")
+        raise InputError(f"None of the images in {images} could be decoded. Check that the files are images.")
     (target / COUNTS_FILE).write_text(json.dumps(done.to_json(), indent=1) + "\n")
     print(f"Prepared {output}: {_summary(done.counts)}, in {len(shards):,} shards.")
     if by_hash and done.counts.get("val", 0) < _FEW_IMAGES:
         print(
-            f"Note: {done.counts.get('val', 0)} images are in val, by which `train` judges what it makes. For more, "
+            f"Note: only {done.counts.get('val', 0)} images are in val, which decides what `train` keeps. For more, "
             f"prepare into another folder with --set val_fraction={enough_to_validate(sum(done.counts.values()))}."
         )
     return done.counts
@@ -114,7 +114,7 @@ def _write_shards(
 def _check_output(target: Location) -> None:
     try:
         if target.info() is not None:
-            raise UsageError(f"-o {target} is a file. Give a folder or a URI to write shards below.")
+            raise UsageError(f"-o {target} is a file. Pass a folder or a URI for the shards.")
         target.check_writable()
     except StorageError as error:
         if error.transient:
@@ -138,7 +138,7 @@ def _is_done(target: Location, identity: str, shards: Sequence[PlannedShard]) ->
         return False
     raise RunConflictError(
         f"{target} holds the shards of another dataset, or of this one with other images, captions, splits or "
-        f"settings. Give another output, or delete that folder first."
+        f"settings. Choose another output with -o, or delete that folder first."
     )
 
 
@@ -148,7 +148,7 @@ def _read(file: str, option: str, options: PrepareSettings) -> bytes:
     except StorageError as error:
         if error.transient:
             raise
-        raise InputError(f"{option} {file} cannot be read: {error} Give the dataset's file.") from error
+        raise InputError(f"{option} {file} cannot be read: {error} Pass the dataset's file.") from error
 
 
 def _file_name(file: str) -> str:

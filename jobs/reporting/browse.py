@@ -101,7 +101,7 @@ def _range(name: str, title: str, step: str) -> str:
 _LIST = (
     '<div id="list" class="panel" hidden><table><thead><tr><th></th><th>caption</th><th>name</th>'
     '<th class="number">score</th><th class="number">words</th></tr></thead><tbody></tbody></table></div>'
-    '<noscript><p class="quiet">Search and filters need JavaScript, which does not run here.</p></noscript>'
+    '<noscript><p class="quiet">Search and filters need JavaScript, which is disabled here.</p></noscript>'
 )
 
 
@@ -119,7 +119,7 @@ def _bar(table: TableFacts) -> str:
         '<button type="button" id="as-photos" aria-pressed="true">Photos</button>'
         '<button type="button" id="as-list" aria-pressed="false">All rows</button></div>'
         '<p id="count" role="status">Loading…</p><div class="pages" id="pages" hidden>'
-        '<button type="button" id="back" aria-label="Page before">‹</button><span id="page"></span>'
+        '<button type="button" id="back" aria-label="Previous page">‹</button><span id="page"></span>'
         '<button type="button" id="on" aria-label="Next page">›</button></div></div>'
     )
 
@@ -129,7 +129,7 @@ def _card() -> str:
     return (
         '<dialog id="card" aria-labelledby="card-text"><div class="picture"><p></p></div>'
         '<div class="card-text"><p id="card-text"></p><dl></dl><div class="others"></div><p class="card-buttons">'
-        '<button type="button" id="card-back">‹ Before</button><button type="button" id="card-on">Next ›</button>'
+        '<button type="button" id="card-back">‹ Previous</button><button type="button" id="card-on">Next ›</button>'
         '<button type="button" id="card-close">Close</button></p></div></dialog>'
     )
 

@@ -126,7 +126,7 @@ def _frame(shapes: Sequence[str], ticks: Sequence[tuple[float, str]], top: float
 
 
 def _nothing() -> str:
-    return '<p class="quiet">Nothing to draw.</p>'
+    return '<p class="quiet">No data.</p>'
 
 
 def _round_up(value: float) -> float:

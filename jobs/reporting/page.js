@@ -305,7 +305,7 @@
   async function begin() {
     bar.hidden = false;
     if (typeof DecompressionStream === "undefined") {
-      say("This browser is too old to search; what is on the page is below.");
+      say("This browser is too old for search; the photos are below.");
       get("as-photos").hidden = get("as-list").hidden = true;
       return;
     }

@@ -75,10 +75,10 @@ def _figures(facts: PageFacts) -> str:
         distinct = f"{'' if table.captions.exact else 'over '}{table.captions.distinct:,}"
         figures.append(("different captions", distinct))
         figures.append(("mean score", f"{table.scores.mean:.2f}"))
-        figures.append(("words a caption", f"{table.lengths.mean:.1f}"))
+        figures.append(("words per caption", f"{table.lengths.mean:.1f}"))
     rate = facts.summary.get("steady_images_per_second") or facts.summary.get("images_per_second") or facts.rate.mean
     if isinstance(rate, int | float) and rate > 0:
-        figures.append(("images a second", f"{rate:,.3g}" if rate < 1000 else f"{rate:,.0f}"))
+        figures.append(("images/s", f"{rate:,.3g}" if rate < 1000 else f"{rate:,.0f}"))
     return '<dl class="figures">' + "".join(f"<div><dt>{n}</dt><dd>{v}</dd></div>" for n, v in figures) + "</dl>"
 
 
@@ -112,14 +112,14 @@ def _distributions(facts: PageFacts) -> str:
     scores = histogram(
         facts.table.scores,
         label="Histogram of scores",
-        axis="score (mean log-probability a token)",
+        axis="score (mean log-probability per token)",
         bin_text=lambda start, stop: f"{start:.2f} to {stop:.2f}",
         picks="score",
     )
     lengths = histogram(
         facts.table.lengths,
         label="Histogram of caption lengths",
-        axis="words a caption",
+        axis="words per caption",
         bin_text=_word_range,
         picks="words",
     )
@@ -181,17 +181,17 @@ def _near_duplicate_group(images: int, captions: int, shown: Sequence[tuple[str,
 def _speed(facts: PageFacts) -> str:
     chart = curve(
         [(point.seconds, point.images_per_second) for point in facts.rate.points],
-        label="Images a second over time",
+        label="Images per second over time",
         axis="working time",
         x_text=duration,
     )
     note = ""
     if facts.rate.pauses:
         times = "once" if facts.rate.pauses == 1 else f"{facts.rate.pauses} times"
-        note = f'<p class="quiet">The run paused {times}; that time is left out.</p>'
+        note = f'<p class="quiet">The run paused {times}; pauses are not counted.</p>'
     stages = facts.summary.get("stages")
     table = _stages(stages) if isinstance(stages, Mapping) and stages else ""
-    panel = f'<div class="panel"><h3>Images a second</h3>{note}{chart}</div>{_busy(facts.rate)}'
+    panel = f'<div class="panel"><h3>Images per second</h3>{note}{chart}</div>{_busy(facts.rate)}'
     return f'<section id="speed"><h2>Speed</h2><div class="panels">{panel}{table}</div></section>'
 
 
@@ -219,7 +219,7 @@ def _stages(stages: Mapping[str, Any]) -> str:
         for name, value in seconds.items()
     )
     return (
-        '<div class="panel"><h3>Where the time went</h3><p class="quiet">Busy time of all workers together, in the '
+        '<div class="panel"><h3>Where the time went</h3><p class="quiet">Busy time summed over all workers, in the '
         'last run.</p><table><tr><th>stage</th><th class="number">time</th><th class="number">share</th></tr>'
         f"{rows}</table></div>"
     )
@@ -232,5 +232,5 @@ def _settings(facts: PageFacts) -> str:
         else ""
     )
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.about)
-    table = f'<table class="about">{rows}</table>' if rows else '<p class="quiet">Nothing is recorded.</p>'
+    table = f'<table class="about">{rows}</table>' if rows else '<p class="quiet">No settings are recorded.</p>'
     return f'<section id="settings"><h2>Settings</h2><div class="panel">{table}{settings}</div></section>'

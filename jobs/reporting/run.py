@@ -66,10 +66,10 @@ def write_report(
     record = RunRecord.read(layout)
     if record is None and not table_files(layout):
         if (output / "train.json").exists():
-            raise UsageError(f"{output} is of a training, which keeps its own page: open {output / 'report.html'}.")
-        raise UsageError(f"There is no caption run in {output}. Give the OUTPUT of `caption`.")
+            raise UsageError(f"{output} is a training run, which has its own page: open {output / 'report.html'}.")
+        raise UsageError(f"There is no caption run in {output}. Pass the OUTPUT of a `caption` run.")
     if file.is_dir():
-        raise UsageError(f"The page cannot be written to {file}, which is a folder. Give a file, such as report.html.")
+        raise UsageError(f"The page cannot be written to {file}, which is a folder. Use a file, such as report.html.")
     table = read_run(layout, sample=max_photos, least_confident=_LEAST_CONFIDENT, searched=MAX_ROWS)
     if table.captioned <= max_photos:
         table = table.without_least_confident()
@@ -94,6 +94,6 @@ def write_report(
 
 def _about(record: RunRecord) -> list[tuple[str, str]]:
     """What identifies this run: names and values, for people."""
-    facts = [("archive", ", ".join(record.inputs)), ("begun", record.created), ("fingerprint", record.fingerprint)]
+    facts = [("archive", ", ".join(record.inputs)), ("started", record.created), ("fingerprint", record.fingerprint)]
     facts += [(f"--{name}", str(value)) for name, value in record.selection.items()]
     return [*facts, ("versions", ", ".join(f"{name} {version}" for name, version in record.versions.items()))]

@@ -145,7 +145,7 @@ def table_batches(files: Iterable[Location], columns: Sequence[str]) -> Iterator
                 for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns)):
                     yield pa.Table.from_batches([batch])
             except (pa.ArrowInvalid, OSError) as error:
-                raise StorageError("storage", f"{file} is damaged: {error}. `verify` says more.") from error
+                raise StorageError("storage", f"{file} is damaged: {error}. Run `verify` for details.") from error
 
 
 class _SmallestKeys:

@@ -74,8 +74,8 @@ def serving(
     logging_config = {"log_level": "ERROR", "enable_access_log": False}
     if _serve_is_there():
         raise UsageError(
-            "A Ray Serve already runs on this cluster, and its address cannot be changed by another. End it with "
-            "`serve shutdown`, or unset RAY_ADDRESS to serve from this machine alone."
+            "Ray Serve is already running on this cluster, and this server cannot change its address. Stop it with "
+            "`serve shutdown`, or unset RAY_ADDRESS to serve from this machine only."
         )
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=logging_config)
@@ -85,7 +85,7 @@ def serving(
             )
         except Exception as error:  # Serve raises RuntimeError, and keeps the reason in its status
             raise UnfinishedError(
-                f"The server did not start: {_reason(error)}. Ray's logs are below /tmp/ray, in logs/serve."
+                f"The server did not start: {_reason(error)}. Its logs are in /tmp/ray/session_latest/logs/serve."
             ) from error
         yield
     finally:

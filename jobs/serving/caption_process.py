@@ -71,7 +71,7 @@ class CaptionProcess:
                 return self._child.request(frame, seconds=_HUNG_SECONDS)
             except (ChildDiedError, ChildHungError):
                 self._child = None
-        raise RequestError(503, "busy", "The captioner's process ended twice at these images.", retry_after=10)
+        raise RequestError(503, "busy", "The captioner's process failed twice on these images.", retry_after=10)
 
     def _start_child(self) -> dict[str, Any]:
         try:

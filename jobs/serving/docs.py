@@ -26,12 +26,12 @@ def docs_page(spec: Mapping[str, Any], base: str) -> str:
     """The page; `spec` is the content of `openapi.json`, `base` the server's address with a trailing slash."""
     sections = [
         "<h2><b>POST</b> /caption</h2>"
-        "<p>Captions an image: a form's file <code>image</code>, the image as the body with its options in the query, "
-        "or JSON with one of <code>image</code> and <code>images</code> (base64) and <code>urls</code> (where this "
-        "server allows them). Several images are answered by <code>results</code>, in their order.</p>"
+        "<p>Captions an image, sent as the file <code>image</code> of a form, as the body with options in the query, "
+        "or as JSON with <code>image</code> or <code>images</code> (base64) or <code>urls</code> (if this server "
+        "allows them). For several images the response has <code>results</code>, in the same order.</p>"
         f"<pre>{escape(_EXAMPLES.format(base=base))}</pre>",
         _section("Options", ("option", "type", ""), _fields(Options)),
-        _section("The answer about an image", ("field", "type", ""), _fields(Caption)),
+        _section("Response for an image", ("field", "type", ""), _fields(Caption)),
         _section("Each of alternatives", ("field", "type", ""), _fields(Alternative)),
         _section("attention", ("field", "type", ""), _fields(Attention)),
         _section("timing", ("field", "type", ""), _fields(Timing)),
@@ -39,8 +39,8 @@ def docs_page(spec: Mapping[str, Any], base: str) -> str:
             "Errors",
             ("status", ""),
             [(str(status), about["description"]) for status, about in ERROR_RESPONSES.items()],
-            f"<p>An error names its class and the reason: <code>{escape(_ERROR_EXAMPLE)}</code>. "
-            "Where it may pass, <code>Retry-After</code> says when to try again.</p>",
+            f"<p>An error has a class and a message: <code>{escape(_ERROR_EXAMPLE)}</code>. "
+            "If it is temporary, <code>Retry-After</code> says when to try again.</p>",
         ),
         _section(
             "Other paths",

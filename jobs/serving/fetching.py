@@ -21,20 +21,20 @@ def fetch(url: str, storage: StorageSettings, limits: LimitSettings) -> bytes:
     except ValueError:
         scheme = ""
     if scheme not in ("http", "https"):
-        raise RequestError(422, "request", "urls are web addresses: http://… or https://…")
+        raise RequestError(422, "request", "urls must be web addresses: http://… or https://…")
     if not storage.allow_http:
         raise RequestError(
             403,
             "forbidden",
-            "This server fetches no web addresses: send the image itself, or start the server with "
+            "This server does not fetch web addresses: send the image itself, or start the server with "
             "--set storage.allow_http=true",
         )
     try:
         data = Location.from_uri(url, storage).read_range(0, limits.max_bytes + 1, retry=_RETRY_POLICY)
     except StorageError as error:
         if error.error_class == "forbidden":  # do not reveal where names resolve in this network
-            raise RequestError(403, "forbidden", "This address may not be fetched.") from error
+            raise RequestError(403, "forbidden", "This server is not allowed to fetch this address.") from error
         raise
     if len(data) > limits.max_bytes:
-        raise StorageError("too_large", f"The file has more than {limits.max_mb} MiB, the most that is taken.")
+        raise StorageError("too_large", f"The file is larger than the limit of {limits.max_mb} MiB.")
     return data

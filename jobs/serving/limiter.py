@@ -30,7 +30,7 @@ class RequestLimiter:
             raise RequestError(
                 503,
                 "busy",
-                f"{self.in_flight} requests are under way, as many as may be at once. Send this one again in a second.",
+                f"{self.in_flight} requests are in progress, the most this server allows. Try again in a second.",
                 retry_after=1,
             )
         self.in_flight += 1
@@ -53,6 +53,6 @@ class RequestLimiter:
             raise RequestError(
                 429,
                 "rate",
-                f"This address has sent more than {self._rate:g} requests a second. Send this one again in {wait} s.",
+                f"This address has sent more than {self._rate:g} requests per second. Try again in {wait} s.",
                 retry_after=wait,
             )

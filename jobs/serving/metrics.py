@@ -21,22 +21,22 @@ class Metrics:
             "captioning_images", "Images by captioner and outcome: ok or an error class.", ["model", "outcome"], **made
         )
         self._seconds = Histogram(
-            "captioning_request_seconds", "Seconds of a request to /caption.", buckets=_SECONDS, **made
+            "captioning_request_seconds", "Duration of requests to /caption.", buckets=_SECONDS, **made
         )
         self._stages = Histogram(
             "captioning_stage_seconds",
-            "Seconds of an image in decoding, in the queue and in the model's batch.",
+            "Seconds per image in decoding, in the queue and in the model's batch.",
             ["stage"],
             buckets=_SECONDS,
             **made,
         )
         self._batches = Histogram(
             "captioning_batch_images",
-            "Images that shared an image's batch.",
+            "Images in the batch of each image.",
             buckets=(1, 2, 4, 8, 16, 32, 64, 128),
             **made,
         )
-        self._in_flight = Gauge("captioning_requests_under_way", "Requests to /caption under way.", **made)
+        self._in_flight = Gauge("captioning_requests_under_way", "Requests to /caption in progress.", **made)
 
     def request(self, status: int, seconds: float) -> None:
         """Count a request that has been answered."""

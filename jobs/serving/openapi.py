@@ -6,12 +6,14 @@ import pydantic
 
 from jobs.serving.requests import Options
 
+_SCORE = "Mean log-probability per token, including the end token."
+
 
 class Alternative(pydantic.BaseModel):
     """One of the n best captions."""
 
     caption: str
-    score: float = pydantic.Field(description="Mean log-probability of its tokens, the end token counted.")
+    score: float = pydantic.Field(description=_SCORE)
 
 
 class Attention(pydantic.BaseModel):
@@ -19,7 +21,7 @@ class Attention(pydantic.BaseModel):
 
     words: list[str]
     weights: list[list[list[float]]] = pydantic.Field(description="Words × rows × columns; each word's sum to 1.")
-    box: list[float] = pydantic.Field(description="left, top, right, bottom of the grid, as shares of the image.")
+    box: list[float] = pydantic.Field(description="left, top, right, bottom of the grid, as fractions of the image.")
 
 
 class Timing(pydantic.BaseModel):
@@ -33,17 +35,17 @@ class Timing(pydantic.BaseModel):
 
 
 class Caption(pydantic.BaseModel):
-    """The answer about one image."""
+    """The response for one image."""
 
     caption: str
-    score: float = pydantic.Field(description="Mean log-probability of its tokens, the end token counted.")
+    score: float = pydantic.Field(description=_SCORE)
     num_tokens: int
-    alternatives: list[Alternative] = pydantic.Field(description="Best first, the caption itself included.")
+    alternatives: list[Alternative] = pydantic.Field(description="Best first, including the caption itself.")
     model: str
     width: int
     height: int
     attention: Attention | None = pydantic.Field(
-        None, description="null unless asked for, and where the captioner has none."
+        None, description="null unless requested, and for captioners without attention."
     )
     timing: Timing
 
@@ -64,7 +66,7 @@ class Refusal(pydantic.BaseModel):
 
 
 class Results(pydantic.BaseModel):
-    """The answer about several images, in their order."""
+    """The response for several images, in their order."""
 
     results: list[Caption | Refusal]
 
@@ -72,12 +74,12 @@ class Results(pydantic.BaseModel):
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": Refusal, "description": text}
     for status, text in {
-        400: "The request cannot be read, or holds no image.",
-        403: "A web address that may not be fetched.",
+        400: "The request cannot be read, or contains no image.",
+        403: "A web address that this server is not allowed to fetch.",
         404: "A captioner that is not served.",
         413: "Too many bytes or images.",
         415: "A content type that is not supported.",
-        422: "An image that cannot be decoded, or an option with a wrong value.",
+        422: "An image that cannot be decoded, or an option with an invalid value.",
         429: "Too many requests from this address: see Retry-After.",
         503: "Too many requests at once: see Retry-After.",
         504: "The request took too long.",
@@ -90,8 +92,8 @@ _BINARY = {"type": "string", "format": "binary"}
 
 REQUEST_BODY: dict[str, Any] = {
     "required": True,
-    "description": "An image as a form's file, as the body (options in the query then), or as JSON with one of image, "
-    "images and urls.",
+    "description": "An image as a file of a form, as the body (with options in the query), or as JSON with image, "
+    "images or urls.",
     "content": {
         "multipart/form-data": {
             "schema": {"type": "object", "required": ["image"], "properties": {"image": _BINARY, **_OPTIONS}}
@@ -106,7 +108,7 @@ REQUEST_BODY: dict[str, Any] = {
                     "urls": {
                         "type": "array",
                         "items": {"type": "string"},
-                        "description": "Where the server allows it.",
+                        "description": "If the server allows it.",
                     },
                     **_OPTIONS,
                 },

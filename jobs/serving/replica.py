@@ -54,7 +54,7 @@ class CaptionerReplica:
     def check_health(self) -> None:
         """Called by Ray Serve, which replaces a replica that keeps raising."""
         if self._captioner.lost:
-            raise UnfinishedError("The captioner's process is lost.")
+            raise UnfinishedError("The captioner's process has died.")
 
     def close(self) -> None:
         """End the captioner's process."""

@@ -40,7 +40,9 @@ def to_request_error(error: CaptioningError) -> RequestError:
         status = 403 if error.error_class == "forbidden" else 422
         return RequestError(status, error.error_class, error.message)
     if isinstance(error, UnfinishedError):  # no decoding process can be started: the machine is full
-        return RequestError(503, "busy", "The server has no room for this request. Send it again.", retry_after=10)
+        return RequestError(
+            503, "busy", "The server cannot handle this request now. Try again in 10 s.", retry_after=10
+        )
     # Requests have their own name for this setting.
     return RequestError(422, "settings", str(error).replace("num_captions", "num_alternatives"))
 

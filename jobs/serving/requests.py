@@ -25,7 +25,7 @@ from starlette.requests import ClientDisconnect, Request
 from jobs.serving.request_errors import RequestError
 from jobs.serving.settings import LimitSettings
 
-_FORMS = "Send an image as the body (Content-Type: image/…), as a file `image` of a form, or as JSON."
+_FORMS = "Send an image as the body (Content-Type: image/…), as the file `image` of a form, or as JSON."
 
 
 class Options(pydantic.BaseModel):
@@ -35,13 +35,13 @@ class Options(pydantic.BaseModel):
 
     model: str | None = pydantic.Field(None, description="Which captioner, where several are served: see /models.")
     beam_size: int | None = pydantic.Field(None, ge=1, description="Hypotheses kept; 1 is greedy search.")
-    max_new_tokens: int | None = pydantic.Field(None, ge=1, description="The most tokens of a caption.")
+    max_new_tokens: int | None = pydantic.Field(None, ge=1, description="Maximum tokens of a caption.")
     repetition_penalty: float | None = pydantic.Field(
-        None, gt=0, le=100, allow_inf_nan=False, description="Above 1: against repetition."
+        None, gt=0, le=100, allow_inf_nan=False, description="Values above 1 discourage repetition."
     )
     prompt: str | None = pydantic.Field(None, max_length=500, description="Words that the caption continues.")
     num_alternatives: int | None = pydantic.Field(
-        None, ge=1, description="The n best captions, itself included; at most beam_size."
+        None, ge=1, description="How many of the best captions to return; at most beam_size."
     )
     attention: bool = pydantic.Field(False, description="Also return where the captioner looked for each word.")
 
@@ -82,12 +82,12 @@ async def read_request(request: Request, limits: LimitSettings) -> CaptionReques
     elif kind.startswith("image/") or kind == "application/octet-stream":
         images, multiple = [body], False
     else:
-        raise RequestError(415, "request", f"Content-Type {kind or '(none)'} cannot be read. {_FORMS}")
+        raise RequestError(415, "request", f"Content-Type {kind or '(none)'} is not supported. {_FORMS}")
     if not images:
-        raise RequestError(400, "request", f"The request holds no image. {_FORMS}")
+        raise RequestError(400, "request", f"The request contains no image. {_FORMS}")
     if len(images) > limits.max_images:
         raise RequestError(
-            413, "too_large", f"The request holds {len(images)} images; at most {limits.max_images} are taken at once."
+            413, "too_large", f"The request contains {len(images)} images; the limit is {limits.max_images}."
         )
     if sum(len(image) for image in images if isinstance(image, bytes)) > limits.max_bytes:
         raise _too_large(limits.max_bytes)
@@ -109,7 +109,7 @@ async def _body(request: Request, limits: LimitSettings) -> bytes:
                 raise _too_large(limits.max_bytes)
             pieces.append(piece)
     except ClientDisconnect as error:
-        raise RequestError(400, "request", "The upload was broken off.") from error
+        raise RequestError(400, "request", "The upload was interrupted.") from error
     return b"".join(pieces)
 
 
@@ -137,19 +137,19 @@ def _json(body: bytes) -> tuple[list[bytes | str], bool, dict[str, Any]]:
     try:
         given = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise RequestError(400, "request", "The body is not JSON, whatever its Content-Type says.") from error
+        raise RequestError(400, "request", "The body is not valid JSON, despite its Content-Type.") from error
     if not isinstance(given, dict):
         raise RequestError(422, "request", 'The JSON must be an object such as {"image": "BASE64"}.')
     sources = [name for name in ("image", "images", "urls") if name in given]
     if len(sources) != 1:
         raise RequestError(
-            422, "request", "The JSON must have one of image (base64), images (a list) and urls (a list)."
+            422, "request", "The JSON must have exactly one of image (base64), images (a list) and urls (a list)."
         )
     name = sources[0]
     value = given.pop(name)
     values = [value] if name == "image" else value
     if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
-        what = "base64 text" if name == "image" else "a list of texts"
+        what = "a base64 string" if name == "image" else "a list of strings"
         raise RequestError(422, "request", f"{name} must be {what}.")
     return [each if name == "urls" else _decoded(each) for each in values], name != "image", given
 
@@ -161,7 +161,7 @@ def _decoded(text: str) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise RequestError(422, "request", "An image is not base64. (Web addresses go into urls.)") from error
+        raise RequestError(422, "request", "An image is not valid base64. (Web addresses go into urls.)") from error
 
 
 def _options(given: Mapping[str, Any]) -> Options:
@@ -172,7 +172,8 @@ def _options(given: Mapping[str, Any]) -> Options:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         known = ", ".join(Options.model_fields)
-        why = f"is not known. Known are {known}" if first["type"] == "extra_forbidden" else f"is wrong: {first['msg']}"
+        unknown = first["type"] == "extra_forbidden"
+        why = f"is unknown. Valid options: {known}" if unknown else f"is invalid: {first['msg']}"
         raise RequestError(422, "settings", f"The option {name[:80]} {why}.") from error
 
 
@@ -180,8 +181,8 @@ def _check(options: Options, limits: LimitSettings) -> None:
     for name, most in (("beam_size", limits.max_beam_size), ("max_new_tokens", limits.max_new_tokens)):
         value = getattr(options, name)
         if value is not None and value > most:
-            raise RequestError(422, "settings", f"{name} is {value}; this server goes up to {most}.")
+            raise RequestError(422, "settings", f"{name} is {value}; this server allows at most {most}.")
 
 
 def _too_large(limit: int) -> RequestError:
-    return RequestError(413, "too_large", f"The request has more than {limit >> 20} MiB. Scale the image down.")
+    return RequestError(413, "too_large", f"The request is larger than {limit >> 20} MiB. Scale the image down.")

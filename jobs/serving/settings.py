@@ -29,7 +29,7 @@ class LimitSettings:
     """Requests in flight at once; more are refused (status 503, Retry-After)."""
 
     client_rate: Annotated[float, Ge(0)] = 0.0
-    """Sustained requests a second from one address (status 429, Retry-After); 0 for no limit."""
+    """Sustained requests per second from one address (status 429, Retry-After); 0 for no limit."""
 
     client_burst: Annotated[int, Ge(1)] = 20
     """Requests that one address may send in a burst. Only with `client_rate`."""

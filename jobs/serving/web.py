@@ -79,7 +79,7 @@ class CaptionService:
                 content = await asyncio.wait_for(self._captions(caption_request, begin), left)
             answer = JSONResponse(content)
         except TimeoutError:
-            late = RequestError(504, "timeout", f"The request was not done within {limit:g} s.", retry_after=1)
+            late = RequestError(504, "timeout", f"The request took longer than {limit:g} s.", retry_after=1)
             answer = _error_response(late)
         except CaptioningError as error:
             answer = _error_response(to_request_error(error))
@@ -126,7 +126,7 @@ class CaptionService:
             return next(iter(self.captioners))
         if requested not in self.captioners:
             served = ", ".join(self.captioners)
-            raise RequestError(404, "model", f"There is no captioner {requested[:80]!r} here. Served are: {served}.")
+            raise RequestError(404, "model", f"This server has no captioner {requested[:80]!r}. It has: {served}.")
         return requested
 
     async def about(self, seconds: float) -> list[dict[str, Any]]:
@@ -145,7 +145,7 @@ def build_app(service: CaptionService) -> FastAPI:
     app = FastAPI(
         title="Captioning",
         version=version("captioning"),
-        description="Captions for images. The page to try them is at /.",
+        description="Captions for images. A page to try them is at /.",
         # FastAPI's own pages are scripts from elsewhere: blank where there is no internet.
         docs_url=None,
         redoc_url=None,
@@ -161,13 +161,13 @@ def build_app(service: CaptionService) -> FastAPI:
     async def caption(request: Request) -> Response:
         return await service.answer(request)
 
-    @app.get("/models", summary="The captioners that are served, the first one being the default, and the limits")
+    @app.get("/models", summary="The captioners served (the first is the default) and the limits")
     async def models() -> dict[str, Any]:
         limits = service.settings.limits
         bounds = {name: getattr(limits, name) for name in ("max_mb", "max_beam_size", "max_new_tokens", "max_images")}
         return {"models": await service.about(30), "limits": bounds}
 
-    @app.get("/health", summary="200 where every captioner answers, else 503")
+    @app.get("/health", summary="200 if every captioner answers, else 503")
     async def health() -> JSONResponse:
         try:
             return JSONResponse({"status": "ok", "models": [about["name"] for about in await service.about(10)]})

@@ -45,7 +45,7 @@ class CapacityWatch:
         what = f"{self._placement.cpus:g} CPU" + (" and a GPU" if self._placement.gpu else "")
         needed = f"{count} worker{'s' if count > 1 else ''} with {what}{' each' if count > 1 else ''}"
         if capacity < count:
-            self._handle_shortage(now, f"{needed} must fit, and the cluster has room for {capacity}")
+            self._handle_shortage(now, f"training needs {needed}, and the cluster has room for {capacity}")
             return
         self._last_sufficient = now
         was_pending, self._pending = self._pending, self._has_pending()
@@ -53,17 +53,21 @@ class CapacityWatch:
             self._last_message = None
         elif was_pending:  # in two checks, so they are not just being started
             self._report(
-                f"Training waits for its places: {needed} must be free at once. Free: {free_resources(loads)}. Other "
-                "work of the cluster holds the rest; it goes on when that ends, or with a smaller `min_workers`."
+                f"Training is waiting for resources: it needs {needed} at once. Free: {free_resources(loads)}. Other "
+                "work on the cluster uses the rest. Training continues when that ends, or run the same command again "
+                "with a smaller `min_workers`."
             )
 
     def _handle_shortage(self, now: float, why: str) -> None:
         if now - self._last_sufficient > _GIVE_UP_AFTER:
             raise UnfinishedError(
-                f"Training stopped: {why}, for {_GIVE_UP_AFTER / 60:.0f} minutes. Give the same command again when "
-                "there are more nodes, or with a smaller `min_workers`; it goes on from the last saved state."
+                f"Training stopped after waiting {_GIVE_UP_AFTER / 60:.0f} minutes for nodes: {why}. Run the same "
+                "command again when there are more nodes, or with a smaller `min_workers`; it resumes from the last "
+                "saved state."
             )
-        self._report(f"Waiting for nodes: {why}. A smaller `min_workers` lets it go on with fewer.")
+        self._report(
+            f"Waiting for nodes: {why}. To train with fewer, run the same command again with a smaller `min_workers`."
+        )
 
     def _report(self, text: str) -> None:
         if self._last_message is None or self._clock() - self._last_message >= _MESSAGE_INTERVAL:

@@ -29,7 +29,7 @@ def line_chart(series: Sequence[Series], *, label: str, ends: Sequence[int] = ()
     """A chart of all `series`. `label` is for screen readers, `ends` are the steps at which stages ended."""
     drawn = [each for each in series if each.points]
     if not drawn:
-        return '<p class="quiet">Nothing to draw yet.</p>'
+        return '<p class="quiet">No data yet.</p>'
     values = [y for each in drawn for _, y in each.points]
     last = max(x for each in drawn for x, _ in each.points) or 1.0
     ticks = nice_ticks(min(values), max(values))

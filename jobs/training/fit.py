@@ -30,7 +30,7 @@ def fit(settings: "TrainSettings", output: "Location") -> None:
     """Train to the end on the Ray cluster that this process is connected to.
 
     Raises the `CaptioningError` of a worker, `SettingsError` if the workers do not fit on the cluster,
-    `UnfinishedError` if workers are lost repeatedly or cannot be placed any more, and `KeyboardInterrupt` with
+    `UnfinishedError` if workers are lost repeatedly or can no longer be placed, and `KeyboardInterrupt` with
     a message.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -78,11 +78,14 @@ def fit(settings: "TrainSettings", output: "Location") -> None:
             _run_in_thread(trainer.fit, _MessagePrinter(messages).poll, capacity.poll)
         except KeyboardInterrupt:
             saved = saved_step(output)
-            kept = "not saved yet" if saved is None else f"saved up to step {saved:,}"
-            raise KeyboardInterrupt(f"Training is {kept}. Give the same command again to go on.") from None
+            if saved is None:
+                raise KeyboardInterrupt("Nothing is saved yet: the same command starts from the beginning.") from None
+            raise KeyboardInterrupt(
+                f"Training is saved up to step {saved:,}. Run the same command again to resume."
+            ) from None
         except Exception as error:
             raise _user_error(error) or UnfinishedError(
-                f"Training stopped: {last_line(error)} Give the same command again to go on from the last saved state."
+                f"Training stopped: {last_line(error)} Run the same command again to resume from the last saved state."
             ) from error
 
 

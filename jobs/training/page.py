@@ -98,7 +98,7 @@ def page(
     steps = [record for record in records if record["kind"] == "step"]
     validations = [record for record in records if record["kind"] == "validation"]
     name = output.rstrip("/").rpartition("/")[2] or output
-    state = "finished" if finished else "under way, or stopped"
+    state = "finished" if finished else "running or stopped"
     sections = [
         f'<header><h1>Training of {escape(name)}</h1><p class="quiet">{escape(output)} · {state}</p></header>',
         _figures(steps, validations),
@@ -150,7 +150,7 @@ def _figures(steps: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[s
         figures.append(("steps", f"{last['step']:,} of {last['total_steps']:,}"))
         figures.append(("images seen", f"{last['images_seen']:,}"))
         figures.append(("training time", duration(last["seconds"])))
-        figures.append(("images a second", f"{steps[-1]['images_per_second']:,.1f}"))
+        figures.append(("images/s", f"{steps[-1]['images_per_second']:,.1f}"))
     items = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures)
     return f'<dl class="figures">{items}</dl>' if figures else ""
 
@@ -167,7 +167,7 @@ def _curves(steps: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[st
         f'<div class="panel"><h3>{title}</h3>{line_chart(series, label=f"{title} over the steps", ends=ends)}</div>'
         for title, series in (("Training loss", loss), ("Validation", scores), ("Learning rate", rate))
     )
-    marked = '<p class="quiet">Dashed lines are the ends of stages.</p>' if ends else ""
+    marked = '<p class="quiet">Dashed lines mark the ends of stages.</p>' if ends else ""
     return f'<section id="curves"><h2>Curves</h2>{marked}<div class="panels">{panels}</div></section>'
 
 
@@ -181,7 +181,7 @@ def _stages(records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -
     for name, of_stage in seen.items():
         objective = own.get(name, {}).get("objective", settings.get("objective", ""))
         if not of_stage:
-            rows.append(_row(name, objective, "to come", "", "", ""))
+            rows.append(_row(name, objective, "pending", "", "", ""))
             continue
         last = of_stage[-1]
         best = _best([record for record in of_stage if record["kind"] == "validation"])
@@ -222,8 +222,8 @@ def _evaluations(validations: Sequence[Mapping[str, Any]]) -> str:
     heads = "".join(f'<th class="number">{label}</th>' for label in ("step", "epoch", *(label for _, label in _SCORES)))
     return (
         '<section id="evaluations"><h2>Evaluations</h2><p class="quiet">On the validation split, newest first; the '
-        f'best is marked, and kept.</p><div class="scroll"><table><tr><th>stage</th>{heads}<th>other score</th></tr>'
-        f"{''.join(rows)}</table></div></section>"
+        'best is highlighted and kept.</p><div class="scroll"><table>'
+        f"<tr><th>stage</th>{heads}<th>other score</th></tr>{''.join(rows)}</table></div></section>"
     )
 
 
@@ -238,8 +238,8 @@ def _samples(validations: Sequence[Mapping[str, Any]], photos: Mapping[str, Phot
         return ""
     figures = "".join(_sample(key, captions, photos.get(key, Photo("", ()))) for key, captions in by_photo.items())
     return (
-        '<section id="samples"><h2>Captions as training went on</h2><p class="quiet">The same photos of the validation '
-        f"split at each evaluation; a caption stands where it first came.</p>{figures}</section>"
+        '<section id="samples"><h2>Captions during training</h2><p class="quiet">The same photos of the validation '
+        f"split at each evaluation; a caption is listed only when it changes.</p>{figures}</section>"
     )
 
 
@@ -253,7 +253,7 @@ def _sample(key: str, captions: Sequence[tuple[int, str]], photo: Photo) -> str:
     people = ""
     if photo.captions:
         items = "".join(f"<li>{escape(text)}</li>" for text in photo.captions)
-        people = f'<details><summary>What people said</summary><ul class="people">{items}</ul></details>'
+        people = f'<details><summary>Reference captions</summary><ul class="people">{items}</ul></details>'
     return (
         f'<figure><div class="picture">{picture}</div><figcaption><small>{escape(key)}</small><ol>{lines}</ol>{people}'
         "</figcaption></figure>"

@@ -41,7 +41,7 @@ def place_workers(settings: TrainSettings, nodes: Sequence[Node]) -> Placement:
     gpu = gpus >= min_workers if settings.gpu is None else settings.gpu
     if gpu and gpus < min_workers:
         raise SettingsError(
-            f"{min_workers} worker(s) need as many GPUs, and Ray has {gpus}. Lower `workers` (or `min_workers`), or "
+            f"{min_workers} worker(s) need one GPU each, and Ray has {gpus}. Lower `workers` (or `min_workers`), or "
             "train on CPUs with --set gpu=false."
         )
     threads = float(settings.threads_per_worker)

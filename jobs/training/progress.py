@@ -42,7 +42,7 @@ class TrainProgress(Watch):
         self._display.__enter__()
         saved = saved_step(self._output) or 0
         if saved:
-            self._display.print_line(f"Going on from step {saved:,}.")
+            self._display.print_line(f"Resuming from step {saved:,}.")
         return super().__enter__()
 
     def __exit__(
@@ -55,7 +55,7 @@ class TrainProgress(Watch):
 
     def line(self) -> str:
         """The last step's record as a line, or a message that there is none yet."""
-        return describe_record(self._last) if self._last else "Starting: workers, model and data are being loaded."
+        return describe_record(self._last) if self._last else "Starting: loading workers, model and data."
 
     def fraction(self) -> float | None:
         """The fraction of steps that are done."""
@@ -122,7 +122,7 @@ def describe_record(record: Mapping[str, Any]) -> str:
         reward = f"  reward {record['reward']:.3f}" if "reward" in record else ""
         return (
             f"{place}  loss {record['loss']:.3f}{reward}  lr {record['lr']:.1e}  "
-            f"{record['images_per_second']:.1f} img/s  {record['tokens_per_second']:,.0f} tokens/s  "
+            f"{record['images_per_second']:.1f} images/s  {record['tokens_per_second']:,.0f} tokens/s  "
             f"data wait {record['data_wait_share']:.0%}  {duration(_seconds_left(record))} left"
         )
     if "cider_d" in record:

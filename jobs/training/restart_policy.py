@@ -35,19 +35,19 @@ class RestartPolicy(UserCallback):  # type: ignore[misc]
             if known is not None:
                 raise known
         ranks = ", ".join(str(rank) for rank in sorted(worker_exceptions))
-        reason = f"worker {ranks} failed: {last_line(next(iter(worker_exceptions.values())))}"
+        workers = "worker" if len(worker_exceptions) == 1 else "workers"
+        reason = f"{workers} {ranks} failed: {last_line(next(iter(worker_exceptions.values())))}"
         step = saved_step(self._output)
         self._futile_restarts = self._futile_restarts + 1 if step == self._step else 1
         self._step = step
         if self._futile_restarts > _MAX_FUTILE_RESTARTS:
             raise UnfinishedError(
-                f"Training stopped: {reason} That was {self._futile_restarts} times without a new saved state in "
-                "between. Give the same command again to go on from the last one; a smaller `save_every_steps` loses "
-                "less."
+                f"Training stopped: {reason} Workers failed {self._futile_restarts} times without a new saved state in "
+                "between. Run the same command again to resume; a smaller `save_every_steps` loses less work."
             )
-        begin = "the beginning" if step is None else f"step {step:,}"
+        begin = "Starting over" if step is None else f"Resuming from step {step:,}"
         with self._messages.open("a") as file:
-            file.write(without_secrets(f"Note: {reason} Going on from {begin}.").replace("\n", " ") + "\n")
+            file.write(without_secrets(f"Note: {reason} {begin}.").replace("\n", " ") + "\n")
 
 
 def last_line(error: BaseException) -> str:

@@ -31,8 +31,8 @@ def train_worker(config: dict[str, Any]) -> None:
     probe = config.get("probe")
     if probe is not None and not probe.exists():
         raise UsageError(
-            f"The folder {output} is another one on some nodes of the cluster. A training on several nodes keeps its "
-            "states where all reach them: give -o a URI (s3://…) or a folder of a file system that they share."
+            f"The folder {output} is not the same one on all nodes of the cluster. Training on several nodes saves its "
+            "states where all of them can reach them: pass -o a URI (s3://…) or a folder on a shared file system."
         )
     torch.set_num_threads(settings.threads_per_worker)
     device = torch.device("cpu")

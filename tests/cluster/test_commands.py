@@ -54,7 +54,7 @@ def test_a_job_is_sent_watched_and_ends_with_its_code(head: FakeHead, config: Pa
 def test_what_the_cluster_has_is_not_sent_again(head: FakeHead) -> None:
     assert "Sending this checkout" in cluster(head, "submit", *CAPTION).stderr
     again = cluster(head, "submit", *CAPTION)
-    assert "nothing is sent" in again.stderr
+    assert "nothing to send" in again.stderr
     assert len(head.packages) == 1
     assert len(head.submitted) == 2
     assert sum(each.startswith("PUT") for each in head.asked) == 1
@@ -143,7 +143,7 @@ def test_a_missing_token_is_reported_with_where_to_put_it(head: FakeHead, comman
     arguments = {"submit": CAPTION, "list": ()}.get(command, ("caption-1",))
     done = cluster(head, command, *arguments)
     assert done.exit_code == 2
-    assert "asks for a token, and there is none here (HTTP 401)" in done.stderr
+    assert "requires a token, and none was found here (HTTP 401)" in done.stderr
     assert "~/.ray/auth_token" in done.stderr
 
 
@@ -152,7 +152,7 @@ def test_a_wrong_token_is_reported_with_its_source(head: FakeHead, monkeypatch: 
     monkeypatch.setenv("RAY_AUTH_TOKEN", "another1")
     done = cluster(head, "list")
     assert done.exit_code == 2
-    assert "does not take the token of RAY_AUTH_TOKEN (HTTP 403)" in done.stderr
+    assert "rejects the token from RAY_AUTH_TOKEN (HTTP 403)" in done.stderr
     assert "another1" not in done.output
 
 
@@ -172,14 +172,14 @@ def test_an_address_without_an_answer_is_reported() -> None:
     assert f"No cluster answers at {address}: connection refused" in done.stderr
     done = cluster("http://no-such-host.invalid:8265", "list")
     assert done.exit_code == 1
-    assert "no host of that name" in done.stderr or "No cluster answers" in done.stderr
+    assert "host not found" in done.stderr or "No cluster answers" in done.stderr
 
 
 def test_a_server_other_than_ray_is_reported(head: FakeHead) -> None:
     head.ray = None  # type: ignore[assignment]
     done = cluster(head, "submit", *CAPTION)
     assert done.exit_code == 2
-    assert "no Ray cluster's Jobs API" in done.stderr
+    assert "not the Jobs API of a Ray cluster" in done.stderr
 
 
 @pytest.mark.parametrize("status", [200, 404])
@@ -189,7 +189,7 @@ def test_a_web_page_is_not_taken_for_ray(head: FakeHead, command: list[str], sta
     done = cluster(head, *command)
     assert done.exit_code == 2
     if status == 200 or command[0] == "list":
-        assert "no Ray cluster's Jobs API" in done.stderr
+        assert "not the Jobs API of a Ray cluster" in done.stderr
     assert "<html>" not in done.output
 
 
@@ -240,10 +240,10 @@ def test_stop_waits_and_reports(head: FakeHead) -> None:
     done = cluster(head, "stop", "caption-1")
     assert done.exit_code == 0
     assert "up to 120 s" in done.stderr
-    assert "was stopped after 12 s. Submit the same again" in done.stderr
+    assert "was stopped after 12 s. Submit the same command again" in done.stderr
     done = cluster(head, "stop", "caption-1")
     assert done.exit_code == 0
-    assert "over already" in done.stderr
+    assert "already ended" in done.stderr
     assert sum(each.endswith("/stop") for each in head.asked) == 1
 
 
@@ -251,7 +251,7 @@ def test_stop_waits_and_reports(head: FakeHead) -> None:
 def test_an_unknown_job_is_reported(head: FakeHead, arguments: tuple[str, ...]) -> None:
     done = cluster(head, arguments[0], *arguments[1:], "caption-9")
     assert done.exit_code == 2
-    assert "knows no job caption-9" in done.stderr
+    assert "has no job caption-9" in done.stderr
     assert "cluster list" in done.stderr
 
 
@@ -286,7 +286,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_what_to_do_next(head: FakeHead) 
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Job caption-1 goes on." in told
+    assert "Job caption-1 continues." in told
     assert f"python -m cluster logs -f caption-1 --address {head.address}" in told
     assert f"python -m cluster stop caption-1 --address {head.address}" in told
     assert "Traceback" not in told

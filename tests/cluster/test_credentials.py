@@ -42,7 +42,7 @@ def test_a_required_token_that_is_missing_is_an_error(monkeypatch: pytest.Monkey
 
 def test_a_token_that_cannot_be_sent_is_reported_without_showing_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", f"{TOKEN}\nX-Other: 1")
-    with pytest.raises(UsageError, match="odd characters") as raised:
+    with pytest.raises(UsageError, match="invalid characters") as raised:
         find_credentials()
     assert TOKEN not in str(raised.value)
 

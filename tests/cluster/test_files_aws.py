@@ -238,7 +238,7 @@ def test_a_machine_that_aws_reclaims_is_drained_until_then(tmp_path: Path) -> No
         service.notice = json.dumps({"action": "terminate", "time": at.strftime("%Y-%m-%dT%H:%M:%SZ")})
         said = watch.communicate(timeout=60)[0]
     assert watch.returncode == 0
-    assert "AWS takes this spot instance back" in said
+    assert "AWS is reclaiming this spot instance" in said
     [call] = drained(tmp_path)
     options = dict(zip(call[1::2], call[2::2], strict=True))
     assert call[0] == "drain-node"

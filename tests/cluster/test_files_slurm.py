@@ -225,7 +225,7 @@ def test_before_the_time_is_up_the_run_ends_cleanly_and_is_requeued(slurm: Slurm
     assert code == 130, said
     assert slurm.lines("signals") == ["terminated"]
     assert slurm.lines("requeue") == ["4711"]
-    assert "back in the queue" in said
+    assert "requeued; it will resume" in said
     assert len(slurm.lines("ended")) == 2
 
 
@@ -234,7 +234,7 @@ def test_before_the_time_is_up_the_run_ends_cleanly_and_is_requeued(slurm: Slurm
     [
         ({"REQUEUE": "0"}, False, ""),
         ({"SLURM_RESTART_COUNT": "7", "MAX_RESTARTS": "7"}, False, "MAX_RESTARTS"),
-        ({"REQUEUE_FAILS": "1"}, True, "Give the same command"),
+        ({"REQUEUE_FAILS": "1"}, True, "Run the same command"),
     ],
 )
 def test_it_is_not_requeued_where_it_must_not_be(
@@ -276,7 +276,7 @@ def test_a_ray_that_does_not_start_is_reported(slurm: Slurm) -> None:
     )
     code, said = slurm.run("caption", "/archive", "-o", "/out", SICK="1")
     assert code == 1
-    assert "did not come up on machine1" in said
+    assert "did not start on machine1" in said
     [log] = Path(slurm.environment["SLURM_SUBMIT_DIR"]).glob("captioning-4711-ray.log")
     assert "no room" in log.read_text()
     assert not slurm.lines("job")

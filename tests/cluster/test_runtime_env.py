@@ -45,7 +45,7 @@ def test_packages_come_from_a_file_and_singly(tmp_path: Path) -> None:
 def test_a_file_that_names_further_files_is_refused(tmp_path: Path, line: str) -> None:
     file = tmp_path / "requirements.txt"
     file.write_text(f"timm\n{line}\n")
-    with pytest.raises(UsageError, match="names a file of this machine"):
+    with pytest.raises(UsageError, match="names a file on this machine"):
         packages_to_install([], file)
     with pytest.raises(UsageError, match="cannot be read"):
         packages_to_install([], tmp_path / "none.txt")

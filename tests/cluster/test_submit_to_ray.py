@@ -39,7 +39,7 @@ def test_photos_are_captioned_over_http_with_a_token(
     photos, output = write_photos(tmp_path / "photos", 12), tmp_path / "out"
     wrong = client.run("submit", *caption(photos, output), token="wrong-token-1")
     assert wrong.returncode == 2
-    assert "does not take the token of RAY_AUTH_TOKEN" in wrong.stderr
+    assert "rejects the token from RAY_AUTH_TOKEN" in wrong.stderr
     assert "wrong-token-1" not in wrong.stdout + wrong.stderr
 
     more = ("--model", str(tiny_captioner), "--config", str(config), *ONE)
@@ -77,7 +77,7 @@ def test_a_job_that_was_stopped_goes_on_when_submitted_again(client: Client, tmp
         _, told = process.communicate(timeout=60)
     assert process.returncode == 130
     job = job_of(told)
-    assert f"Job {job} goes on." in told
+    assert f"Job {job} continues." in told
     assert re.search(r"state +running", client.run("status", job).stdout)
 
     watching = client.start("logs", "-f", job)
@@ -93,7 +93,7 @@ def test_a_job_that_was_stopped_goes_on_when_submitted_again(client: Client, tmp
     again = client.run("submit", *given)
     assert again.returncode == 0, again.stdout + again.stderr
     assert re.search(r"captioned, [\d,]+ were done before", again.stdout)
-    assert "nothing is sent" in again.stderr
+    assert "nothing to send" in again.stderr
     assert len(read_rows(output)) == 400
 
 

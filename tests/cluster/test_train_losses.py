@@ -82,7 +82,7 @@ def test_one_of_two_machines_killed_in_mid_epoch(arguments: list[str], tmp_path:
         code, said = job.end()
         assert code == 0, said
         assert "Traceback" not in said, said
-        assert "Going on from step" in said
+        assert "Resuming from step" in said
         # The other machine may still finish the current step.
         after = [step for _, step in steps(rehearsal)[before:] if step <= saved + SAVED - 3]
         assert after[0] in (saved + 1, saved + 1 - SAVED), "it does not begin anew"

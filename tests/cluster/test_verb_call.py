@@ -23,7 +23,7 @@ def test_a_verb_is_passed_on_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "Give a verb"),
+        ([], "Pass a verb"),
         (["capture", "s3://a"], "no verb capture.*caption, plan"),
         ([*CAPTION, "--set", "decoding.beam=3"], "beam"),
         ([*CAPTION, "--set", "runtime.actors=many"], "runtime.actors"),
@@ -62,7 +62,7 @@ def test_a_wrong_option_is_found_at_once(arguments: list[str]) -> None:
     ],
 )
 def test_a_path_of_this_machine_is_refused(arguments: list[str], named: str) -> None:
-    with pytest.raises(UsageError, match="of this machine.*s3://") as raised:
+    with pytest.raises(UsageError, match="on this machine.*s3://") as raised:
         check_call(arguments)
     assert str(raised.value).startswith(named)
 

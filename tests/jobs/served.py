@@ -47,7 +47,7 @@ def served(models: Sequence[str], *more: str) -> Iterator[Server]:
             found = re.match(r"Ready: (http://\S+)/ ", line)
             if found:
                 url = found[1]
-            if line.startswith("Ctrl-C"):
+            if line.startswith("Press Ctrl-C"):
                 break
         assert url is not None, "".join(printed)
         rest.start()

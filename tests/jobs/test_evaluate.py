@@ -127,7 +127,7 @@ def test_a_search_is_printed_and_written(folder: Path) -> None:
     record = json.loads(output.read_text())["decoding_search"]
     assert len(record) == 4
     assert {each["decoding"]["beam_size"] for each in record} == {1, 2, 3}
-    assert "beam 2 (present)" in result.output
+    assert "beam 2 (current)" in result.output
     assert f"--set decoding.beam_size={record[0]['decoding']['beam_size']}" in result.output
     assert (folder / "model" / "config.json").read_text() == before
 
@@ -155,7 +155,7 @@ def test_nothing_is_saved_into_what_is_no_folder(folder: Path) -> None:
         (["--split", "holiday"], "holiday"),
         (["--beams", "1,two"], "--beams"),
         (["--beams", "0"], "beam_size"),
-        (["--beams", "1", "--set", "decoding.beam_size=2"], "leave one"),
+        (["--beams", "1", "--set", "decoding.beam_size=2"], "only one"),
         (["-o", "captions.txt"], ".jsonl"),
         (["--set", "decoding.beams=2"], "beam_size"),
         (["--set", "batch_size=many"], "batch_size"),

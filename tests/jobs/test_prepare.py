@@ -104,7 +104,7 @@ def test_images_of_which_none_decodes_are_refused_and_leave_no_files(dataset, ra
         (dataset / f"texts/{number}.jpg").write_bytes(b"no image")
     result = run(dataset, images="texts")
     assert result.exit_code == 2
-    assert "Not one image" in result.output
+    assert "None of the images" in result.output
     assert list((dataset / "out").iterdir()) == []
 
 

@@ -231,7 +231,7 @@ def test_where_there_is_no_run(tmp_path):
         write_report(Location.parse(str(tmp_path)), Location.parse(str(tmp_path / "x.html")))
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "train.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"of a training.*report\.html"):
+    with pytest.raises(UsageError, match=r"is a training run.*report\.html"):
         write_report(Location.parse(str(tmp_path)), Location.parse(str(tmp_path / "x.html")))
 
 

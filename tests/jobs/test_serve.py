@@ -34,7 +34,7 @@ def test_a_server_answers_and_ends_cleanly(tiny_captioner: Path) -> None:
         assert server.end() == 130
     # Ray prints the end of a server like a failure; that is suppressed.
     assert server.printed[-2:] == [
-        "Ending …\n",
-        "Interrupted. The server has ended; the same command starts it again.\n",
+        "Stopping …\n",
+        "Interrupted. The server has stopped; run the same command to start it again.\n",
     ]
-    assert server.printed[-3].startswith("Ctrl-C")
+    assert server.printed[-3].startswith("Press Ctrl-C")

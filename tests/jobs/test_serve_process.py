@@ -79,7 +79,7 @@ def test_images_that_kill_it_twice_are_refused(process: CaptionProcess, monkeypa
 
     monkeypatch.setattr(process, "_start_child", start_and_die)
     os.kill(pid_of(process), signal.SIGKILL)
-    with pytest.raises(RequestError, match="ended twice") as refused:
+    with pytest.raises(RequestError, match="failed twice") as refused:
         process.caption(pictures(process.preprocess.size, 1), {}, attention=False)
     assert (refused.value.status, refused.value.retry_after) == (503, 10)
     assert process.lost

@@ -43,7 +43,7 @@ def test_workers_that_wait_for_others_are_told_with_what_is_free() -> None:
     cluster.waits = True
     cluster.pass_time(50)
     [said] = cluster.said
-    assert "2 workers with 0.9 CPU each must be free at once. Free: head 1.5 of 2 CPU." in said
+    assert "2 workers with 0.9 CPU each at once. Free: head 1.5 of 2 CPU." in said
     assert "smaller `min_workers`" in said
     cluster.pass_time(250)
     assert len(cluster.said) == 1
@@ -62,12 +62,12 @@ def test_without_nodes_that_are_large_enough_it_ends_some_day() -> None:
     cluster = Cluster()
     cluster.nodes = [NodeLoad("small", cpus=1, gpus=0, free_cpus=1, free_gpus=0)]
     cluster.pass_time(1700)
-    assert "2 workers with 0.9 CPU each must fit, and the cluster has room for 1" in cluster.said[0]
+    assert "needs 2 workers with 0.9 CPU each, and the cluster has room for 1" in cluster.said[0]
     cluster.nodes *= 2
     cluster.pass_time(40)
     cluster.nodes = cluster.nodes[:1]
     cluster.pass_time(1700)
-    with pytest.raises(UnfinishedError, match=r"room for 1, for 30 minutes\..*min_workers.*last saved state"):
+    with pytest.raises(UnfinishedError, match=r"after waiting 30 minutes.*room for 1\..*min_workers.*last saved state"):
         cluster.pass_time(200)
 
 

@@ -54,8 +54,8 @@ def test_the_page_has_curves_stages_evaluations_and_samples(tmp_path: Path) -> N
     assert text.count('class="best"') == 1
     assert "data:image/jpeg;base64," in text
     assert key in text
-    assert "What people said" in text
-    assert text.count("a dog runs</li>") == 1, "a caption stands where it first came"
+    assert "Reference captions" in text
+    assert text.count("a dog runs</li>") == 1, "a caption is listed only when it changes"
     assert "<b>dog" not in text
     assert "secret" not in text
     assert 'http-equiv="refresh"' in text
@@ -94,7 +94,7 @@ def test_long_curves_are_downsampled_and_empty_ones_said() -> None:
     points = [(float(at), 2.0) for at in range(10_000)]
     assert len(downsample(points)) <= 400
     assert downsample(points)[-1] == (9999.0, 2.0)
-    assert "Nothing to draw" in line_chart([Series("loss", [])], label="loss")
+    assert "No data" in line_chart([Series("loss", [])], label="loss")
 
 
 def test_a_curve_of_one_point_is_seen() -> None:

@@ -56,5 +56,5 @@ def test_a_gpu_a_worker_where_there_are_as_many() -> None:
     assert placement.capacity(nodes) == 8
     assert place_workers(settings(workers=16), nodes).gpu is False
     assert place_workers(settings(workers=16, min_workers=8), nodes).gpu is True
-    with pytest.raises(SettingsError, match="16 worker.s. need as many GPUs, and Ray has 8"):
+    with pytest.raises(SettingsError, match="16 worker.s. need one GPU each, and Ray has 8"):
         place_workers(settings(workers=16, gpu=True), nodes)
