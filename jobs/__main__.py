@@ -14,8 +14,8 @@ try:
     from typer.core import TyperCommand, TyperGroup
 except ModuleNotFoundError as missing:
     sys.exit(
-        f"Error: {sys.executable} has no package {missing.name!r}, which the command line needs. Set the environment "
-        "up with `make setup` and use .venv/bin/python, or install what is missing: pip install -e '.[runner]'"
+        f"Error: {sys.executable} lacks the package {missing.name!r}, which the command line needs. Run `make setup` "
+        "and use .venv/bin/python, or install what is missing: pip install -e '.[runner]'"
     )
 
 from jobs.cli import guard

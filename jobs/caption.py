@@ -85,4 +85,4 @@ def caption(
     outcome = caption_archive(Request(tuple(inputs), output, model, parsed, decoding, selection, add, refreshing))
     for line in final_lines(outcome, output):
         print(line)
-    require_success(outcome, output, "Give the same command again.")
+    require_success(outcome, output, "Delete any damaged part or foreign file, then run the same command again.")

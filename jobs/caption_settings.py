@@ -77,7 +77,7 @@ class RuntimeSettings:
 
     stall_s: Annotated[float, Ge(0)] = 1800.0
     """Seconds without any progress after which a run on Ray ends with exit code 1, such as when no node has room for
-    it; give the command again to go on (0: it waits for ever). The reason for waiting is shown after a minute."""
+    it; run the command again to resume (0: it waits forever). The reason for waiting is shown after a minute."""
 
 
 @settings
@@ -85,7 +85,7 @@ class ErrorSettings:
     """How many images may fail."""
 
     max_fraction: Annotated[float, Ge(0), Le(1)] = 0.2
-    """Above this fraction of failed images the command ends with exit code 1; the rows are written all the same."""
+    """Above this fraction of failed images the command ends with exit code 1; the rows are still written."""
 
 
 @settings
@@ -126,30 +126,29 @@ def _check(given: CaptionSettings, where: str) -> None:
     if runtime.device == "cpu" and runtime.gpus_per_actor not in ("auto", 0):
         raise SettingsError(
             f"In {where}: runtime.device is cpu but runtime.gpus_per_actor is {runtime.gpus_per_actor}: "
-            "leave one of the two out."
+            "remove one of them."
         )
     if runtime.device == "cuda" and runtime.gpus_per_actor == 0:
-        raise SettingsError(
-            f"In {where}: runtime.device is cuda but runtime.gpus_per_actor is 0: leave one of the two out."
-        )
+        raise SettingsError(f"In {where}: runtime.device is cuda but runtime.gpus_per_actor is 0: remove one of them.")
     if runtime.precision == "int8" and (runtime.device == "cuda" or runtime.encoder not in ("auto", "onednn")):
         raise SettingsError(
-            f"In {where}: runtime.precision int8 is for CPUs and for runtime.encoder auto or onednn: "
-            "leave one of the two out."
+            f"In {where}: runtime.precision int8 works only on CPUs, with runtime.encoder auto or onednn: "
+            "remove it or the conflicting setting."
         )
     if runtime.cuda_graphs and (runtime.device == "cpu" or runtime.gpus_per_actor == 0 or runtime.runner == "local"):
         raise SettingsError(
-            f"In {where}: runtime.cuda_graphs is for GPUs, and captioners are to run on CPUs: leave one of the two out."
+            f"In {where}: runtime.cuda_graphs is for GPUs, but other settings run captioners on CPUs: "
+            "remove it or the conflicting setting."
         )
     if runtime.max_actors is not None and (runtime.runner == "local" or runtime.device == "cpu"):
         raise SettingsError(
-            f"In {where}: runtime.max_actors asks a Ray cluster for GPUs, and runtime.runner is {runtime.runner} and "
-            f"runtime.device {runtime.device}: leave runtime.max_actors out."
+            f"In {where}: runtime.max_actors requests GPUs from a Ray cluster, but runtime.runner is {runtime.runner} "
+            f"and runtime.device is {runtime.device}: remove runtime.max_actors."
         )
     if runtime.max_actors is not None and runtime.actors != "auto":
         raise SettingsError(
-            f"In {where}: runtime.max_actors is {runtime.max_actors}, but runtime.actors is {runtime.actors} for good: "
-            "leave one of the two out."
+            f"In {where}: runtime.max_actors is {runtime.max_actors}, but runtime.actors fixes the number at "
+            f"{runtime.actors}: remove one of them."
         )
     share = runtime.gpus_per_actor
     if share != "auto" and share > 1 and share != int(share):

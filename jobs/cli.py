@@ -63,7 +63,7 @@ def guard(verb: Callable[P, R]) -> Callable[P, R]:
             with sigterm_as_interrupt():
                 return verb(*args, **kwargs)
         except KeyboardInterrupt as interrupt:
-            how = str(interrupt) or "Give the same command again to go on."
+            how = str(interrupt) or "Run the same command again to continue."
             raise _end(f"Interrupted. {how}", INTERRUPTED) from None
         except Exception as error:
             known = find_user_error(error)

@@ -80,8 +80,8 @@ def main(model: str | None = None) -> int:
         if command[0] == "caption":
             show(FOLDER)
     print(
-        f"\nThe table is {FOLDER}/part-*.parquet, the page to look at {FOLDER}/report.html."
-        "\nNow your own photos:"
+        f"\nThe table is {FOLDER}/part-*.parquet; open {FOLDER}/report.html in a browser."
+        "\nNow caption your own photos:"
         "\n\n    .venv/bin/python -m jobs caption YOUR_FOLDER -o captions"
         "\n    .venv/bin/python -m jobs report captions\n"
     )

@@ -60,8 +60,9 @@ def doctor(
     if as_json:
         print(json.dumps({"ok": not failed, "checks": [finding.to_dict() for finding in found]}))
     elif failed:
-        print(f"\nFailed: {', '.join(finding.name for finding in failed)}. Follow the arrows, then run doctor again.")
+        names = ", ".join(finding.name for finding in failed)
+        print(f"\nFailed: {names}. Follow the advice at the arrows, then run doctor again.")
     else:
-        print("\nEverything needed works. Next: python -m jobs caption FOLDER -o OUTPUT")
+        print("\nEverything required works. Next: python -m jobs caption FOLDER -o OUTPUT")
     if failed:
         raise typer.Exit(UNFINISHED)

@@ -137,8 +137,8 @@ def export(
     missing = result.counts.missing
     if missing:
         raise UnfinishedError(
-            f"{counted(missing, 'image')} could not be read any more and are not in the export. "
-            "Give the same command again when they can be."
+            f"{counted(missing, 'image')} could no longer be read and {'is' if missing == 1 else 'are'} not in the "
+            "export. Run the same command again once this is fixed."
         )
 
 
@@ -148,17 +148,16 @@ def _lines(result: "ExportResult", target: "Location | None") -> list[str]:
 
     counts = result.counts
     place = "the images" if target is None else str(target)
-    before = f", {result.before:,} rows were done before" if result.before else ""
+    before = f", {result.before:,} rows already done" if result.before else ""
     lines = [f"{counted(counts.written, 'image')} with a caption in {place}{before}."]
     if counts.errors:
-        lines.append(
-            f"{counted(counts.errors, 'image')} failed and {'was' if counts.errors == 1 else 'were'} left out."
-        )
+        lines.append(f"{counted(counts.errors, 'image')} failed and {'was' if counts.errors == 1 else 'were'} skipped.")
     if counts.kept:
         lines.append(
-            f"{counts.kept:,} .txt files were there already with other content, and were kept. "
-            "--overwrite replaces them."
+            f"Kept {counted(counts.kept, 'existing .txt file')} with other content; --overwrite replaces such files."
         )
     if result.pending:
-        lines.append(f"{counted(result.pending, 'image')} have no row yet: give the same command again when they have.")
+        lines.append(
+            f"{counted(result.pending, 'image')} without a row yet: run the same command again once they have one."
+        )
     return [*lines, *result.lines]

@@ -30,7 +30,7 @@ class _Interrupts:
             self._first = now
             raise KeyboardInterrupt
         if now - self._first > self._SAME:
-            os.write(2, b"Stopped at once; what was finished is kept. Give the same command again to go on.\n")
+            os.write(2, b"Stopped immediately; finished work is kept. Run the same command again to continue.\n")
             os._exit(INTERRUPTED)
 
 

@@ -23,7 +23,7 @@ def plan(
             "-o",
             metavar="OUTPUT",
             help="The run's folder or URI, new or existing. It must be writable, though nothing is written; images "
-            "that are done there are left out of the time.",
+            "that are done there do not count towards the time.",
             show_default=False,
         ),
     ] = None,
@@ -34,7 +34,7 @@ def plan(
             "--price-per-hour",
             metavar="X",
             min=0.0,
-            help="What one machine costs an hour, in any currency; a cluster costs that much per node.",
+            help="What one machine costs per hour, in any currency; a cluster costs that much per node.",
             show_default=False,
         ),
     ] = None,

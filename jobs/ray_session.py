@@ -74,7 +74,7 @@ def join_cluster(address: str) -> None:
         ray.shutdown()
         raise UnfinishedError(
             f"Could not connect to the cluster at RAY_ADDRESS={address}: {error}. Check the address, and the token if "
-            "the cluster asks for one (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN). Unset RAY_ADDRESS to run on this "
+            "the cluster requires one (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN). Unset RAY_ADDRESS to run on this "
             "machine."
         ) from error
 
@@ -108,11 +108,17 @@ def start_local(*, num_cpus: int | None = None, object_store_memory: int | None 
             if attempt + 1 < _START_ATTEMPTS and "timed out" in str(error):
                 continue
             raise UnfinishedError(
-                f"Could not start a local Ray: {str(error).rstrip('.')}. Its logs are in /tmp/ray/session_latest/logs; "
-                "if the machine is very busy, give the same command again later."
+                f"Could not start a local Ray: {str(error).rstrip('.')}. Its logs are in {_log_folder()}; "
+                "if the machine is very busy, run the same command again later."
             ) from error
         else:
             return
+
+
+def _log_folder() -> Path:
+    """Where a local Ray writes its logs, chosen as Ray does."""
+    temporary = os.environ.get("RAY_TMPDIR") or (os.environ.get("TMPDIR") if sys.platform == "linux" else None)
+    return Path(temporary or "/tmp") / "ray" / "session_latest" / "logs"
 
 
 def _terminated() -> KeyboardInterrupt:

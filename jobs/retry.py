@@ -48,4 +48,5 @@ def retry(
     outcome = retry_rows(RetryRequest(output, tuple(error_class or ()), model, config, tuple(settings or ())))
     for line in retry_lines(outcome, output, error_class or []):
         print(line)
-    require_success(outcome, output, f"Go on with it: python -m jobs caption INPUT… -o {output}")
+    hint = f"Delete any damaged part or foreign file, then run: python -m jobs caption INPUT… -o {output}"
+    require_success(outcome, output, hint)

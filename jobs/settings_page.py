@@ -12,7 +12,7 @@ FILE = Path(__file__).resolve().parent.parent / "configs" / "README.md"
 
 _HEAD = """# Settings
 
-Every setting of every verb. Give them in YAML with `--config FILE`, or one by one with `--set key=value`, which takes
+Every setting of every verb. Set them in YAML with `--config FILE`, or one by one with `--set key=value`, which takes
 precedence. Values are YAML: `--set decoding.beam_size=5`, `--set input.keep_columns=[license,width]`, `--set epochs=3`.
 The folders beside this file have presets: `configs/VERB/*.yaml`.
 

@@ -119,5 +119,5 @@ def progress_mode() -> ProgressMode:
     except ValueError:
         names = ", ".join(mode.value for mode in ProgressMode)
         raise UsageError(
-            f"The variable {PROGRESS_VARIABLE} is {given!r}: it can be one of {names}. Unset it, or set one of these."
+            f"The variable {PROGRESS_VARIABLE} is {given!r}, but must be one of {names}. Unset it or change it."
         ) from None

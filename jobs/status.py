@@ -61,11 +61,11 @@ def status_lines(found: "Status", output: str) -> list[str]:
         ("images", f"{at.done:,} of {at.images:,} done ({percent(at.done, at.images)}), {at.pending:,} pending")
     )
     classes = ", ".join(f"{count:,} {name}" for name, count in found.errors.items())
-    source = "" if found.errors_read else " (by the event log; --errors counts them in the table)"
+    source = "" if found.errors_read else " (from the event log; --errors counts them in the table)"
     rows.append(("errors", f"{sum(found.errors.values()):,}{f': {classes}' if classes else ''}{source}"))
     if found.images_per_second:
         left = f", {duration(found.seconds_left)} left" if found.seconds_left is not None else ""
-        when = "of late" if found.state == "running" else "when last running"
+        when = "recently" if found.state == "running" else "when last running"
         rows.append(("rate", f"{found.images_per_second:,.1f} images/s {when}{left}"))
     rows.append(
         (
@@ -76,7 +76,7 @@ def status_lines(found: "Status", output: str) -> list[str]:
     )
     rows += [("events" if not number else "", _event(event)) for number, event in enumerate(found.last)]
     if found.state == "stopped":
-        rows.append(("next", "give its `caption` command again to go on"))
+        rows.append(("next", "run its `caption` command again to resume"))
     return [f"{name:<8}{text}" for name, text in rows]
 
 

@@ -43,7 +43,7 @@ class Status:
 def status_of(layout: RunLayout, *, read_errors: bool = False, now: datetime | None = None) -> Status:
     """The status of the run in `layout`. Raises `UsageError` where there is none, and `StorageError`."""
     if not layout.exists():
-        raise UsageError(f"There is no run in {layout.root} (it has no _run/run.json). Give the OUTPUT of `caption`.")
+        raise UsageError(f"There is no run in {layout.root} (it has no _run/run.json). Pass a run's OUTPUT.")
     stands = run_progress(layout)
     events = read_events(layout)
     holds, alive = _holder(layout)

@@ -23,4 +23,4 @@ def read_config(config: Path | None) -> tuple[str | None, str]:
     try:
         return config.read_text(encoding="utf-8"), str(config)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {config} cannot be read: {error}. Give a YAML file of settings.") from error
+        raise UsageError(f"--config {config} cannot be read: {error}. Pass a YAML file of settings.") from error

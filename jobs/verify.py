@@ -40,8 +40,8 @@ def verify(
     if not verdict.ok:
         problems = "\n  ".join(verdict.problems)
         raise UnfinishedError(
-            f"The table in {output} is not whole:\n  {problems}\n"
-            "The run's `caption` command, given again, makes what is missing, and only that; delete a file that is "
-            "damaged or wrong first."
+            f"The table in {output} is incomplete or has errors:\n  {problems}\n"
+            "Delete any damaged part or foreign file, then run its `caption` command again: it writes only what is "
+            "missing."
         )
-    print("The table is whole: one row an image, no id twice.")
+    print("The table is complete: one row per image, no duplicate ids.")

@@ -31,8 +31,8 @@ def python() -> Iterator[Finding]:
     if sys.version_info < _OLDEST:
         yield Finding("python", "fail", text, "Use Python 3.11 or newer: make setup PYTHON=python3.11 VENV=.venv-311")
     elif sys.prefix == sys.base_prefix and not Path("/.dockerenv").exists():
-        todo = "If packages clash, `make setup` makes an environment of its own; then use .venv/bin/python."
-        yield Finding("python", "ok", text + ", in no virtual environment", todo)
+        todo = "If packages conflict, `make setup` creates a separate environment; then use .venv/bin/python."
+        yield Finding("python", "ok", text + ", no virtual environment", todo)
     else:
         yield Finding("python", "ok", text)
 
@@ -46,11 +46,11 @@ def cores(cgroup: Path = _CGROUP) -> Iterator[Finding]:
         yield Finding(
             "cores",
             "warn",
-            f"{text}; but this container is allowed the time of {allowed:g}",
-            f"Give the container more, or start as many captioners: --set runtime.actors={max(1, int(allowed))}",
+            f"{text}, but this container's CPU limit is {allowed:g}",
+            f"Raise the limit, or run fewer captioners: --set runtime.actors={max(1, int(allowed))}",
         )
     elif threads is not None and threads.isdigit() and int(threads) > usable:
-        todo = f"Too many threads slow one another down: unset OMP_NUM_THREADS, or set it to {usable} or less."
+        todo = f"Too many threads slow each other down: unset OMP_NUM_THREADS, or set it to {usable} or less."
         yield Finding("cores", "warn", text, todo)
     else:
         yield Finding("cores", "ok", text)
@@ -74,14 +74,14 @@ def memory(cgroup: Path = _CGROUP) -> Iterator[Finding]:
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     allowed = memory_limit(cgroup)
     size = there if allowed is None else min(there, allowed)
-    text = f"{size / _GIB:.1f} GiB" + (f" allowed of {there / _GIB:.1f} GiB" if size < there else "")
+    text = f"{size / _GIB:.1f} GiB" + (f" of {there / _GIB:.1f} GiB (container limit)" if size < there else "")
     if size < _MEMORY_A_CORE * len(usable_cores()):
         fit = max(1, int(size / _MEMORY_A_CORE) - 1)
         yield Finding(
             "memory",
             "warn" if size > _GIB else "fail",
             f"{text} for {len(usable_cores())} cores",
-            f"A captioner takes about 1 GiB: start fewer with --set runtime.actors={fit}, or give the machine more.",
+            f"A captioner needs about 1 GiB: run fewer with --set runtime.actors={fit}, or add memory.",
         )
     else:
         yield Finding("memory", "ok", text)
@@ -111,12 +111,14 @@ def disks(output: str | None) -> Iterator[Finding]:
         text = f"{usage.free / _GIB:,.1f} GiB free for {name} ({path})"
         full = usage.used / usage.total > _RAY_FULL if usage.total else False
         if usage.free < _LEAST_DISK:
-            yield Finding("disk", "fail", text, f"Make room on the disk of {path}, or choose another place.")
+            yield Finding("disk", "fail", text, f"Free up space on the disk of {path}, or choose another location.")
         elif full and path == temporary:
-            todo = "Ray writes nothing to a disk that is 95% full: make room, or set RAY_TMPDIR to a folder elsewhere."
+            todo = (
+                "Ray does not write to a disk that is over 95% full: free up space, or set RAY_TMPDIR to another disk."
+            )
             yield Finding("disk", "warn", text, todo)
         elif usage.free < _LITTLE_DISK:
-            todo = "Enough to start with; `python -m jobs plan INPUT` forecasts what a run will take."
+            todo = "Enough to start with; `python -m jobs plan INPUT` forecasts how much a run writes."
             yield Finding("disk", "warn", text, todo)
         else:
             yield Finding("disk", "ok", text)
@@ -132,7 +134,7 @@ def _existing(path: Path) -> Path:
 def shared_memory(folder: Path = Path("/dev/shm")) -> Iterator[Finding]:
     """Shared memory, through which Ray passes decoded images between processes."""
     if not folder.is_dir():
-        yield Finding("/dev/shm", "ok", "none on this system, and none needed")
+        yield Finding("/dev/shm", "ok", "none on this system, not needed")
         return
     usage = shutil.disk_usage(folder)
     text = f"{usage.free / _GIB:.2f} of {usage.total / _GIB:.2f} GiB free"
@@ -141,8 +143,8 @@ def shared_memory(folder: Path = Path("/dev/shm")) -> Iterator[Finding]:
             "/dev/shm",
             "warn",
             text,
-            "Ray uses files instead, which is slower. Start a container with --shm-size=2g (Kubernetes: an emptyDir of "
-            "medium Memory at /dev/shm).",
+            "Ray falls back to disk, which is slower. Start the container with --shm-size=2g (Kubernetes: an emptyDir "
+            "with medium: Memory at /dev/shm).",
         )
     else:
         yield Finding("/dev/shm", "ok", text)
@@ -156,13 +158,13 @@ def gpu() -> Iterator[Finding]:
         yield Finding(
             "gpu",
             "fail",
-            f"nvidia-smi is there but fails: {error}",
+            f"nvidia-smi is installed but fails: {error}",
             "Install or reload the NVIDIA driver, or start the container with --gpus all. To caption on CPUs "
             "anyway: --set runtime.device=cpu",
         )
         return
     if not gpus:
-        yield Finding("gpu", "ok", "none: captions are made on CPUs")
+        yield Finding("gpu", "ok", "none: captioning runs on CPUs")
         return
     names: dict[str, int] = {}
     for each in gpus:
@@ -175,7 +177,7 @@ def gpu() -> Iterator[Finding]:
         yield Finding("gpu", "warn", f"{text}, hidden by CUDA_VISIBLE_DEVICES={hidden!r}", "Unset it to use them.")
     elif crowded:
         taken = ", ".join(str(each.index) for each in crowded)
-        todo = "Other programs fill them (see nvidia-smi): end those, or choose others with CUDA_VISIBLE_DEVICES."
+        todo = "Other programs use it (see nvidia-smi): stop them, or select other GPUs with CUDA_VISIBLE_DEVICES."
         yield Finding("gpu", "warn", f"{text}; less than 2 GiB free on GPU {taken}", todo)
     else:
         yield Finding("gpu", "ok", text)

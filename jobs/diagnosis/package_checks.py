@@ -47,16 +47,18 @@ def packages(root: Path = _ROOT) -> Iterator[Finding]:
     again = "`make setup`, or pip install -c constraints.txt -e '.[runner]'"
     if missing or wrong:
         text = "; ".join([*([f"missing: {', '.join(missing)}"] if missing else []), *wrong])
-        yield Finding("packages", "fail", text, f"Install what is needed: {again}")
+        yield Finding("packages", "fail", text, f"Install the required packages: {again}")
         return
     versions = ", ".join(f"{name} {installed_version(name)}" for name in _SHOWN_VERSIONS)
     if other:
-        text = f"{count} needed ones are there ({versions}), {len(other)} not as tested: {', '.join(other[:6])}"
+        text = (
+            f"{count} required ones installed ({versions}), {len(other)} in untested versions: {', '.join(other[:6])}"
+        )
         yield Finding(
-            "packages", "warn", text, f"They may well work. If something does not, take the tested ones: {again}"
+            "packages", "warn", text, f"They will probably work. If something fails, install the tested ones: {again}"
         )
     else:
-        yield Finding("packages", "ok", f"{count} needed ones are there ({versions}), versions as tested")
+        yield Finding("packages", "ok", f"{count} required ones installed ({versions}), in the tested versions")
 
 
 def extras(root: Path = _ROOT) -> Iterator[Finding]:
@@ -71,14 +73,12 @@ def extras(root: Path = _ROOT) -> Iterator[Finding]:
     text = f"installed: {', '.join(extra for extra, _ in there) or 'none'}"
     if not lacking:
         if shutil.which("java") is None:
-            text += "; without Java, METEOR is left out"
+            text += "; METEOR also needs Java"
         yield Finding("extras", "ok", text)
         return
     missing = ", ".join(f"{extra} ({what})" for extra, what in lacking)
     wanted = ",".join(extra for extra, _ in lacking)
-    yield Finding(
-        "extras", "ok", f"{text}; not installed: {missing}", f"Only if you want them: pip install -e '.[{wanted}]'"
-    )
+    yield Finding("extras", "ok", f"{text}; not installed: {missing}", f"Optional: pip install -e '.[{wanted}]'")
 
 
 def declared(root: Path) -> tuple[list[str], dict[str, list[str]]]:

@@ -35,8 +35,8 @@ def main() -> int:
     from jobs.ray_session import join_cluster, start_local
 
     if address and address.startswith(("http://", "https://")):
-        text = f"RAY_ADDRESS={address} is the address of a dashboard, to which jobs are submitted"
-        todo = "Use `python -m cluster submit --address` for it; RAY_ADDRESS here is HOST:6379, or auto on a node."
+        text = f"RAY_ADDRESS={address} is the address of a dashboard, which accepts only job submissions"
+        todo = "Use it with `python -m cluster submit --address`; set RAY_ADDRESS to HOST:6379, or to auto on a node."
         report(Finding("ray", "fail", text, todo))
         return 0
     try:
@@ -51,15 +51,17 @@ def main() -> int:
         return 0
     except Exception as error:
         todo = (
-            "See `ray status` on the cluster: is there a free CPU?"
+            "Check with `ray status` on the cluster whether a CPU is free."
             if address
-            else "Is the machine very busy? Try again."
+            else "The machine may be too busy: try again."
         )
-        report(Finding("ray", "fail", f"Ray {ray.__version__} runs no task: {type(error).__name__}: {error}", todo))
+        report(
+            Finding("ray", "fail", f"Ray {ray.__version__} cannot run a task: {type(error).__name__}: {error}", todo)
+        )
         return 0
     seconds = time.monotonic() - began
     if not address:
-        report(Finding("ray", "ok", f"{ray.__version__} starts here and runs a task ({seconds:.1f} s in all)"))
+        report(Finding("ray", "ok", f"{ray.__version__} starts here and runs a task ({seconds:.1f} s in total)"))
     else:
         have = ray.cluster_resources()
         nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -101,16 +103,16 @@ def _nodes(nodes: list[dict[str, Any]]) -> list[Finding]:
                 other.append(f"{asked[reference]}: {name} {there['versions'][name]} (here {version})")
     found = []
     if silent:
-        todo = "See `ray status`: are these nodes busy, or gone?"
+        todo = "Check with `ray status` whether these nodes are busy or gone."
         found.append(Finding("nodes", "warn", f"no answer from {', '.join(silent)}", todo))
     if lacking:
         text = f"packages of this repository are not found on {', '.join(lacking)}"
-        todo = "Submit the job with `python -m cluster submit`, which brings them along, or use the container image."
+        todo = "Submit the job with `python -m cluster submit`, which uploads them, or use the container image."
         found.append(Finding("nodes", "fail", text, todo))
     if other:
-        todo = "Install the same versions everywhere: pip install -c constraints.txt -e '.[runner]', or one image."
-        found.append(Finding("nodes", "warn", f"other versions on {'; '.join(other)}", todo))
-    return found or [Finding("nodes", "ok", f"{len(ready)} asked: versions as here, packages found")]
+        todo = "Install the same versions everywhere: pip install -c constraints.txt -e '.[runner]', or use one image."
+        found.append(Finding("nodes", "warn", f"different versions on {'; '.join(other)}", todo))
+    return found or [Finding("nodes", "ok", f"{len(ready)} checked: same versions as here, packages found")]
 
 
 def _look() -> Callable[[tuple[str, ...]], dict[str, Any]]:

@@ -15,6 +15,7 @@ from captioning.run.fetch import fetch
 from captioning.run.sources import Entry, open_sources
 from captioning.storage import Location, StorageSettings
 from jobs.diagnosis.all_checks import Finding
+from jobs.progress import counted
 
 #: Most images to list, and the time limit for that, in seconds.
 _LISTED = 1000
@@ -35,19 +36,19 @@ def check_input(text: str, storage: StorageSettings) -> Iterator[Finding]:
                     break
             listed = time.monotonic() - began
             if not entries:
-                todo = "Name a folder, a tar, a table or a list that has images."
-                yield Finding("input", "fail", f"{text} can be listed, but there is no image in it{where}", todo)
+                todo = "Pass a folder, tar, table or list that contains images."
+                yield Finding("input", "fail", f"{text} can be listed, but contains no images{where}", todo)
                 return
             began = time.monotonic()
             size = len(fetch(entries[0], storage))
     except CaptioningError as error:
         yield Finding("input", "fail", f"{text}: {error}{where}", _todo(error, text, reading=True))
         return
-    number = f"{len(entries):,}" + (" and more" if len(entries) == _LISTED else "")
+    number = ("at least " if len(entries) == _LISTED else "") + counted(len(entries), "image")
     yield Finding(
         "input",
         "ok",
-        f"{text}: {number} images listed in {listed:.1f} s, the first ({size / 1e6:.2f} MB) read in "
+        f"{text}: {number} listed in {listed:.1f} s, the first ({size / 1e6:.2f} MB) read in "
         f"{time.monotonic() - began:.2f} s{where}",
     )
 
@@ -70,8 +71,8 @@ def check_output(text: str, storage: StorageSettings) -> Iterator[Finding]:
                 finally:
                     probe.delete()
                 if not same:
-                    todo = "Captioning needs a store that shows what was written at once."
-                    yield Finding("output", "fail", f"{text}: what was written there was not found again", todo)
+                    todo = "Captioning needs storage in which written files are visible immediately."
+                    yield Finding("output", "fail", f"{text}: a file written there was not found again", todo)
                     return
     except CaptioningError as error:
         yield Finding("output", "fail", f"{text}: {error}{where}", _todo(error, text, reading=False))
@@ -93,9 +94,9 @@ def credentials(text: str, storage: StorageSettings) -> str:
     except Exception as error:  # botocore raises many kinds
         return f"; credentials could not be found: {type(error).__name__}: {error}"
     if found is None:
-        return "; no credentials were found"
+        return "; no credentials found"
     of = {
-        "env": "variables of the environment",
+        "env": "environment variables",
         "shared-credentials-file": "the shared credentials file",
         "config-file": "the AWS config file",
         "iam-role": "the machine's IAM role",
@@ -117,11 +118,13 @@ def _todo(error: CaptioningError, text: str, *, reading: bool) -> str:
             else "s3:ListBucket, s3:GetObject, s3:PutObject, s3:DeleteObject"
         )
         return (
-            f"Give these credentials {rights} there, or others: AWS_PROFILE, or --set storage.profile=NAME; for a "
+            f"Grant these credentials {rights} there, or use others: AWS_PROFILE, or --set storage.profile=NAME; for a "
             "public bucket --set storage.anonymous=true."
         )
     if kind in ("network", "timeout"):
-        return "See whether the address can be reached from here; another store than AWS: --set storage.endpoint=URL."
+        return (
+            "Check that the address can be reached from here; for a store other than AWS: --set storage.endpoint=URL."
+        )
     if kind in ("forbidden",):
-        return "Give yourself the right to it, or choose another place."
+        return "Get permission to access it, or choose another location."
     return ""

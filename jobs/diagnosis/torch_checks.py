@@ -3,6 +3,7 @@
 They find mismatched versions of torch and torchvision, a GPU that cannot compute, and a checkpoint that does not load.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -36,7 +37,7 @@ def _torch(report: Callable[[Finding], None]) -> bool:
                 "torch",
                 "fail",
                 text,
-                "Install it anew: pip install --force-reinstall -c constraints.txt torch torchvision",
+                "Reinstall it: pip install --force-reinstall -c constraints.txt torch torchvision",
             )
         )
         return False
@@ -61,12 +62,12 @@ def _torchvision(report: Callable[[Finding], None]) -> None:
             Finding(
                 "torchvision",
                 "fail",
-                f"torchvision does not go with torch {torch.__version__}: {type(error).__name__}: {error}",
-                "Install the two together, from one place: pip install -c constraints.txt torch torchvision",
+                f"torchvision does not match torch {torch.__version__}: {type(error).__name__}: {error}",
+                "Reinstall both together: pip install --force-reinstall -c constraints.txt torch torchvision",
             )
         )
         return
-    report(Finding("torchvision", "ok", f"{torchvision.__version__}, goes with torch"))
+    report(Finding("torchvision", "ok", f"{torchvision.__version__}, matches torch"))
 
 
 def _cuda(report: Callable[[Finding], None]) -> None:
@@ -79,12 +80,13 @@ def _cuda(report: Callable[[Finding], None]) -> None:
     except (GpuDriverError, ValueError):
         there = True
     if not torch.cuda.is_available():
-        if there:
+        # `machine_checks` reports GPUs that are hidden.
+        if there and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
             todo = (
-                "Install a torch that is built for your driver's CUDA (pytorch.org says which), or caption on CPUs: "
+                "Install a torch built for your driver's CUDA version (see pytorch.org), or caption on CPUs: "
                 "--set runtime.device=cpu"
             )
-            report(Finding("cuda", "fail", "There is a GPU, and PyTorch cannot use it", todo))
+            report(Finding("cuda", "fail", "There is a GPU, but PyTorch cannot use it", todo))
         return
     gpus = []
     for number in range(torch.cuda.device_count()):
@@ -94,11 +96,13 @@ def _cuda(report: Callable[[Finding], None]) -> None:
             right = float((square @ square).sum()) == 64.0**3
             free, whole = torch.cuda.mem_get_info(device)
         except Exception as error:
-            todo = "See nvidia-smi for what else uses it, or leave it out with CUDA_VISIBLE_DEVICES."
-            report(Finding("cuda", "fail", f"GPU {number} does not compute: {error}", todo))
+            todo = "Check with nvidia-smi what else uses it, or exclude it with CUDA_VISIBLE_DEVICES."
+            report(Finding("cuda", "fail", f"GPU {number} fails to compute: {error}", todo))
             return
         if not right:
-            report(Finding("cuda", "fail", f"GPU {number} computes wrongly", "Leave it out with CUDA_VISIBLE_DEVICES."))
+            report(
+                Finding("cuda", "fail", f"GPU {number} computes wrong results", "Exclude it with CUDA_VISIBLE_DEVICES.")
+            )
             return
         gpus.append(f"GPU {number}: {free / 2**30:.1f} of {whole / 2**30:.1f} GiB free")
     report(
@@ -123,7 +127,7 @@ def _captioner(given: dict[str, Any], report: Callable[[Finding], None]) -> None
         [caption] = captioner.caption([sample_picture()])
     except Exception as error:
         text = str(error) if isinstance(error, CaptioningError) else f"{type(error).__name__}: {error}"
-        todo = "Give another REF with --model; without it the bundled captioner is taken." if given["model"] else ""
+        todo = "Pass another REF with --model; without it the bundled captioner is used." if given["model"] else ""
         report(Finding("captioner", "fail", f"{given['model'] or 'The bundled captioner'}: {text}", todo))
         return
     now = time.monotonic()

@@ -67,7 +67,7 @@ def caption_archive(request: Request, progress_stream: Any = None) -> Outcome:
     interrupted.
     """
     run = _CaptionRun(request, progress_stream)
-    with run.locked("Give the same command again to go on."):
+    with run.locked("Run the same command again to resume."):
         return run.run()
 
 
@@ -121,7 +121,7 @@ class _CaptionRun(RunDriver):
         if not self.request.add or record is None:
             return
         if not self.request.selection.takes_new_images:
-            raise UsageError("--add has no place with --limit or --sample: their images were chosen once and for all.")
+            raise UsageError("--add cannot be used with --limit or --sample, which select a run's images only once.")
         given = self._given()
         others = [unescape_name(name) for name in record.inputs if name not in given]
         if others:
@@ -133,8 +133,8 @@ class _CaptionRun(RunDriver):
             foreign = [name for name in self.layout.root.names() if name.endswith(".parquet")]
             if foreign:
                 raise RunConflictError(
-                    f"OUTPUT {self.layout.root} holds {foreign[0]}, which is of no run: readers of the folder would "
-                    "take it for a part of the table. Give another OUTPUT with -o."
+                    f"OUTPUT {self.layout.root} contains {foreign[0]}, which belongs to no run: readers of the folder "
+                    "would mistake it for a part of the table. Choose another OUTPUT with -o."
                 )
             return None
         record.check(
@@ -148,7 +148,7 @@ class _CaptionRun(RunDriver):
         if wanted is not None and wanted != record.shard_size:
             raise SettingsError(
                 f"output.shard_size is {wanted}, but the run in {self.layout.root} has shards of "
-                f"{record.shard_size} images for good. Leave the setting out, or give another OUTPUT."
+                f"{record.shard_size} images, which cannot be changed. Remove the setting, or choose another OUTPUT."
             )
         self.run_exists = True
         return record

@@ -39,10 +39,10 @@ def require_output(root: Location) -> None:
         found = root.info()
         # An object store may mark a folder with an empty object.
         if found is not None and (found.size or not root.is_dir()):
-            raise UsageError(f"OUTPUT {root} is a file. Give a folder, which is made if it is not there.")
+            raise UsageError(f"OUTPUT {root} is a file. Choose a folder; it is created if it does not exist.")
         root.check_writable()
     except StorageError as error:
-        raise UsageError(f"OUTPUT {root} cannot be written to: {error.message} Give another one with -o.") from error
+        raise UsageError(f"OUTPUT {root} cannot be written to: {error.message} Choose another with -o.") from error
 
 
 def fingerprint_parts(info: "CaptionerInfo", kept: pa.Schema) -> dict[str, Any]:

@@ -92,16 +92,14 @@ class RunDriver:
             except CaptioningError as error:
                 self.log_event("stopped", reason=str(error))
                 if isinstance(error, StorageError) and self.run_exists:
-                    message = (
-                        f"{error.message} {self._kept_message()} Once this is mended: {hint[:1].lower()}{hint[1:]}"
-                    )
+                    message = f"{error.message} {self._kept_message()} Once this is fixed, {hint[:1].lower()}{hint[1:]}"
                     raise StorageError(error.error_class, message) from error
                 raise
 
     def _kept_message(self) -> str:
         if not self.run_exists:
-            return "Nothing was written yet."
-        return f"{counted(self.tally.images, 'image')} of this run finished and kept."
+            return "Nothing has been written yet."
+        return f"{counted(self.tally.images, 'image')} finished and kept."
 
     @contextmanager
     def _removing_empty_folders(self) -> Iterator[None]:
@@ -120,7 +118,7 @@ class RunDriver:
             with self._log_lock:
                 append_event(self.layout, kind, **fields)
         except StorageError as error:
-            self.notify(f"The event {kind!r} could not be noted: {error}")
+            self.notify(f"The event {kind!r} could not be logged: {error}")
 
     def notify(self, text: str) -> None:
         """Show a line to the user."""
@@ -210,7 +208,7 @@ class RunDriver:
                     )
                 better = replan.after(len(remaining.shards))
                 if better is not None:
-                    progress.print_line(f"The cluster has grown: going on with {better}.")
+                    progress.print_line(f"The cluster has grown: continuing with {better}.")
                     self.log_event("pools", pools=str(better), shards=len(remaining.shards))
                     return better
         return None

@@ -66,13 +66,11 @@ def final_lines(outcome: Outcome, output: str) -> list[str]:
     summary, verdict = outcome.summary, outcome.verdict
     done = summary["captioned"] + summary["errors"]
     if not done and verdict.ok:
-        lines = [
-            f"Nothing to do: of {counted(verdict.inputs, 'image')} in the archive, all have their row in {output}."
-        ]
+        lines = [f"Nothing to do: every image has its row in {output} ({counted(verdict.inputs, 'image')})."]
     else:
         rate = summary["steady_images_per_second"]
-        speed = f" ({rate:,.1f} images/s once running)" if rate else ""
-        before = f", {summary['already_done']:,} were done before" if summary["already_done"] else ""
+        speed = f" ({rate:,.1f} images/s after start-up)" if rate else ""
+        before = f", {summary['already_done']:,} already done" if summary["already_done"] else ""
         lines = [
             f"{counted(summary['captioned'], 'image')} captioned{before}, in {duration(summary['seconds'])}{speed}. "
             f"The table: {output}/part-*.parquet"
@@ -85,13 +83,13 @@ def retry_lines(outcome: Outcome, output: str, classes: Sequence[str]) -> list[s
     summary, verdict = outcome.summary, outcome.verdict
     captioned, again = summary["captioned"], summary["errors"]
     if not captioned + again:
-        which = f" with {' or '.join(classes)}" if classes else ""
-        lines = [f"Nothing to retry: no row of {output} failed{which}."]
+        which = f" of class {' or '.join(classes)}" if classes else ""
+        lines = [f"Nothing to retry: {output} has no failed rows{which}."]
     else:
         lines = [
-            f"Of {counted(captioned + again, 'image')} that had failed, {captioned:,} "
-            f"{'has a caption' if captioned == 1 else 'have captions'} now and {again:,} failed again, "
-            f"in {duration(summary['seconds'])}. The table: {output}/part-*.parquet"
+            f"{counted(captioned + again, 'failed image')} retried in {duration(summary['seconds'])}: "
+            f"{captioned:,} now {'has a caption' if captioned == 1 else 'have captions'}, {again:,} failed again. "
+            f"The table: {output}/part-*.parquet"
         ]
     return lines + error_lines(verdict)
 
@@ -100,7 +98,7 @@ def require_success(outcome: Outcome, output: str, hint: str) -> None:
     """Raise `UnfinishedError` if rows are missing (`hint` says how to go on), or if too many images failed."""
     if not outcome.verdict.ok:
         problems = "\n  ".join(outcome.verdict.problems)
-        raise UnfinishedError(f"The table in {output} is not complete:\n  {problems}\n{hint}")
+        raise UnfinishedError(f"The table in {output} is incomplete or has errors:\n  {problems}\n{hint}")
     if outcome.too_many_errors:
         raise UnfinishedError(
             f"More images failed than errors.max_fraction={outcome.max_error_fraction:g} allows. Their rows are "
@@ -129,10 +127,10 @@ def listing_lines(sources: Sequence[Source], before: Sequence[Segment] = ()) -> 
     if last is None or sum(source.repeated for source in sources) != last.repeated:
         for source in sources:
             if source.repeated:
-                lines.append(f"{source.given}: {source.repeated:,} lines repeat earlier ones and were passed over.")
+                lines.append(f"{source.given}: {source.repeated:,} lines repeat earlier ones and were skipped.")
     if skipped and (last is None or skipped != Counter(last.skipped)):
         kinds = ", ".join(
             f"{count:,} {extension or 'without extension'}" for extension, count in skipped.most_common(8)
         )
-        lines.append(f"Passed over {skipped.total():,} files that are no images by their extension: {kinds}.")
+        lines.append(f"Skipped {counted(skipped.total(), 'file')} without an image extension: {kinds}.")
     return lines

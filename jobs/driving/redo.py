@@ -54,6 +54,6 @@ def run_plan(driver: RunDriver, plan: RedoPlan, index: Index) -> None:
         )
     if rewrite_parts(driver, plan, index):
         raise UnfinishedError(
-            f"Rows that were made again could not be kept in {driver.layout.retry_dir}: their files were damaged each "
-            "time. Check the disk, then give the same command again."
+            f"Rows that were captioned again could not be stored in {driver.layout.retry_dir}: their files were "
+            "damaged every time. Check the disk, then run the same command again."
         )

@@ -49,7 +49,7 @@ def retry_rows(request: RetryRequest, progress_stream: Any = None) -> Outcome:
     Raises as `caption_archive` does.
     """
     run = _begin(request, progress_stream)
-    with run.locked("Give the same command again to go on."):
+    with run.locked("Run the same command again to resume."):
         return run.run()
 
 
@@ -59,14 +59,14 @@ def _begin(request: RetryRequest, stream: Any) -> "_RetryRun":
     for key in _FIXED:
         if key in given:
             raise SettingsError(
-                f"In {where}: {key} is that of the run and cannot be changed by retry. Leave it out, or caption into "
-                "another OUTPUT."
+                f"In {where}: {key} is fixed for a run, so retry cannot change it. Remove it, or caption into another "
+                "OUTPUT."
             )
     storage = build(StorageSettings, given.get("storage") or {}, where=where)
     layout = RunLayout(Location.parse(request.output, storage))
     record = RunRecord.read(layout)
     if record is None:
-        raise InputError(f"There is no run in {layout.root} (it has no _run/run.json). Give a run's OUTPUT.")
+        raise InputError(f"There is no run in {layout.root} (it has no _run/run.json). Pass a run's OUTPUT.")
     recorded = {key: value for key, value in record.settings.items() if key not in _NOT_SETTINGS}
     settings = build(CaptionSettings, deep_merge(recorded, given), where=f"{where} and {layout.run_json}")
     layout = RunLayout(Location.parse(request.output, settings.storage))
@@ -98,7 +98,7 @@ class _RetryRun(RunDriver):
         if plan is not None:
             retried = pa.array([name for part in plan.parts() for name in plan.selected(part)["image_id"].to_pylist()])
             what = "retry" if plan.kind == "retry" else "refresh (caption --refresh changed)"
-            self.notify(f"Going on with a {what} that was not finished.")
+            self.notify(f"Resuming an unfinished {what}.")
             self._run_plan(plan, index)
         if plan is None or (plan.kind, plan.classes) != ("retry", self.classes):
             # Rows that have just failed again are not retried once more.

@@ -129,7 +129,7 @@ def make_plan(request: PlanRequest, notify: Callable[[str], None]) -> Plan:
             ref = absolute_ref(request.model)
             return make_work(IndexShardIO(index), pools, settings, info, ref=ref, decoding=request.decoding)
 
-        limit = "" if request.sample else f", for about {_STEADY_SECONDS:.0f} s at full speed"
+        limit = "" if request.sample else f" for about {_STEADY_SECONDS:.0f} s at full speed"
         notify(f"{counted(archive.images, 'image')}; captioning a sample{limit}: {info.name}, {pools}.")
         run = run_sample(
             runner,

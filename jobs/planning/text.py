@@ -14,32 +14,34 @@ def plan_lines(plan: Plan) -> list[str]:
     rows.append(
         (
             "rate",
-            f"{plan.rate.images_per_second:,.1f} images/s once running ({plan.pools}, {plan.pools.batch_size} images "
-            f"at once){rough}",
+            f"{plan.rate.images_per_second:,.1f} images/s after start-up ({plan.pools}, in batches of "
+            f"{plan.pools.batch_size}){rough}",
         )
     )
-    rows.append(("start-up", f"{duration(plan.rate.startup_seconds)}, listing included ({plan.listing_seconds:.1f} s)"))
+    rows.append(
+        ("start-up", f"{duration(plan.rate.startup_seconds)}, including listing ({plan.listing_seconds:.1f} s)")
+    )
     nodes = counted(plan.resources.nodes, "node")
-    left = f"{plan.pending:,} images that OUTPUT lacks" if plan.run_exists else "whole archive"
+    left = f"{counted(plan.pending, 'image')} not yet in OUTPUT" if plan.run_exists else "whole archive"
     rows.append(("time", f"{duration(plan.seconds)} for the {left}, on {nodes} as now"))
     rows.append(("stages", ", ".join(f"{name} {share:.0%}" for name, share in plan.stage_shares.items())))
     if plan.cost is not None:
         rows.append(
             (
                 "cost",
-                f"{_money(plan.cost.archive)} at {plan.cost.price_per_hour:g} an hour and node; "
-                f"{_money(plan.cost.million)} a million images",
+                f"{_money(plan.cost.archive)} at {plan.cost.price_per_hour:g} per hour and node; "
+                f"{_money(plan.cost.million)} per million images",
             )
         )
-    sizes = [f"table {size_text(plan.table_bytes)}"] if plan.table_bytes else []
-    rows.append(("output", ", ".join([*sizes, f"index {size_text(archive.index_bytes)}"]) + ", about"))
+    sizes = [f"table about {size_text(plan.table_bytes)}"] if plan.table_bytes else []
+    rows.append(("output", ", ".join([*sizes, f"index about {size_text(archive.index_bytes)}"])))
     rows.append(("settings", _settings(plan)))
     rows += [("advice", line) for line in plan.advice.lines]
     failed = sum(run.error_classes.values())
     if failed:
         classes = ", ".join(f"{count:,} {name}" for name, count in run.error_classes.items())
         expected = round(failed / run.images * archive.images)
-        rows.append(("errors", f"{failed / run.images:.2%} of the sample: {classes}; about {expected:,} in all"))
+        rows.append(("errors", f"{failed / run.images:.2%} of the sample: {classes}; about {expected:,} in total"))
     width = max(len(name) for name, _ in rows) + 2
     return [f"{name:<{width}}{text}" for name, text in rows]
 
@@ -100,7 +102,7 @@ def _archive(plan: Plan) -> str:
 
 
 def _sample(plan: Plan) -> str:
-    return f"{counted(plan.run.images, 'image')} from all over it, with {plan.model}"
+    return f"{counted(plan.run.images, 'image')} from all over the archive, with {plan.model}"
 
 
 def _settings(plan: Plan) -> str:

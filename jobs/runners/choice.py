@@ -37,8 +37,8 @@ def runs_locally(runtime: RuntimeSettings, images: int | None) -> bool:
     on_gpu = runtime.device == "cuda" or runtime.gpus_per_actor not in ("auto", 0)
     if runtime.runner == "local" and on_gpu:
         raise SettingsError(
-            "runtime.runner is local, which captions on CPUs, but runtime.device or runtime.gpus_per_actor wants GPUs: "
-            "leave one of the two out."
+            "runtime.runner is local, which captions on CPUs, but runtime.device or runtime.gpus_per_actor needs GPUs: "
+            "remove one of them."
         )
     if runtime.runner != "auto":
         return runtime.runner == "local"

@@ -177,6 +177,6 @@ class _WorkerPool:
         self._deaths += 1
         if self._deaths >= _MAX_DEATHS:
             raise UnfinishedError(
-                f"Worker processes were lost {self._deaths} times over: {error}. Finished shards are kept; give the "
-                "same command again to go on. If memory ran out, a smaller runtime.actors or runtime.batch_size helps."
+                f"Worker processes died {self._deaths} times in a row: {error}. Finished shards are kept; run the same "
+                "command again to resume. If memory ran out, use a smaller runtime.actors or runtime.batch_size."
             )

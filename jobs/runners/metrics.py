@@ -15,8 +15,8 @@ COUNTERS = {
 GAUGES = {
     "captioning_pending_images": "Images of the run that have no row yet.",
     "captioning_pending_shards": "Shards that are not finished yet.",
-    "captioning_images_per_second": "Images a second since the first finished shard.",
-    "captioning_captioners": "Captioner processes that the run has asked for.",
+    "captioning_images_per_second": "Images per second since the first finished shard.",
+    "captioning_captioners": "Captioner processes that the run has requested.",
 }
 _TAGS = {"captioning_errors": ("error_class",), "captioning_stage_seconds": ("stage",)}
 

@@ -55,7 +55,7 @@ class RayObserver:
         self._metrics.set_remaining(images=images, shards=shards, captioners=self._pools.actors, rate=rate)
         more = self._capacity.update(images / rate) if rate else 0
         if more:
-            self._notify(f"The cluster is asked for room for {more} more captioner{'s' if more > 1 else ''}.")
+            self._notify(f"Requesting room for {more} more captioner{'s' if more > 1 else ''} from the cluster.")
             self._log_event("asked", captioners=more)
 
     def _stalled(self, text: str) -> None:
@@ -64,7 +64,7 @@ class RayObserver:
 
     def _changed(self, event: str, node: str) -> None:
         lost = event == "node_lost"
-        self._notify(f"The node {node} is lost; its shards run elsewhere." if lost else f"The node {node} has joined.")
+        self._notify(f"Node {node} was lost; its shards run on other nodes." if lost else f"Node {node} has joined.")
         self._log_event(event, node=node)
 
 

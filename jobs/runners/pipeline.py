@@ -71,15 +71,15 @@ def caption_shards(work: Work, pools: Pools, shards: Sequence[int]) -> Generator
                 raise known from error
             if isinstance(error, ExecutionTimeoutError):
                 raise UnfinishedError(
-                    f"Nothing moved for {work.stall_s:g} s (runtime.stall_s): {_explain_stall(pools)} "
-                    "Finished shards are kept; give the same command again when the cluster has room for that."
+                    f"No progress for {work.stall_s:g} s (runtime.stall_s): {_explain_stall(pools)} "
+                    "Finished shards are kept; run the same command again once this is fixed."
                 ) from error
             if isinstance(error, RayTaskError) or not isinstance(error, RayError):
                 raise  # a bug, and its traceback
             raise UnfinishedError(
-                f"Worker processes were lost {work.max_retries + 1} times over: {_first_lines(error)} "
-                "Finished shards are kept; give the same command again to go on. If memory ran out, a smaller "
-                "runtime.actors or runtime.batch_size helps."
+                f"Worker processes died {work.max_retries + 1} times: {_first_lines(error)} "
+                "Finished shards are kept; run the same command again to resume. If memory ran out, use a smaller "
+                "runtime.actors or runtime.batch_size."
             ) from error
 
 

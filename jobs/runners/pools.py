@@ -55,10 +55,10 @@ def plan_pools(runtime: RuntimeSettings, nodes: Sequence[Node], *, shards: int) 
     """The plan for `shards` shards on these nodes. Raises `SettingsError` for settings that cannot be satisfied."""
     cpus = sum(node.cpus for node in nodes)
     if cpus <= 0:
-        raise SettingsError("The Ray cluster has no CPUs at all; at least one node with a CPU is needed.")
+        raise SettingsError("The Ray cluster has no CPUs; it needs at least one node with a CPU.")
     share = _gpus_per_actor(runtime, nodes)
     if runtime.cuda_graphs and share == 0:
-        raise SettingsError("runtime.cuda_graphs is for GPUs, and captioners would run on CPUs here: leave it out.")
+        raise SettingsError("runtime.cuda_graphs is for GPUs, but captioners would run on CPUs here: remove it.")
     cores = max(1, floor(cpus))
     slots = sum(_gpu_slots(node, share) for node in nodes) if share > 0 else cores
     if runtime.actors == "auto":
@@ -67,8 +67,8 @@ def plan_pools(runtime: RuntimeSettings, nodes: Sequence[Node], *, shards: int) 
         actors = runtime.actors
         if share > 0 and actors > slots:
             raise SettingsError(
-                f"runtime.actors is {actors} and each takes {share:g} GPU, but the cluster has room for {slots}. "
-                "Ask for fewer actors, or a smaller runtime.gpus_per_actor."
+                f"runtime.actors is {actors} and each needs {share:g} GPU, but the cluster has room for {slots}. "
+                "Use fewer actors, or a smaller runtime.gpus_per_actor."
             )
     cpus_per_actor, cpus_per_decode = _cpu_requests(nodes, share, actors)
     device = "cuda" if share > 0 else "cpu"
@@ -95,8 +95,8 @@ def _gpus_per_actor(runtime: RuntimeSettings, nodes: Sequence[Node]) -> float:
         return 0.0
     if not any(_gpu_slots(node, share) for node in nodes):
         raise SettingsError(
-            f"Each captioner is to take {share:g} GPU, but Ray sees {gpus:g} GPUs here and none of the nodes has "
-            "enough. Leave runtime.device and runtime.gpus_per_actor out to caption on CPUs."
+            f"Each captioner needs {share:g} GPU, but Ray sees {gpus:g} GPUs here and no node has enough. "
+            "Remove runtime.device and runtime.gpus_per_actor to use what is available."
         )
     return share
 

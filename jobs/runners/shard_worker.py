@@ -60,17 +60,14 @@ class _Worker:
             decoded = self._decoded(number)
         self._ahead = None
         if isinstance(decoded, Exception):
-            return error_to_json(decoded)
+            return _failure(decoded)
         working = self._thread.submit(self._caption, decoded)
         if following is not None:
             self._ahead = following, self._decoded(following)
         try:
             return working.result()
-        except CaptioningError as error:
-            return error_to_json(error)
         except Exception as error:
-            traceback.print_exc()
-            return error_to_json(error)
+            return _failure(error)
 
     def _decoded(self, number: int) -> pa.Table | Exception:
         try:
@@ -81,6 +78,13 @@ class _Worker:
     def _caption(self, decoded: pa.Table) -> dict[str, Any]:
         [row] = self._captioner.result()(decoded).to_pylist()
         return dict(row)
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    """An error in place of a shard's row; a bug's traceback is printed here, for the parent gets its text only."""
+    if not isinstance(error, CaptioningError):
+        traceback.print_exception(error)
+    return error_to_json(error)
 
 
 def _import_ahead() -> None:

@@ -16,8 +16,8 @@ def require_shared(file: Path) -> None:
     if without:
         more = f" and {len(without) - _MAX_NAMED} more nodes" if len(without) > _MAX_NAMED else ""
         raise UsageError(
-            f"{file} is not there on {', '.join(without[:_MAX_NAMED])}{more}: what captioners write there would be "
-            "lost. Give an OUTPUT that all nodes reach: a URI (s3://…), or a folder of a file system that they share."
+            f"{file} does not exist on {', '.join(without[:_MAX_NAMED])}{more}: what captioners write there would be "
+            "lost. Choose an OUTPUT that all nodes can reach: a URI (s3://…) or a folder on a shared file system."
         )
 
 

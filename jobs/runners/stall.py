@@ -65,15 +65,15 @@ class StallWatch(Watch):
         if self._reported is not None and now - self._reported < self._repeat:
             return
         self._reported = now
-        self._notify(f"No shard was finished for {seconds:.0f} s. {self._explain()}")
+        self._notify(f"No shard has finished for {seconds:.0f} s. {self._explain()}")
 
 
 def explain(pools: Pools, nodes: Sequence[NodeLoad]) -> str:
     """What the pools request, what is free on each node, and what that means."""
     gpus = f" and {pools.gpus_per_actor:g} GPU" if pools.gpus_per_actor else ""
     wants = (
-        f"{pools.actors} captioner{'s ask' if pools.actors > 1 else ' asks'} for {pools.cpus_per_actor:g} CPU{gpus}"
-        f"{' each' if pools.actors > 1 else ''}, a decoding task for {pools.cpus_per_decode:g} CPU."
+        f"{pools.actors} captioner{'s request' if pools.actors > 1 else ' requests'} {pools.cpus_per_actor:g} CPU{gpus}"
+        f"{' each' if pools.actors > 1 else ''}, a decoding task {pools.cpus_per_decode:g} CPU."
     )
     return f"{wants} Free: {free_resources(nodes)}. {_diagnosis(pools, nodes)}"
 
@@ -91,13 +91,13 @@ def free_resources(nodes: Sequence[NodeLoad]) -> str:
 
 def _diagnosis(pools: Pools, nodes: Sequence[NodeLoad]) -> str:
     if not any(node.cpus >= pools.cpus_per_decode for node in nodes):
-        return "No node is large enough for a decoding task: the run goes on when one joins."
+        return "No node is large enough for a decoding task: the run continues when one joins."
     if not any(node.cpus >= pools.cpus_per_actor and node.gpus >= pools.gpus_per_actor for node in nodes):
-        return "No node is large enough for a captioner: the run goes on when one joins."
+        return "No node is large enough for a captioner: the run continues when one joins."
     # The pools request only a part of the resources, so other jobs take the rest.
     gpus_in_use = sum(node.gpus - node.free_gpus for node in nodes) if pools.gpus_per_actor else None
     if gpus_in_use is not None and gpus_in_use < pools.gpus_per_actor:
-        return "No captioner has its place yet: they are being started, or wait for CPUs."
+        return "No captioner has been placed yet: they are starting, or waiting for CPUs."
     if not any(node.free_cpus >= pools.cpus_per_decode for node in nodes):
-        return "Everything is taken: by other jobs of the cluster, or by captioners that load or are at work."
-    return "There is room: captioners are loading, a shard takes long, or a store does not answer."
+        return "All CPUs are in use: by other jobs on the cluster, or by captioners that are loading or running."
+    return "Resources are free: captioners are loading, a shard takes long, or storage does not respond."

@@ -82,8 +82,8 @@ class LoadCaptioner:
         )
         if captioner.name != self.name:
             raise UnfinishedError(
-                f"The captioner {self.ref or 'that is bundled'} is {captioner.name} on this node, and {self.name} "
-                "where the command was given. Put the same checkpoint on every node, or name it by a URI."
+                f"The captioner {self.ref or '(bundled)'} is {captioner.name} on this node, but {self.name} where the "
+                "command was run. Put the same checkpoint on every node, or pass it as a URI."
             )
         if self.device == "cuda":
             # The first images on a GPU wait for its libraries to load: better a warm-up than the first shard.
@@ -160,8 +160,8 @@ class CaptionShard:
         deaths = self._begin("load")
         if deaths >= _MAX_LOAD_DEATHS:
             raise UnfinishedError(
-                f"The captioner's process ended {deaths} times while it was loaded. If memory ran out, a smaller "
-                "runtime.actors helps. Finished shards are kept; give the same command again to go on."
+                f"The captioner's process died {deaths} times while loading. Finished shards are kept; run the same "
+                "command again to resume. If memory ran out, use a smaller runtime.actors."
             )
         captioner = self.load()
         self._end("load")
@@ -171,8 +171,8 @@ class CaptionShard:
         deaths = self.attempts.begin(key) if self.attempts else 0
         if deaths >= _MAX_DEATHS:
             raise UnfinishedError(
-                f"Worker processes were lost {deaths} times over at one piece of work. Finished shards are kept; give "
-                "the same command again to go on. If memory ran out, a smaller runtime.actors helps."
+                f"Worker processes died {deaths} times on the same piece of work. Finished shards are kept; run the "
+                "same command again to resume. If memory ran out, use a smaller runtime.actors."
             )
         return deaths
 

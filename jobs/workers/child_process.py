@@ -38,7 +38,7 @@ class ChildDiedError(CaptioningError):
 
     def __init__(self, code: int) -> None:
         name = signal.Signals(-code).name if code < 0 and -code in signal.valid_signals() else f"exit code {code}"
-        super().__init__(f"its process ended with {name}")
+        super().__init__(f"the process ended with {name}")
         self.code = code
         self.killed_externally = code in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
 
@@ -146,7 +146,7 @@ class ChildProcess:
         for pipe in writers:
             poll.register(pipe, select.POLLOUT)
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise ChildHungError("its process gave no answer in time")
+            raise ChildHungError("the process did not respond in time")
 
 
 class Requests:

@@ -114,8 +114,8 @@ class Decoder:
                 failed: Exception = error
                 time.sleep(_FIRST_PAUSE * 2**attempt)
         raise UnfinishedError(
-            f"The process that decodes images does not start: {failed}. Finished shards are kept; give the same "
-            "command again once this is mended (with little memory left, a smaller runtime.decode_tasks helps)."
+            f"The process that decodes images could not be started: {failed}. Finished shards are kept; run the same "
+            "command again once this is fixed. If memory ran out, use a smaller runtime.actors or runtime.decode_tasks."
         )
 
     def _decode_alone(self, data: bytes, first: Exception) -> tuple[Pixels, float]:
@@ -129,8 +129,8 @@ class Decoder:
                 if hung:
                     raise ImageError(
                         "hang",
-                        f"The image was not decoded within {self._limits.timeout_s:g} s, tried twice "
-                        "(decode.timeout_s). Its decoder was ended.",
+                        f"The image was not decoded within {self._limits.timeout_s:g} s (decode.timeout_s), in two "
+                        "attempts.",
                     ) from error
                 hung = True
             except ChildDiedError as error:
@@ -139,8 +139,8 @@ class Decoder:
                 if crashes >= _MAX_CRASHES or kills >= _MAX_KILLS:
                     raise ImageError(
                         "crash",
-                        f"Decoding the image ends the process that does it, alone too: {error}. The image is damaged "
-                        "in a way that its decoder cannot bear, or made to harm.",
+                        f"Decoding the image repeatedly crashed the decoder: {error}. The image may be damaged or "
+                        "malicious.",
                     ) from error
                 if error.killed_externally:
                     time.sleep(_FIRST_PAUSE * 2 ** (kills - 1))

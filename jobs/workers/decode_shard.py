@@ -158,7 +158,7 @@ def _size(entry: Entry) -> int:
 def _timeout_error(entry: Entry, seconds: float) -> StorageError:
     return StorageError(
         "timeout",
-        f"Could not read {entry.uri}: its file system gave no answer within {seconds:g} s (fetch.timeout_s).",
+        f"Could not read {entry.uri}: its file system did not respond within {seconds:g} s (fetch.timeout_s).",
         transient=True,
     )
 

@@ -54,9 +54,9 @@ class Isolation:
             found = self._caption_alone(grey_image(pixels))
             if isinstance(found, ImageError):
                 raise UnfinishedError(
-                    f"The captioner's process ends whatever it is shown: {found.message} Finished shards are kept; "
-                    "give the same command again once this is mended. If memory ran out, a smaller runtime.actors or "
-                    "runtime.batch_size helps."
+                    f"The captioner's process fails on every image: {found.message} Finished shards are kept; run the "
+                    "same command again once this is fixed. If memory ran out, use a smaller runtime.actors or "
+                    "runtime.batch_size."
                 )
             return self._bisect(pixels)
         finally:
@@ -85,9 +85,9 @@ class Isolation:
                 hangs += 1
                 reason = str(error)
             if hangs >= _MAX_CRASHES:
-                return ImageError("hang", f"The captioner gave no caption of the image within {self._seconds:g} s.")
+                return ImageError("hang", f"The image was not captioned within {self._seconds:g} s.")
             if crashes >= _MAX_CRASHES or kills >= _MAX_KILLS:
-                return ImageError("crash", f"Captioning the image ends the process that does it, alone too: {reason}.")
+                return ImageError("crash", f"Captioning the image repeatedly crashed the process: {reason}.")
             time.sleep(_FIRST_PAUSE * 2**kills if kills else 0.0)
 
     def _request(self, pixels: Pixels) -> list[CaptionLike | ImageError]:
@@ -114,7 +114,7 @@ class Isolation:
                     return child
                 child.kill()
                 raise UnfinishedError(f"The captioner could not be loaded: {child.ready[0].decode()}")
-        raise UnfinishedError(f"The captioner could not be loaded in a process of its own: {failed}.")
+        raise UnfinishedError(f"The captioner could not be loaded in a separate process: {failed}.")
 
     def _close(self) -> None:
         if self._child is not None:

@@ -90,8 +90,8 @@ class MicroBatches:
         except Exception:
             raise UnfinishedError(
                 f"The captioner {self.captioner.name} fails on every image: {type(error).__name__}: {error}. "
-                "Finished shards are kept; give the same command again once this is mended "
-                "(a smaller runtime.batch_size needs less memory)."
+                "Finished shards are kept; run the same command again once this is fixed. "
+                "If memory ran out, use a smaller runtime.batch_size."
             ) from error
         return [self._caption_alone(batch[i : i + 1]) for i in range(len(batch))]
 

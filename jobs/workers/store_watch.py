@@ -76,5 +76,5 @@ class StoreWatch:
 
 def _lost(error: StorageError) -> StorageError:
     return StorageError(
-        error.error_class, f"The images' store cannot be read any more. {error.message}", transient=error.transient
+        error.error_class, f"The images' storage cannot be read. {error.message}", transient=error.transient
     )

@@ -127,8 +127,8 @@ def test_a_cluster_grows_for_a_run_and_shrinks_after_it(environment: dict[str, s
     code, said = Job(subprocess.Popen(command, env=environment, cwd=ROOT, **options)).end()
     assert code == 0, said
     assert "1 captioner with 1 GPU each" in said
-    assert "The cluster is asked for room for 2 more captioners." in said
-    assert "The cluster has grown: going on with 3 captioners" in said, said
+    assert "Requesting room for 2 more captioners from the cluster." in said
+    assert "The cluster has grown: continuing with 3 captioners" in said, said
     run_here(["verify", output])
     events = [json.loads(line)["event"] for line in (output / "_run" / "events.jsonl").read_text().splitlines()]
     assert "asked" in events

@@ -102,7 +102,7 @@ def lose(run: Run, do: Callable[[Machines, Machine], None]) -> tuple[str, str]:
 def test_a_worker_killed(run: Run) -> None:
     name, said = lose(run, Machines.kill)
     assert run.rehearsal.machines.states()[name] == "DEAD"
-    assert "is lost; its shards run elsewhere" in said
+    assert "was lost; its shards run on other nodes" in said
     assert "node_lost" in run.events()
 
 

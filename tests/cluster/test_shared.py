@@ -20,5 +20,5 @@ def test_it_is_refused_before_a_node_has_written_to_a_folder_of_its_own(tmp_path
         blind = rehearsal.machines.add("blind")
         code, said = rehearsal.job(*command[:3], tmp_path / "other", *command[4:]).end()
         assert code == 2, said
-        assert f"run.json is not there on {blind.address}" in " ".join(said.split())
+        assert f"run.json does not exist on {blind.address}" in " ".join(said.split())
         assert "s3://" in said

@@ -92,7 +92,7 @@ def test_a_job_that_was_stopped_goes_on_when_submitted_again(client: Client, tmp
 
     again = client.run("submit", *given)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert re.search(r"captioned, [\d,]+ were done before", again.stdout)
+    assert re.search(r"captioned, [\d,]+ already done", again.stdout)
     assert "nothing to send" in again.stderr
     assert len(read_rows(output)) == 400
 

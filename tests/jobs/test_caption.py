@@ -77,7 +77,7 @@ class Deadly(Broken):
     ("load", "says"),
     [
         (Broken, "fails on every image: RuntimeError: the weights are nonsense"),
-        (Deadly, "The captioner's process ends whatever it is shown"),
+        (Deadly, "The captioner's process fails on every image"),
     ],
 )
 def test_a_captioner_that_never_works_is_one_clear_error(tmp_path: Path, tiny_captioner: Path, load, says) -> None:
@@ -125,7 +125,7 @@ def test_a_run_told_to_end_ends_with_130_and_keeps_what_is_finished(tmp_path: Pa
     process.terminate()
     _, said = process.communicate()
     assert process.returncode == 130
-    assert "Give the same command again to go on." in said
+    assert "Run the same command again to resume." in said
     assert "Traceback" not in said
     assert len(list((output / "_run" / "staging").glob("*.parquet"))) >= 3
 

@@ -112,7 +112,7 @@ def test_keys_revoked_on_the_way_stop_the_run_and_it_goes_on_later(store: Storag
         faults.revoke_after = 15
         stopped = caption(storage, *places, "--set", "output.shard_size=8")
     assert stopped.exit_code == 1, (stopped.output, stopped.exception)
-    assert "store cannot be read any more" in stopped.stderr
+    assert "storage cannot be read" in stopped.stderr
     assert "do not take" not in stopped.stderr
     assert "finished and kept" in stopped.stderr
     done = list((tmp_path / "out" / "_run" / "staging").glob("*.parquet"))

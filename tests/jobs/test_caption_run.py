@@ -1,6 +1,7 @@
 """The flow of `caption`: checks, resume, growth, interrupts. The pipeline runs in this process, without Ray."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -86,7 +87,7 @@ def test_a_run_is_whole_then_has_nothing_to_do_then_grows(tmp_path: Path, captio
         patch.setattr(jobs.driving.driver, "open_runner", lambda *_: pytest.fail("nothing may be started"))
         again = caption(photos, "-o", output, *settings)
     assert again.exit_code == 0
-    assert again.stdout.startswith("Nothing to do: of 20 images in the archive, all")
+    assert again.stdout.startswith("Nothing to do: every image has its row in ")
     assert summary(output).items() >= {"captioned": 0, "already_done": 20}.items()
 
     write_photos(photos, 3, first=100)
@@ -169,7 +170,7 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path: Path, caption, monkeypatc
         run_with(patch, interrupted)
         stopped = caption(photos, "-o", output, "--set", "output.shard_size=4")
     assert stopped.exit_code == 130
-    assert "8 images of this run finished and kept. Give the same command again" in stopped.stderr
+    assert "8 images finished and kept. Run the same command again" in stopped.stderr
     assert len(staged(output)) == 2
     assert CliRunner().invoke(app, ["verify", str(output)]).exit_code == 1
     assert caption(photos, "-o", output).exit_code == 0
@@ -196,16 +197,16 @@ def test_too_many_errors_end_with_1_and_all_rows(tmp_path: Path, caption) -> Non
         (("empty", "-o", "out"), "holds no image"),
         (("photos", "-o", "out", "--set", "decoding.beem_size=3"), "Did you mean 'beam_size'"),
         (("photos", "-o", "out", "--set", "runtime.actors=many"), "runtime.actors"),
-        (("photos", "-o", "out", "--set", "runtime.gpus_per_actor=1", "--set", "runtime.device=cpu"), "leave one"),
+        (("photos", "-o", "out", "--set", "runtime.gpus_per_actor=1", "--set", "runtime.device=cpu"), "remove one"),
         (("photos", "-o", "out", "--set", "runtime.max_actors=8", "--set", "runtime.actors=2"), "max_actors is 8"),
-        (("photos", "-o", "out", "--set", "runtime.max_actors=8", "--set", "runtime.device=cpu"), "asks a Ray cluster"),
+        (("photos", "-o", "out", "--set", "runtime.max_actors=8", "--set", "runtime.device=cpu"), "requests GPUs"),
         (("photos", "-o", "out", "--set", "runtime.cuda_graphs=true", "--set", "runtime.device=cpu"), "is for GPUs"),
         (("photos", "-o", "out", "--set", "decoding.num_captions=4"), "raise beam_size"),
         (("photos", "-o", "out", "--config", "gone.yaml"), "gone.yaml cannot be read"),
         (("photos", "-o", "out", "--model", "no-such-captioner"), "no-such-captioner"),
         (("photos", "-o", "file"), "is a file"),
         (("photos", "-o", "file/below"), "cannot be written to"),
-        (("photos", "-o", "tables"), "is of no run"),
+        (("photos", "-o", "tables"), "belongs to no run"),
         (("photos",), "-o"),
         (("-o", "out"), "INPUT"),
     ],
@@ -295,7 +296,7 @@ def test_another_input_is_taken_only_with_add(tmp_path: Path, caption) -> None:
     assert added.exit_code == 0, added.output
     assert summary(output).items() >= {"inputs": 8, "captioned": 3, "already_done": 5}.items()
     assert len(read_rows(output)) == 8
-    assert caption(first, second, "-o", output).stdout.startswith("Nothing to do: of 8 images")
+    assert re.match(r"Nothing to do: .*\(8 images\)", caption(first, second, "-o", output).stdout)
     assert "INPUT" in caption(first, "-o", output).stderr
 
 
@@ -310,23 +311,23 @@ def test_an_input_is_added_to_a_run_that_was_killed_at_once(tmp_path: Path, capt
     added = caption(second, "-o", output, "--add")
     assert added.exit_code == 0, added.output
     assert summary(output).items() >= {"inputs": 8, "captioned": 8, "already_done": 0}.items()
-    assert caption(first, second, "-o", output).stdout.startswith("Nothing to do: of 8 images")
+    assert re.match(r"Nothing to do: .*\(8 images\)", caption(first, second, "-o", output).stdout)
 
 
 @pytest.mark.usefixtures("without_ray")
 def test_notes_about_a_grown_archive_are_shown_once(tmp_path: Path, caption) -> None:
     photos, output = write_photos(tmp_path / "photos", 5), tmp_path / "out"
     (photos / "notes.pdf").write_bytes(b"")
-    assert "Passed over 1 files" in caption(photos, "-o", output).stderr
-    assert "Passed over" not in caption(photos, "-o", output).stderr
+    assert "Skipped 1 file " in caption(photos, "-o", output).stderr
+    assert "Skipped" not in caption(photos, "-o", output).stderr
     (photos / "more.pdf").write_bytes(b"")
-    assert "Passed over 2 files" in caption(photos, "-o", output).stderr
+    assert "Skipped 2 files " in caption(photos, "-o", output).stderr
     empty = tmp_path / "empty"
     empty.mkdir()
     refused = caption(empty, "-o", output, "--add")
     assert refused.exit_code == 2
     assert "holds no image" in refused.stderr
-    assert caption(photos, "-o", output).stdout.startswith("Nothing to do: of 5 images")
+    assert re.match(r"Nothing to do: .*\(5 images\)", caption(photos, "-o", output).stdout)
 
 
 @pytest.mark.usefixtures("without_ray")
@@ -335,7 +336,7 @@ def test_a_run_within_its_archive_never_captions_itself(tmp_path: Path, caption)
     for _ in range(2):
         done = caption(photos, "-o", photos / "captions")
         assert done.exit_code == 0
-        assert "Passed over" not in done.stderr
+        assert "Skipped" not in done.stderr
     kinds = json.loads((photos / "captions" / "_run" / "run.json").read_text())["kinds"]
     assert kinds == ["images"]
 
@@ -397,12 +398,12 @@ def test_an_interrupt_anywhere_ends_cleanly(tmp_path: Path, caption, monkeypatch
         patch.setattr(step, interrupt)
         stopped = caption(photos, "-o", output)
     assert stopped.exit_code == 130
-    assert "Give the same command again to go on." in stopped.stderr
+    assert "Run the same command again to resume." in stopped.stderr
     if step.endswith("write_file"):
-        assert "Nothing was written yet." in stopped.stderr
+        assert "Nothing has been written yet." in stopped.stderr
         assert not output.exists()
     else:
-        assert "6 images of this run finished and kept." in stopped.stderr
+        assert "6 images finished and kept." in stopped.stderr
         assert lock_owner(layout_of(output)) is None
     assert caption(photos, "-o", output).exit_code == 0
     assert len(read_rows(output)) == 6

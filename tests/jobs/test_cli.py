@@ -51,7 +51,7 @@ def test_a_message_shows_no_credentials() -> None:
 def test_an_interrupt_says_how_to_go_on() -> None:
     code, said = run(raising(KeyboardInterrupt()))
     assert code == 130
-    assert said == "Interrupted. Give the same command again to go on.\n"
+    assert said == "Interrupted. Run the same command again to continue.\n"
     assert run(raising(KeyboardInterrupt("Type x."))) == (130, "Interrupted. Type x.\n")
 
 

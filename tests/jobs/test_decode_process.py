@@ -118,7 +118,7 @@ def test_a_process_that_does_not_start_blames_no_image(tmp_path: Path, monkeypat
     (tmp_path / "sitecustomize.py").write_text(die)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(decode_process, "_FIRST_PAUSE", 0.0)
-    with pytest.raises(UnfinishedError, match="does not start: its process ended with exit code 3"):
+    with pytest.raises(UnfinishedError, match="could not be started: the process ended with exit code 3"):
         Decoder(SETTINGS, DecodeSettings()).decode(GOOD)
 
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from captioning.storage import StorageSettings
 from jobs.__main__ import app
-from jobs.diagnosis import all_checks, machine_checks, package_checks, storage_checks
+from jobs.diagnosis import all_checks, machine_checks, package_checks, storage_checks, torch_checks
 from jobs.diagnosis.check_process import CheckProcess
 from jobs.gpus import Gpu, parse_gpu
 from tests.jobs.archive import write_photos
@@ -101,6 +101,18 @@ def test_gpus_are_read_from_their_driver(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "hidden" in only(machine_checks.gpu()).text
 
 
+def test_gpus_that_are_hidden_are_no_fault_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.gpus.read_gpus", lambda: [Gpu(0, "Tesla", "535", 16000, 10, 0)])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found: list[all_checks.Finding] = []
+    torch_checks._cuda(found.append)
+    assert [finding.state for finding in found] == ["fail"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    torch_checks._cuda(found.append)
+    assert len(found) == 1
+
+
 def test_a_driver_that_fails_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho Driver/library version mismatch\nexit 18\n")
@@ -116,7 +128,7 @@ def test_credentials_are_named_and_never_shown(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLEEXAMPLE00")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secretsecretsecret")
     said = storage_checks.credentials("s3://bucket/photos", StorageSettings())
-    assert said == "; credentials from variables of the environment"
+    assert said == "; credentials from environment variables"
     assert storage_checks.credentials("/photos", StorageSettings()) == ""
     anonymous = storage_checks.credentials("s3://bucket", StorageSettings(anonymous=True))
     assert "anonymous" in anonymous

@@ -139,7 +139,7 @@ def test_txt_beside_the_images_leaves_a_persons_own_files(run: SmallRun) -> None
     images = set(os.listdir(run.archive))
     done = export(run, "txt", "--beside")
     assert (run.archive / "00.txt").read_text() == "mine"
-    assert "1 .txt files were there already" in done.output
+    assert "Kept 1 existing .txt file" in done.output
     assert (run.archive / "line\nbreak.txt").read_text() == run.captions["line\nbreak.jpg"] + "\n"
     added = set(os.listdir(run.archive)) - images
     assert len(added) == len(captioned(run)) - 1
@@ -230,7 +230,7 @@ def test_done_pieces_are_not_written_again_until_their_part_changes(run: SmallRu
     written = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     again = export(run, "webdataset", "-o", out, "--shard-size", "3")
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")} == written
-    assert f"{len(NAMES)} rows were done before" in again.output
+    assert f"{len(NAMES)} rows already done" in again.output
     [part] = run.output.glob("part-*.parquet")
     table = pq.read_table(part)
     captions = ["a new caption"] * table.num_rows
@@ -243,7 +243,7 @@ def test_images_that_are_gone_are_told_and_come_later(run: SmallRun, tmp_path: P
     data = (run.archive / "03.jpg").read_bytes()
     (run.archive / "03.jpg").unlink()
     done = export(run, "imagefolder", "-o", tmp_path / "out", code=1)
-    assert "1 image could not be read" in done.stderr
+    assert "1 image could no longer be read" in done.stderr
     lines = (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()
     assert "03.jpg" not in {json.loads(line)["file_name"] for line in lines}
     (run.archive / "03.jpg").write_bytes(data)
@@ -256,7 +256,7 @@ def test_an_unfinished_run_is_exported_on_request_only(run: SmallRun, tmp_path: 
     assert "--partial" in export(run, "coco", "-o", tmp_path / "out", code=1).stderr
     assert not (tmp_path / "out").exists()
     done = export(run, "coco", "-o", tmp_path / "out", "--partial")
-    assert f"{len(NAMES)} images have no row yet" in done.output
+    assert f"{len(NAMES)} images without a row yet" in done.output
 
 
 @pytest.mark.parametrize("kind", ["imagefolder", "coco", "webdataset"])

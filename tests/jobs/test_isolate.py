@@ -104,7 +104,7 @@ def test_an_image_that_always_kills_its_process_is_blamed(monkeypatch: pytest.Mo
 
 
 def test_a_captioner_that_always_crashes_ends_the_run() -> None:
-    with pytest.raises(UnfinishedError, match="ends whatever it is shown: .*exit code 7"):
+    with pytest.raises(UnfinishedError, match="fails on every image: .*exit code 7"):
         Isolation(Moody(deadly=range(256)), 4, 60.0).caption(pictures(2))
 
 
@@ -189,7 +189,7 @@ def test_a_captioner_whose_process_ends_while_it_loads_is_one_error(tmp_path: Pa
     sources = open_sources([str(write_photos(tmp_path / "photos", 1))])
     index = write_segment(layout, sources, shard_size=5).commit()
     actor = CaptionShard(Moody(), IndexShardIO(index), 4, attempts)
-    with pytest.raises(UnfinishedError, match="ended 4 times while it was loaded"):
+    with pytest.raises(UnfinishedError, match="died 4 times while loading"):
         actor(decode_entries(0, index.rows(index.shard(0)), PreprocessSettings(size=8), StorageSettings()))
     attempts.end("load")
 

@@ -82,6 +82,14 @@ class LostBook(IndexShardIO):
         return super().entries(shard)
 
 
+@dataclass(frozen=True)
+class BuggyBook(IndexShardIO):
+    """A `ShardIO` with a bug."""
+
+    def entries(self, shard: int) -> list[Entry]:
+        return [] / shard  # type: ignore[operator, no-any-return]
+
+
 def make_index(folder: Path, photos: int) -> Index:
     layout = RunLayout(Location.parse(str(folder / "out")))
     sources = open_sources([str(write_photos(folder / "photos", photos))])
@@ -98,7 +106,7 @@ def caption(work: Work, index: Index) -> list[ShardResult]:
     ("load", "says"),
     [
         (Broken, "fails on every image: RuntimeError: the weights are nonsense"),
-        (Deadly, "The captioner's process ends whatever it is shown"),
+        (Deadly, "The captioner's process fails on every image"),
     ],
 )
 def test_a_captioner_that_never_works_is_one_clear_error(tmp_path: Path, load: type, says: str) -> None:
@@ -116,6 +124,14 @@ def test_a_store_that_is_lost_ends_the_run_and_what_is_finished_is_kept(tmp_path
         caption(work, index)
     assert (caught.value.error_class, caught.value.transient) == ("no_space", True)
     assert staged_shards(index.layout) == {0}
+
+
+def test_a_bug_in_decoding_ends_the_run_with_its_traceback(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    index = make_index(tmp_path, 2)
+    work = Work(BuggyBook(index), PreprocessSettings(size=8), StorageSettings(), Moody(), max_retries=1)
+    with pytest.raises(RuntimeError, match="traceback is above: TypeError"):
+        caption(work, index)
+    assert "return [] / shard" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

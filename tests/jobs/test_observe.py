@@ -72,5 +72,5 @@ def test_a_run_without_resources_ends_and_says_what_it_requests(
     index = write_segment(layout, open_sources([str(write_photos(tmp_path / "photos", 2))]), shard_size=2).commit()
     work = Work(IndexShardIO(index), PreprocessSettings(size=8), StorageSettings(), Moody(), max_retries=1, stall_s=3)
     pools = replace(plan_pools(RuntimeSettings(actors=1), cluster_nodes(), shards=1), **asked)
-    with pytest.raises(UnfinishedError, match=rf"(?s)Nothing moved for 3 s.*asks for {told}.*No node is large enough"):
+    with pytest.raises(UnfinishedError, match=rf"(?s)No progress for 3 s.*requests {told}.*No node is large enough"):
         list(caption_shards(work, pools, [shard.number for shard in index.shards()]))

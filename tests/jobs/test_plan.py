@@ -77,8 +77,8 @@ def test_a_plan_for_people_and_what_is_done_left_out(tmp_path: Path, plan, tiny_
     done = plan(photos, "-o", output, "--sample", "9")
     assert done.exit_code == 0, done.output
     assert "25 images" in done.output
-    assert "9 images from all over it" in done.output
-    assert "5 images that OUTPUT lacks" in done.output
+    assert "9 images from all over the archive" in done.output
+    assert "5 images not yet in OUTPUT" in done.output
     assert files(tmp_path) == before
 
 

@@ -80,5 +80,5 @@ def test_a_captioner_that_ends_its_process_while_it_loads_is_one_error(tmp_path:
     index = write_segment(layout, open_sources([str(write_photos(tmp_path / "photos", 2))]), shard_size=2).commit()
     work = Work(IndexShardIO(index), PreprocessSettings(size=8), StorageSettings(), NeverLoads(), max_retries=1)
     pools = plan_pools(RuntimeSettings(actors=1), cluster_nodes(), shards=1)
-    with pytest.raises(UnfinishedError, match="ended .* times while it was loaded"):
+    with pytest.raises(UnfinishedError, match="died .* times while loading"):
         list(caption_shards(work, pools, [shard.number for shard in index.shards()]))

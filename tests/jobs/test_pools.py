@@ -227,7 +227,7 @@ def test_gpus_are_left_alone_when_asked() -> None:
     ("runtime", "nodes", "says"),
     [
         (RuntimeSettings(device="cuda"), [Node(4)], "Ray sees 0 GPUs"),
-        (RuntimeSettings(gpus_per_actor=2), [Node(4, 1)], "each captioner is to take 2 GPU"),
+        (RuntimeSettings(gpus_per_actor=2), [Node(4, 1)], "each captioner needs 2 GPU"),
         (RuntimeSettings(actors=3), [Node(4, 2)], "room for 2"),
         (RuntimeSettings(cuda_graphs=True), [Node(4)], "cuda_graphs is for GPUs"),
         (AUTO, [Node(0, 1)], "no CPUs"),

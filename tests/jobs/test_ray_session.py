@@ -36,7 +36,9 @@ def test_a_slow_start_of_ray_is_retried(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr("ray.init", lambda **options: Node())
     monkeypatch.setattr("ray.shutdown", lambda: None)
-    with pytest.raises(UnfinishedError, match=r"Could not start a local Ray: .* timed out"):
+    monkeypatch.setenv("RAY_TMPDIR", "/elsewhere")
+    said = r"Could not start a local Ray: .* timed out.* in /elsewhere/ray/session_latest/logs"
+    with pytest.raises(UnfinishedError, match=said):
         start_local()
     assert len(stopped) == 5
 

@@ -61,7 +61,7 @@ def test_repaired_images_get_captions_and_other_rows_stay(output: Path, retry) -
     (output.parent / "photos" / "text.jpg").unlink()
     done = retry()
     assert done.exit_code == 0, done.output
-    assert "Of 4 images that had failed, 2 have captions now and 2 failed again" in done.stdout
+    assert "2 now have captions, 2 failed again" in done.stdout
     assert "2 of 29 images failed and have an error row: 1 missing, 1 too_large." in done.stdout
     after = read_rows(output)
     assert {name for name in after if after[name] != before[name]} == {"cut.jpg", "empty.jpg", "text.jpg"}
@@ -84,11 +84,11 @@ def test_repaired_images_get_captions_and_other_rows_stay(output: Path, retry) -
 def test_one_class_and_nothing_to_do(output: Path, retry) -> None:
     mend(output, "cut.jpg", "empty.jpg", "text.jpg", "huge.png")
     one = retry("--error-class", "truncated", "--error-class", "network")
-    assert "Of 1 image that had failed, 1 has a caption now and 0 failed again" in one.stdout
+    assert "1 now has a caption, 0 failed again" in one.stdout
     none = retry("--error-class", "truncated")
     assert none.exit_code == 0
-    assert "Nothing to retry: no row of " in none.stdout
-    assert none.stdout.splitlines()[0].endswith("failed with truncated.")
+    assert "Nothing to retry: " in none.stdout
+    assert none.stdout.splitlines()[0].endswith("no failed rows of class truncated.")
     assert retry().exit_code == 0
     assert summary(output).items() >= {"captioned": 3, "errors": 0}.items()
     assert {row["status"] for row in read_rows(output).values()} == {"ok"}
@@ -105,11 +105,11 @@ def test_an_interrupted_retry_goes_on_with_what_it_has(output: Path, retry, monk
         run_with(patch, interrupted)
         stopped = retry()
     assert stopped.exit_code == 130
-    assert "Give the same command again to go on." in stopped.stderr
+    assert "Run the same command again to resume." in stopped.stderr
     assert len(read_rows(output)) == 29
     done = retry()
     assert done.exit_code == 0, done.output
-    assert "Going on with a retry that was not finished." in done.stderr
+    assert "Resuming an unfinished retry." in done.stderr
     assert 0 < summary(output)["captioned"] < 4
     assert {row["status"] for row in read_rows(output).values()} == {"ok"}
     assert not list((output / "_run" / "retry").iterdir())
@@ -127,7 +127,7 @@ def test_two_retries_in_one_count_an_image_once(output: Path, retry, monkeypatch
     left.write_bytes(b"of a plan that was killed before it counted")
     done = retry()
     assert done.exit_code == 0, done.output
-    assert "Of 4 images that had failed, 0 have captions now and 4 failed again" in done.output
+    assert "0 now have captions, 4 failed again" in done.output
     assert summary(output).items() >= {"inputs": 29, "captioned": 0, "errors": 4, "already_done": 25}.items()
     left.write_bytes(b"of another")
     assert retry("--error-class", "none").exit_code == 0
@@ -161,7 +161,7 @@ def test_a_table_with_a_part_missing_is_retried_and_ends_with_1(output: Path, re
     part.unlink()
     done = retry()
     assert done.exit_code == 1
-    assert "Go on with it: python -m jobs caption" in done.stderr
+    assert "then run: python -m jobs caption" in done.stderr
 
 
 def test_a_checkpoint_that_moved_and_one_that_is_another(tmp_path: Path, tiny_captioner: Path, output, retry) -> None:
@@ -187,8 +187,8 @@ def test_a_checkpoint_that_moved_and_one_that_is_another(tmp_path: Path, tiny_ca
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--set", "decoding.beam_size=1"), "decoding is that of the run"),
-        (("--set", "output.shard_size=1"), "output is that of the run"),
+        (("--set", "decoding.beam_size=1"), "decoding is fixed for a run"),
+        (("--set", "output.shard_size=1"), "output is fixed for a run"),
         (("--set", "runtime.precision=bf16"), 'captioner.precision: "fp32" → "bf16"'),
         (("--set", "storage.endpont=x"), "Did you mean 'endpoint'"),
     ],

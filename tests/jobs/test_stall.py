@@ -37,7 +37,7 @@ def test_a_stall_is_reported_after_a_minute_and_repeatedly() -> None:
     for _ in range(60):
         clock.now += 10
         stall.look()
-    assert said == ["No shard was finished for 60 s. Why.", "No shard was finished for 360 s. Why."]
+    assert said == ["No shard has finished for 60 s. Why.", "No shard has finished for 360 s. Why."]
 
 
 def test_a_stall_is_reported_later_if_shards_take_long() -> None:
@@ -69,16 +69,16 @@ def test_the_thread_checks_by_itself_and_ends() -> None:
 
 def test_requested_and_free_resources() -> None:
     text = explain(POOLS, [NodeLoad("10.0.0.1", 8, 2, 3, 1), NodeLoad("10.0.0.2", 8, 0, 7.5, 0)])
-    assert "2 captioners ask for 0.5 CPU and 1 GPU each, a decoding task for 0.25 CPU." in text
+    assert "2 captioners request 0.5 CPU and 1 GPU each, a decoding task 0.25 CPU." in text
     assert "10.0.0.1 3 of 8 CPU and 1 of 2 GPU; 10.0.0.2 7.5 of 8 CPU." in text
-    assert "There is room" in text
+    assert "Resources are free" in text
 
 
 def test_the_diagnosis() -> None:
     assert "No node is large enough for a decoding task" in explain(POOLS, [])
     assert "No node is large enough for a captioner" in explain(POOLS, [NodeLoad("a", 8, 0, 8, 0)])
-    assert "No captioner has its place" in explain(POOLS, [NodeLoad("a", 8, 2, 0, 2)])
-    assert "Everything is taken" in explain(POOLS, [NodeLoad("a", 8, 2, 0, 0)])
+    assert "No captioner has been placed" in explain(POOLS, [NodeLoad("a", 8, 2, 0, 2)])
+    assert "All CPUs are in use" in explain(POOLS, [NodeLoad("a", 8, 2, 0, 0)])
 
 
 def test_many_nodes_are_not_all_named() -> None:

@@ -46,7 +46,7 @@ def test_an_unfinished_run_ends_with_1_and_says_what_is_left(run: SmallRun) -> N
     values = json.loads(done.output)
     facts = ("state", "images", "done", "pending", "staged", "shards", "shards_done", "parts", "parts_in_all")
     assert [values[key] for key in facts] == ["stopped", 10, 8, 2, 2, 3, 2, 0, 1]
-    assert "to go on" in status(run).output
+    assert "to resume" in status(run).output
 
 
 def test_where_there_is_no_run(tmp_path: Path) -> None:
