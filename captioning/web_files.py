@@ -125,7 +125,7 @@ class WebFiles(RemoteFiles):
                     _check_status(uri, response)
                     return read(response, deadline)
                 current = _redirect_target(current, response.getheader("Location"), uri)
-        raise StorageError("storage", f"{shown(uri)} was redirected too often ({MAX_REDIRECTS + 1} times).")
+        raise StorageError("storage", f"{shown(uri)} was redirected {MAX_REDIRECTS + 1} times, more than allowed.")
 
 
 class _NoStore:

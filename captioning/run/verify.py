@@ -49,7 +49,7 @@ class _Findings:
 def verify(layout: RunLayout) -> Verdict:
     """Check the table of a run. Raises `InputError` when there is no run, `StorageError` when it cannot be read."""
     if not layout.exists():
-        raise InputError(f"There is no run in {layout.root} (it has no _run/run.json). Pass the OUTPUT of a run.")
+        raise InputError(f"There is no run in {layout.root} (it has no _run/run.json). Pass a run's OUTPUT.")
     index = Index.load(layout)
     found = _Findings()
     if not index.segments:

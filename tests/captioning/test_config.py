@@ -51,7 +51,7 @@ def test_printed_settings_read_back() -> None:
         ("count: 0", [], "'count'.*greater than or equal to 1"),
         ("inner: {kind: three}", [], "'inner.kind'"),
         ("flag: true", [], "flag needs a word"),
-        ("count: 1\ncount: 2", [], "given twice"),
+        ("count: 1\ncount: 2", [], "appears twice"),
         ("- a list", [], "must be a mapping"),
         ("count: [", [], "not valid YAML"),
         ("count: {{ COUNT }}", [], "not valid YAML.*not plain text"),

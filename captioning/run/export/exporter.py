@@ -71,7 +71,7 @@ def export_table(
 def _open(layout: RunLayout, partial: bool) -> tuple[RunTable, int]:
     """The run's table, and the number of images without a row in it."""
     if not layout.exists():
-        raise InputError(f"There is no run in {layout.root} (it has no _run/run.json). Pass the OUTPUT of a run.")
+        raise InputError(f"There is no run in {layout.root} (it has no _run/run.json). Pass a run's OUTPUT.")
     index = Index.load(layout)
     present = set(layout.parts())
     missing = [part for part in index.ranges() if part not in present]
