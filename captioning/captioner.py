@@ -191,7 +191,7 @@ class Captioner:
 
     def _pixels(self, image: Image) -> np.ndarray[Any, Any]:
         if isinstance(image, str) and "://" in image:
-            raise TypeError(f"{image} is an address: fetch it, and give its bytes or a file's path.")
+            raise TypeError(f"{image} is an address: download it, and pass its bytes or a file's path.")
         if isinstance(image, str | Path):
             return self.preprocess.from_bytes(Path(image).read_bytes()).pixels
         if isinstance(image, bytes):
@@ -248,7 +248,7 @@ def load_captioner(
     model.to(_device(device)).eval().requires_grad_(False)
     if cuda_graphs:
         if model.device.type != "cuda":
-            raise SettingsError(f"cuda_graphs is for GPUs, and this captioner is on {model.device}: leave it out.")
+            raise SettingsError(f"cuda_graphs is for GPUs, but this captioner is on {model.device}: leave it out.")
         model.enable_cuda_graphs()
     choice = _choose(model, info.preprocess, precision, encoder)
     return Captioner(
@@ -296,9 +296,11 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, TypeError):
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise SettingsError(f"There is no device {name!r} for captioners: use auto, cpu, cuda or cuda:N.")
+        raise SettingsError(f"Unknown device {name!r}: use auto, cpu, cuda or cuda:N.")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise SettingsError(f"Device {name!r} was asked for, but this machine has no GPU that PyTorch can use.")
+        raise SettingsError(f"Device {name!r} was requested, but this machine has no GPU that PyTorch can use.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SettingsError(f"Device {name!r} was asked for, but PyTorch sees {torch.cuda.device_count()} GPU here.")
+        count = torch.cuda.device_count()
+        shown = f"{count} GPU{'' if count == 1 else 's'}"
+        raise SettingsError(f"Device {name!r} was requested, but PyTorch finds only {shown} on this machine.")
     return device

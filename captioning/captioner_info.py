@@ -50,7 +50,7 @@ def inspect_captioner(
     Raises `CheckpointError` or `SettingsError`.
     """
     if precision not in get_args(Precision):
-        raise SettingsError(f"There is no precision {precision!r}: use {', '.join(get_args(Precision))}.")
+        raise SettingsError(f"Unknown precision {precision!r}: use {', '.join(get_args(Precision))}.")
     stem, folder = resolve(ref, storage)
     config = read_config(folder)
     hashes = hash_files(folder)

@@ -103,10 +103,10 @@ class _Loader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                text = f"a mapping has the key {key!r}, which is no plain text: quotes around it make it text"
+                text = f"a mapping has the key {key!r}, which is not plain text: put it in quotes"
                 raise yaml.constructor.ConstructorError(None, None, text, key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
@@ -147,7 +147,7 @@ def _explain(cls: Any, error: pydantic.ValidationError, where: str) -> str:
             hint = f" Did you mean {close[0]!r}?" if close else ""
             lines.append(f"unknown key {key!r}.{hint} Valid keys here: {', '.join(valid) or 'none'}.")
         elif problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-            lines.append(f"{key!r} is needed and not given.")
+            lines.append(f"{key!r} is required but missing.")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             given = problem.get("input")

@@ -81,8 +81,8 @@ class LogitsError(CaptioningError):
         """The error for these rows of a batch."""
         rows = ", ".join(map(str, images))
         return cls(
-            f"The model gave logits that are not numbers (NaN or infinite) for image {rows} of the batch, or none for "
-            "any word that the decoding settings allow. Its weights or the image's features are damaged, or the "
+            f"The model returned logits that are not numbers (NaN or infinite) for image {rows} of the batch, or none "
+            "for any word that the decoding settings allow. Its weights or the image's features are damaged, or the "
             "precision is too low: try runtime.precision=fp32.",
             images,
         )

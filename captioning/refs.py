@@ -39,8 +39,8 @@ def resolve(ref: str | os.PathLike[str] | None, storage: StorageSettings = Stora
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", ref) and not folder.parent.is_dir():
         return _stem(ref.partition("@")[0]), _fetch_from_hub(ref)
     raise CheckpointError(
-        f"There is no captioner {ref!r}: it is no folder here, no URI, no hub repository (org/name, where no folder "
-        f"org is here) and none of the bundled ones ({', '.join(bundled_names()) or 'none'})."
+        f"There is no captioner {ref!r}: it is not a folder, a URI, a hub repository (org/name, unless a folder org "
+        f"exists here) or one of the bundled ones ({', '.join(bundled_names()) or 'none'})."
     )
 
 
@@ -59,7 +59,7 @@ def _fetch(location: Location) -> Path:
         with retry_policy(INTERACTIVE):
             files = list(location.walk())
         if not files:
-            raise CheckpointError(f"There is no captioner at {location}: nothing is there.")
+            raise CheckpointError(f"There is no captioner at {location}: it does not exist.")
         version = hashlib.sha256(repr((location.uri, [(f.path, f.size, f.version) for f in files])).encode())
         folder = _cache() / version.hexdigest()[:16]
         if not (folder / ".complete").exists():
@@ -96,8 +96,8 @@ def _fetch_from_hub(ref: str) -> Path:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"The captioner {ref!r} is no folder here and could not be had from the hub: {reason.rstrip('.')}. "
-            "Without a network, give a folder or a bundled name."
+            f"The captioner {ref!r} is not a folder and could not be downloaded from the hub: {reason.rstrip('.')}. "
+            "Without a network, use a folder or a bundled name."
         ) from error
 
 

@@ -56,7 +56,7 @@ class StorageSettings:
             raise ValueError(f"endpoint is {self.endpoint}: it must be a URL such as http://localhost:9000")
         if self.endpoint and "@" in urlsplit(self.endpoint).netloc:
             # It would be written to run.json and shown in messages.
-            raise ValueError("endpoint must not hold a user or a password: give keys by the environment or a profile")
+            raise ValueError("endpoint must not contain a user or a password: set keys in the environment or a profile")
 
 
 class RemoteFiles:
@@ -248,11 +248,11 @@ def _make_filesystem(protocol: str, storage: StorageSettings, interactive: bool)
     try:
         filesystem = fsspec.filesystem(protocol, **_options(protocol, storage, interactive))
     except ImportError as error:
-        package = _PACKAGES.get(protocol, "the package that brings it")
+        package = _PACKAGES.get(protocol, "a package that supports it")
         extra = ' (pip install "captioning[s3]")' if package == "s3fs" else ""
-        raise UsageError(f"Reading {protocol}:// needs {package}, which is not installed{extra}: {error}") from error
+        raise UsageError(f"{protocol}:// needs {package}, which is not installed{extra}: {error}") from error
     except ValueError as error:
-        raise UsageError(f"{protocol}:// is no kind of storage that is known here: {error}") from error
+        raise UsageError(f"{protocol}:// is not a known kind of storage: {error}") from error
     if protocol in ("s3", "s3a"):
         # botocore retries each request and `Location` each operation: with a third layer of retries, a dead
         # endpoint would take minutes to fail.

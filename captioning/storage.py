@@ -64,7 +64,7 @@ class Location:
         """The location of a path (also relative, or with `~`) or a URI as a user writes it."""
         settings = settings or StorageSettings()
         if not text:
-            raise UsageError("An empty path was given where a file or a folder is needed.")
+            raise UsageError("A path is empty where a file or a folder is needed.")
         if "::" in text and _PROTOCOL.search(text.rpartition("::")[2]):
             raise UsageError(f"{escape_name(text)} chains file systems with '::', which is not supported.")
         match = _PROTOCOL.match(text)
@@ -74,11 +74,11 @@ class Location:
             return cls(_absolute("/" + text[match.end() :]), settings)
         bucket = text[match.end() :].partition("/")[0]
         if match[1].lower() in _BUCKETS and not bucket:
-            raise UsageError(f"{escape_name(text)} names no bucket: write {match[0].lower()}BUCKET/FOLDER.")
+            raise UsageError(f"{escape_name(text)} names no bucket: use {match[0].lower()}BUCKET/FOLDER.")
         if match[1].lower() in _BUCKETS and "@" in bucket:
             raise UsageError(
-                f"A place in {match[0].lower()} holds keys before its bucket, which tables and messages would show. "
-                "Take them out, and give them by the environment or a profile."
+                f"A {match[0].lower()} URI contains keys before its bucket, which tables and messages would show. "
+                "Remove them, and set them in the environment or a profile."
             )
         return cls(match[0].lower() + text[match.end() :].rstrip("/"), settings)
 
@@ -236,7 +236,7 @@ class Location:
                 with source.open_read() as reader, open(copy.path, "wb") as writer:
                     shutil.copyfileobj(reader, writer, 1 << 20)
         if not found:
-            raise StorageError("missing", f"There is nothing at {self.uri}. Check the spelling.")
+            raise StorageError("missing", f"{self.uri} does not exist. Check the spelling.")
 
     def check_writable(self) -> None:
         """Raise `StorageError` unless files can be written below this folder; leaves no file behind."""

@@ -65,16 +65,15 @@ _TIMEOUT_CODES = {"RequestTimeout", "RequestTimeoutException", "408"}
 
 _ADVICE = {
     "missing": "Check the spelling and that it still exists.",
-    "forbidden": "Check the permissions, and whether these are the credentials you mean (storage.profile, "
-    "storage.anonymous).",
-    "credentials": "The store does not take these credentials: check the keys in the environment, storage.profile, "
+    "forbidden": "Check the permissions, and that the right credentials are used (storage.profile, storage.anonymous).",
+    "credentials": "The store does not accept these credentials: check the keys in the environment, storage.profile, "
     "whether they have expired, and this machine's clock.",
-    "region": "The bucket lies in another region than the one asked: set AWS_DEFAULT_REGION, or region in the profile.",
-    "throttled": "The store asks for fewer requests; run again, or with fewer parallel tasks.",
+    "region": "The bucket is in another region: set AWS_DEFAULT_REGION, or region in the profile.",
+    "throttled": "The store is limiting requests; run again later, or with fewer parallel tasks.",
     "timeout": "The store did not answer in time; run again.",
     "network": "Check the network and storage.endpoint, then run again.",
     "no_space": "Free some space, or choose another place.",
-    "storage": "See the reason above.",
+    "storage": "",
 }
 
 
@@ -191,5 +190,5 @@ def _message(where: str, action: str, error_class: str, error: BaseException) ->
     inner = getattr(error, "filename", None)
     if isinstance(inner, str) and inner not in reason and inner.startswith(where.rstrip("/") + "/"):
         reason += f" ({inner.encode('utf-8', 'backslashreplace').decode()})"
-    text = f"Could not {action} {where}: {reason}. {_ADVICE[error_class]}".replace("..", ".")
+    text = f"Could not {action} {where}: {reason}. {_ADVICE[error_class]}".rstrip().replace("..", ".")
     return without_secrets(text)

@@ -32,8 +32,8 @@ def connect(host: str, port: int, *, timeout: float, allow_private: bool = False
         shown = ", ".join(sorted({str(entry[4][0]) for entry in found}))
         raise StorageError(
             "forbidden",
-            f"{host} is at {shown}, which is not on the public internet: such addresses are refused, whoever names "
-            "them. If you trust the list: --set storage.allow_private=true",
+            f"{host} is at {shown}, which is not on the public internet: such addresses are refused. "
+            "If you trust the list, pass --set storage.allow_private=true",
         )
     failure: OSError | None = None
     for family, kind, protocol, _, address in allowed:

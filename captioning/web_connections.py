@@ -72,7 +72,7 @@ def remaining(deadline: float) -> float:
     """The timeout of the next socket operation in seconds. Raises `TimeoutError` after `deadline`."""
     seconds = deadline - time.monotonic()
     if seconds <= 0:
-        raise TimeoutError("the answer took too long as a whole")
+        raise TimeoutError("the whole answer took too long")
     return min(seconds, IDLE_TIMEOUT)
 
 

@@ -84,7 +84,7 @@ class WebFiles(RemoteFiles):
     def _path(self, uri: str) -> str:
         # Every operation that is not overridden here needs the path before it calls the store.
         raise UsageError(
-            f"{shown(uri)} is a web address, where nothing can be written or listed: name images in a text list."
+            f"{shown(uri)} is a web address, which cannot be written to or listed: name images in a text list."
         )
 
     def _endpoint(self, uri: str) -> Endpoint:
@@ -94,10 +94,10 @@ class WebFiles(RemoteFiles):
             host, port = parts.hostname or "", parts.port
             host = host if host.isascii() else host.encode("idna").decode()
         except ValueError as error:
-            raise StorageError("missing", f"{shown(uri)} is no web address that can be read ({error}).") from None
+            raise StorageError("missing", f"{shown(uri)} is not a valid web address ({error}).") from None
         scheme = parts.scheme.lower()
         if not host or scheme not in ("http", "https") or _CONTROLS.search(host):
-            raise StorageError("missing", f"{shown(uri)} is no web address of http or https with a host.")
+            raise StorageError("missing", f"{shown(uri)} is not an http or https address with a host.")
         # Text that is quoted already stays as it is: a % is not quoted again.
         path = quote(parts.path.encode("utf-8", "surrogateescape"), safe=_SAFE)
         query = quote(parts.query.encode("utf-8", "surrogateescape"), safe=_SAFE + "?[]{}|\\^`")
@@ -114,7 +114,7 @@ class WebFiles(RemoteFiles):
         """The result of `read`, called with the response to which `uri` leads and the deadline."""
         if not self._allow_http:
             raise StorageError(
-                "forbidden", f"{shown(uri)} is a web address: such are fetched only with --set storage.allow_http=true"
+                "forbidden", f"{shown(uri)} is a web address: fetching it needs --set storage.allow_http=true"
             )
         deadline = time.monotonic() + (seconds or _TIMEOUT)
         headers = HEADERS if range_header is None else {**HEADERS, "Range": range_header}
@@ -125,7 +125,7 @@ class WebFiles(RemoteFiles):
                     _check_status(uri, response)
                     return read(response, deadline)
                 current = _redirect_target(current, response.getheader("Location"), uri)
-        raise StorageError("storage", f"{shown(uri)} was redirected {MAX_REDIRECTS + 1} times, which leads nowhere.")
+        raise StorageError("storage", f"{shown(uri)} was redirected {MAX_REDIRECTS + 1} times, more than allowed.")
 
 
 class _NoStore:
@@ -142,7 +142,7 @@ def shown(uri: str) -> str:
         host = parts.hostname or ""
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
-        return "a web address that cannot be read"
+        return "an invalid web address"
     text = f"{parts.scheme}://{host}{port}{parts.path}" + ("?…" if parts.query else "")
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -180,7 +180,7 @@ def _redirect_target(current: str, location: str | None, first: str) -> str:
         raise StorageError("storage", f"{shown(first)} was redirected without saying where.")
     target = urljoin(current, location)
     if urlsplit(target).scheme.lower() not in ("http", "https"):
-        raise StorageError("forbidden", f"{shown(first)} was redirected to something that is not the web.")
+        raise StorageError("forbidden", f"{shown(first)} was redirected to an address that is not http or https.")
     return target
 
 
@@ -214,4 +214,6 @@ def _web_errors(uri: str) -> Iterator[None]:
         raise StorageError("network", f"{shown(uri)} could not be reached: {reason}.", transient=True) from error
     except http.client.HTTPException as error:
         what = type(error).__name__
-        raise StorageError("network", f"{shown(uri)} broke off its answer ({what}).", transient=True) from error
+        raise StorageError(
+            "network", f"{shown(uri)} gave an incomplete or invalid answer ({what}).", transient=True
+        ) from error

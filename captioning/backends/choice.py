@@ -56,7 +56,7 @@ class Choice:
     def __str__(self) -> str:
         taken = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in self.seconds.items())
         reasons = "".join(f"; not {name}: {reason}" for name, reason in self.rejected.items())
-        return self.name + (f" ({taken} an image)" if taken else "") + reasons
+        return self.name + (f" ({taken} per image)" if taken else "") + reasons
 
 
 def choose(
@@ -71,7 +71,7 @@ def choose(
         return _choose_int8(network, backend, device, image_size)
     if device.type != "cpu" and backend not in ("auto", "eager"):
         raise SettingsError(
-            f"The image encoder's back end {backend!r} is for CPUs, and this captioner is on {device}: set it to auto."
+            f"The image encoder's back end {backend!r} is for CPUs, but this captioner is on {device}: set it to auto."
         )
     if device.type != "cpu" or backend == "eager":
         return Choice("eager", network)
@@ -87,7 +87,7 @@ def choose(
             if taken > _EMULATED * fp32_taken:
                 warnings.warn(
                     f"bf16 takes {taken / fp32_taken:.0f} times as long as fp32 in the image encoder: this processor "
-                    "has, it seems, no instructions for it. Set precision to fp32, or to int8.",
+                    "seems to have no instructions for it. Set precision to fp32 or int8.",
                     stacklevel=3,
                 )
         seconds = {"eager": taken}
@@ -105,8 +105,8 @@ def choose(
                 rejected[name] = _reason(error)
     if backend != "auto" and not ready:
         raise SettingsError(
-            f"The image encoder's back end {backend!r} cannot run this captioner here: {rejected[backend]} "
-            "Set it to auto."
+            f"The image encoder's back end {backend!r} cannot run this captioner here: "
+            f"{rejected[backend].rstrip('.')}. Set it to auto."
         )
     best = min(ready, key=seconds.__getitem__, default="eager")
     if backend == "auto" and best != "eager" and seconds[best] > seconds["eager"]:
@@ -120,7 +120,7 @@ def _choose_int8(network: Network, backend: EncoderBackend, device: torch.device
     if device.type != "cpu" or backend not in ("auto", "onednn"):
         conflict = f"device is {device}" if device.type != "cpu" else f"encoder is {backend}"
         raise SettingsError(
-            f"Precision int8 is for CPUs and oneDNN, and {conflict}: set device to cpu and encoder to auto, "
+            f"Precision int8 is for CPUs and oneDNN, but {conflict}: set device to cpu and encoder to auto, "
             "or another precision."
         )
     pixels = _sample_images(image_size)
@@ -141,7 +141,7 @@ def _reason(error: Exception) -> str:
 
 def _check_error(error: float, tolerance: float) -> None:
     if error > tolerance:
-        raise ValueError(f"its results are off by {error:.1e} of their size, and {tolerance:.1e} is allowed.")
+        raise ValueError(f"its results have a relative error of {error:.1e}; at most {tolerance:.1e} is allowed.")
 
 
 def _sample_images(size: int) -> Tensor:
@@ -159,7 +159,7 @@ def _relative_error(found: Sequence[Tensor], reference: Sequence[Tensor]) -> flo
     errors = [0.0]
     for one, two in zip(found, reference, strict=True):
         if one.shape != two.shape:
-            raise ValueError(f"it gives {tuple(one.shape)} where PyTorch gives {tuple(two.shape)}.")
+            raise ValueError(f"it returns {tuple(one.shape)} where PyTorch returns {tuple(two.shape)}.")
         if two.numel():
             relative = float((one.float() - two.float()).norm() / two.float().norm().clamp(min=1e-12))
             errors.append(relative if math.isfinite(relative) else math.inf)

@@ -46,7 +46,7 @@ def prepare(network: Network, pixels: Tensor) -> Network:
     """
     module = trace(network, pixels)
     if not _quantise_convolutions(module):
-        raise ValueError("it has no convolutions behind batch norms, which would tell what their numbers are.")
+        raise ValueError("it has no convolutions after batch norms, which determine the range of their inputs.")
     fuse_convolutions(module)
     fuse_linears(module)
     return finish(module)

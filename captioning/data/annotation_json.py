@@ -21,12 +21,12 @@ def read_karpathy(data: bytes, problems: Problems, *, where: str) -> list[Annota
         place = f"{where}: images[{number}]"
         name = _text(image, "filename")
         if not name:
-            problems.add("images without a file name, left out", place)
+            problems.add("images without a file name, skipped", place)
             continue
         folder = _text(image, "filepath")
         path = f"{folder.strip('/')}/{name}" if folder.strip("/") else name
         if collector.has(path):
-            problems.add("images listed twice, their captions joined", place)
+            problems.add("images listed twice, their captions merged", place)
         split = _text(image, "split") or None
         cocoid = image.get("cocoid")
         collector.add_image(path, image_id=None if cocoid is None else str(cocoid), split=_split_name(split))
@@ -44,7 +44,7 @@ def read_coco(data: bytes, problems: Problems, *, where: str) -> list[Annotation
     for number, image in enumerate(_list(contents, "images", where)):
         path = _text(image, "file_name")
         if not path or not isinstance(image.get("id"), (int, str)):
-            problems.add("images without an id and a file name, left out", f"{where}: images[{number}]")
+            problems.add("images without an id or a file name, skipped", f"{where}: images[{number}]")
             continue
         paths[image["id"]] = path
         collector.add_image(path, image_id=str(image["id"]))
@@ -53,7 +53,7 @@ def read_coco(data: bytes, problems: Problems, *, where: str) -> list[Annotation
         image_id = annotation.get("image_id")
         known = paths.get(image_id) if isinstance(image_id, (int, str)) else None
         if known is None:
-            problems.add("captions of an image that is not listed, left out", place)
+            problems.add("captions of images that are not listed, skipped", place)
             continue
         caption = annotation.get("caption")
         collector.add_caption(known, caption if isinstance(caption, str) else "", place)
@@ -64,13 +64,15 @@ def _load(data: bytes, where: str) -> Any:
     try:
         return json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not valid JSON: {error}. Was it downloaded to its end?") from error
+        raise InputError(f"{where} is not valid JSON: {error}. Was it downloaded completely?") from error
 
 
 def _list(contents: Any, key: str, where: str) -> list[dict[str, Any]]:
     items = contents.get(key) if isinstance(contents, dict) else None
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise InputError(f"{where} has no list of objects {key!r} at its top. Is it the dataset's annotation file?")
+        raise InputError(
+            f"{where} has no list of objects {key!r} at its top level. Is it the dataset's annotation file?"
+        )
     return items
 
 

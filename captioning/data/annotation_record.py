@@ -36,14 +36,14 @@ class Collector:
         # Lone surrogates occur where a text was cut inside an emoji.
         valid = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if valid != text:
-            self._problems.add("captions with half a character, replaced", where)
+            self._problems.add("captions with an incomplete character, replaced", where)
             text = valid
         tidy = " ".join(text.split())
         if not tidy:
-            self._problems.add("empty captions, left out", where)
+            self._problems.add("empty captions, skipped", where)
             return
         if tidy != text:
-            self._problems.add("captions with stray spaces, put right", where)
+            self._problems.add("captions with stray spaces, tidied", where)
         self._images[image][2].append(tidy)
 
     def has(self, image: str) -> bool:

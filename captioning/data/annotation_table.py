@@ -46,7 +46,7 @@ def read_table(data: bytes, problems: Problems, *, where: str) -> list[Annotatio
     for number, line in enumerate(lines, start=1):
         text = line.rstrip(b"\r").decode("utf-8", "replace")
         if "\ufffd" in text and "\ufffd".encode() not in line:
-            problems.add("lines that are not UTF-8, their bytes replaced", f"{where}:{number}")
+            problems.add("lines that are not UTF-8, invalid bytes replaced", f"{where}:{number}")
         texts.append(text)
     columns = _find_columns(next(text for text in texts if text.strip()), where)
     collector = Collector(problems)
@@ -60,13 +60,13 @@ def read_table(data: bytes, problems: Problems, *, where: str) -> list[Annotatio
         place = f"{where}:{number}"
         fields = _split(text, columns)
         if fields is None:
-            problems.add("lines without an image and a caption, left out", place)
+            problems.add("lines without an image or a caption, skipped", place)
             continue
         if fields[0] is None:
-            problems.add("lines with a bar missing, understood all the same", place)
+            problems.add("lines with a missing bar, repaired", place)
         image = (fields[columns.image + 1] or "").strip()
         if not image:
-            problems.add("captions without an image's name, left out", place)
+            problems.add("captions without an image name, skipped", place)
             continue
         split = None if columns.split is None else (fields[columns.split + 1] or "").strip() or None
         collector.add_image(image, split=split)
@@ -86,8 +86,8 @@ def _find_columns(first: str, where: str) -> _Columns:
         numbered = len(names) > 2 and names[1].isdigit()
         return _Columns(delimiter, 3 if numbered else 2, 0, 2 if numbered else 1, None, False)
     raise InputError(
-        f"{where} has no columns that name an image and a caption; its first line is {first[:120]!r}. Begin it with "
-        f"a header such as image,caption. Image columns: {', '.join(IMAGE_COLUMNS)}; "
+        f"{where} has no columns that name an image and a caption; its first line is {first[:120]!r}. Add a header "
+        f"line such as image,caption. Image columns: {', '.join(IMAGE_COLUMNS)}; "
         f"caption columns: {', '.join(CAPTION_COLUMNS)}."
     )
 

@@ -35,22 +35,22 @@ def read_annotations(dataset: str, data: bytes, problems: Problems, *, where: st
     that the dataset does not come in, or a file in which no image has a caption.
     """
     if dataset not in DATASETS:
-        raise InputError(f"There is no dataset {dataset!r}. Those known: {', '.join(DATASETS)}.")
+        raise InputError(f"Unknown dataset {dataset!r}. Known datasets: {', '.join(DATASETS)}.")
     layout = find_layout(data, where)
     if layout not in DATASETS[dataset]:
         fitting = [name for name, layouts in DATASETS.items() if layout in layouts]
         raise InputError(
             f"{where} is {_LAYOUTS[layout]}, and {dataset} is read from "
             f"{' or '.join(_LAYOUTS[name] for name in DATASETS[dataset])}. "
-            f"For this file say: prepare {' or '.join(fitting)}."
+            f"For this file use: prepare {' or '.join(fitting)}."
         )
     readers = {"table": read_table, "karpathy": read_karpathy, "coco": read_coco}
     annotations = readers[layout](data, problems, where=where)
     usable = [annotation for annotation in annotations if annotation.captions]
-    problems.add_all("images without a usable caption, left out", (a.image for a in annotations if not a.captions))
+    problems.add_all("images without a usable caption, skipped", (a.image for a in annotations if not a.captions))
     if not usable:
         details = "".join(f"\n  {line}" for line in problems.lines())
-        raise InputError(f"{where} holds no caption that can be used. It was read as {_LAYOUTS[layout]}.{details}")
+        raise InputError(f"{where} contains no usable caption. It was read as {_LAYOUTS[layout]}.{details}")
     return usable
 
 
@@ -73,9 +73,9 @@ def find_layout(data: bytes, where: str) -> str:
     """`karpathy`, `coco` or `table`, from the first bytes and, for JSON, its keys."""
     start = data.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not start:
-        raise InputError(f"{where} is empty. Give the file that holds the captions.")
+        raise InputError(f"{where} is empty. Pass the file that contains the captions.")
     if b"\0" in start[:1000]:
-        raise InputError(f"{where} is not UTF-8 text. Give the captions as UTF-8 text or JSON.")
+        raise InputError(f"{where} is not UTF-8 text. Convert it to UTF-8 text or JSON.")
     if start[:1] not in (b"{", b"["):
         return "table"
     # The readers parse the file; its keys suffice to tell the two JSON layouts apart.
@@ -84,5 +84,5 @@ def find_layout(data: bytes, where: str) -> str:
     if re.search(rb'"(?:sentences|split)"\s*:', data):
         return "karpathy"
     raise InputError(
-        f"{where} is JSON, but neither {_LAYOUTS['karpathy']} nor {_LAYOUTS['coco']}. Give one of these, or a table."
+        f"{where} is JSON, but neither {_LAYOUTS['karpathy']} nor {_LAYOUTS['coco']}. Use one of these, or a table."
     )

@@ -158,7 +158,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         found = re.search(r"\d+", str(error))
         count = f"{int(found[0]):,} pixels" if found else "Its size"
-        raise ImageError("too_large", f"{count} is over what can be decoded safely. Scale the image down.") from None
+        raise ImageError("too_large", f"{count} exceeds what can be decoded safely. Scale the image down.") from None
     except UnidentifiedImageError:
         raise _unidentified(data) from None
     except Exception as error:
@@ -229,21 +229,21 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(
             "too_large",
-            f"{width:,} × {height:,} pixels ({width * height:,}) is over the bound of {max_pixels:,} (max_pixels). "
-            "Scale the image down, or raise the bound if you trust the archive.",
+            f"{width:,} × {height:,} pixels ({width * height:,}) exceeds the limit of {max_pixels:,} (max_pixels). "
+            "Scale the image down, or raise the limit if you trust the archive.",
         )
 
 
 def _unidentified(data: bytes) -> ImageError:
     name = signature(data)
     if name == "HEIC" and not has_heic():
-        return ImageError("unsupported", f"HEIC images are read with the extra heic: {INSTALL}")
+        return ImageError("unsupported", f"Reading HEIC images needs the extra heic: {INSTALL}")
     if name in _READABLE:
         if is_cut_short(data):
             return ImageError("truncated", _cut_text(data))
         return ImageError("decode", f"The file begins like a {name} image, but its header is damaged.")
     if name == "HTML":
-        return ImageError("not_an_image", "The file is an HTML page: its download was probably answered with an error.")
+        return ImageError("not_an_image", "The file is an HTML page: the download probably returned an error page.")
     if name in ("zip", "gzip", "PDF", "PostScript", "video"):
         return ImageError("not_an_image", f"The file is not an image but a {name} file.")
     if name is not None:
@@ -252,14 +252,14 @@ def _unidentified(data: bytes) -> ImageError:
         return ImageError(
             "not_an_image", f"All {len(data):,} bytes of the file are zero: it was never written. Fetch it again."
         )
-    kind = "text" if _is_text(data[:512]) else "data of no known image format"
-    return ImageError("not_an_image", f"The file holds {kind}, whatever its name says: it begins with {data[:16]!r}.")
+    kind = "text, not an image" if _is_text(data[:512]) else "data in no known image format"
+    return ImageError("not_an_image", f"The file contains {kind}: it begins with {data[:16]!r}.")
 
 
 def _damaged(error: Exception, data: bytes) -> ImageError:
     reason = str(error) or type(error).__name__
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return ImageError("too_large", f"The image is over what can be decoded safely: {reason}.")
+        return ImageError("too_large", f"The image exceeds what can be decoded safely: {reason}.")
     if isinstance(error, MemoryError) or "out of memory" in reason.lower():
         return ImageError("memory", "There is not enough memory to decode the image.")
     if isinstance(error, EOFError) or "truncated" in reason.lower() or (data and is_cut_short(data)):
@@ -270,7 +270,7 @@ def _damaged(error: Exception, data: bytes) -> ImageError:
 
 
 def _cut_text(data: bytes) -> str:
-    held = f" ({len(data):,} bytes are there)" if data else ""
+    held = f" (the file has {len(data):,} bytes)" if data else ""
     return f"The end of the image is missing{held}. Its download or copy was probably cut off: fetch it again."
 
 

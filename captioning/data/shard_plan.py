@@ -68,7 +68,7 @@ def plan_samples(
     for annotation in annotations:
         file = images.find(annotation.image)
         if file is None:
-            problems.add("images with captions that are not in the images' folder, left out", annotation.image)
+            problems.add("images with captions that are not in the image folder, skipped", annotation.image)
             continue
         captioned.add(file.path)
         if by_name is not None:
@@ -76,19 +76,19 @@ def plan_samples(
         else:
             split = annotation.split if own else _hash_split(annotation.image, val_fraction)
         if split is None or not re.fullmatch(r"[A-Za-z0-9_]+", split):
-            problems.add("images without a split, left out", annotation.image)
+            problems.add("images without a split, skipped", annotation.image)
             continue
         if file.path in used:
-            problems.add("images that are listed under two names, the second left out", annotation.image)
+            problems.add("images listed under two names, the second skipped", annotation.image)
             continue
         used.add(file.path)
         key = make_key(annotation.image, full_path=short_keys[make_key(annotation.image)] > 1)
         if key in keys:
             key = f"{key}-{_digest(annotation.image)[:8]}"
-            problems.add("images whose names differ in their dots or extension only, key made longer", annotation.image)
+            problems.add("images whose names differ only in dots or extension, given a longer key", annotation.image)
         keys.add(key)
         samples.append(PlannedSample(key, annotation.image_id, file.path, file.size, annotation.captions, split))
-    problems.add_all("images without captions, left out", images.without(captioned))
+    problems.add_all("images without captions, skipped", images.without(captioned))
     if not samples:
         details = "".join(f"\n  {line}" for line in problems.lines())
         raise InputError(

@@ -55,16 +55,16 @@ def _read_jpeg(images: Location, sample: PlannedSample, problems: Problems, qual
         data = (images / sample.image).read_bytes()
         rgb = decode_image(data)
     except ImageError as error:
-        problems.add(f"images that cannot be decoded ({error.error_class}), left out", sample.image)
+        problems.add(f"images that cannot be decoded ({error.error_class}), skipped", sample.image)
         return None
     except StorageError as error:
         if error.error_class != "missing":
             raise
-        problems.add("images that went missing while the shards were written, left out", sample.image)
+        problems.add("images that disappeared while the shards were written, skipped", sample.image)
         return None
     if data.startswith(b"\xff\xd8\xff"):
         return data
-    problems.add(f"images that were no JPEG, encoded as JPEG of quality {quality}", sample.image)
+    problems.add(f"images in other formats, encoded as JPEG of quality {quality}", sample.image)
     encoded = io.BytesIO()
     Image.fromarray(rgb).save(encoded, "JPEG", quality=quality, subsampling=0)
     return encoded.getvalue()

@@ -56,8 +56,8 @@ class ShardSet:
         path = location / COUNTS_FILE
         if not path.exists():
             raise InputError(
-                f"{location} holds no training shards: {COUNTS_FILE} is not there. Make them with "
-                f"`python -m jobs prepare`; if a prepare was stopped halfway, give the same command again."
+                f"{location} contains no training shards: {COUNTS_FILE} does not exist. Create them with "
+                "`python -m jobs prepare`; if it was interrupted, run the same command again."
             )
         try:
             return ShardSet.from_json(location, json.loads(path.read_text()))

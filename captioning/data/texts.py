@@ -28,7 +28,7 @@ def read_captions(place: Location) -> list[str]:
     annotations = read_annotations(dataset, data, Problems(), where=place.name)
     train = [annotation for annotation in annotations if annotation.split in (None, "train")]
     if annotations and not train:
-        raise InputError(f"The captions in {place} are all of other splits than train: there are none to learn from.")
+        raise InputError(f"All captions in {place} belong to splits other than train: there are none to learn from.")
     return [caption for annotation in train for caption in annotation.captions]
 
 

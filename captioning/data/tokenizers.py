@@ -64,7 +64,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         return BpeTokenizer.from_pretrained_folder(folder)
     raise CheckpointError(
         f"No tokenizer in {folder}: expected {VOCABULARY_FILE} (words), {TOKENIZER_FILE}, or {VOCAB_FILE} with "
-        f"{MERGES_FILE} (byte-level BPE). Is the folder a checkpoint, and was it copied whole?"
+        f"{MERGES_FILE} (byte-level BPE). Is the folder a checkpoint, and was it copied completely?"
     )
 
 
@@ -75,7 +75,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | None) -> list[int]:
         unknown = tokenizer.unknown_words([prompt]) if isinstance(tokenizer, WordTokenizer) else ()
         named = ", ".join(map(repr, unknown)) or "special tokens"
         raise SettingsError(
-            f"decoding.prompt is {prompt!r}, but this captioner has no word for {named}: captions would go on without. "
-            "Use words of its training captions, or a captioner that can spell any (CLIP-GPT2)."
+            f"decoding.prompt is {prompt!r}, but this captioner has no word for {named}: captions would continue "
+            "without it. Use words of its training captions, or a captioner that can spell any word (CLIP-GPT2)."
         )
     return ids

@@ -30,7 +30,7 @@ class WordTokenizer:
         self.words = tuple(words)
         self._ids = {word: number for number, word in enumerate(self.words, start=len(_SPECIALS))}
         if len(self._ids) != len(self.words):
-            raise ValueError("A vocabulary must not hold a word twice.")
+            raise ValueError("A vocabulary must not contain a word twice.")
 
     @classmethod
     def train(cls, captions: Iterable[str], min_count: int = 5) -> "WordTokenizer":
@@ -86,7 +86,7 @@ class WordTokenizer:
                 raise ValueError("its tokens are not those of a word vocabulary")
             return cls(words)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else error
+            reason = f"missing {error}" if isinstance(error, KeyError) else error
             raise CheckpointError(
-                f"The vocabulary {path} cannot be read ({reason}). Copy the checkpoint again, or save it anew."
+                f"The vocabulary {path} cannot be read ({reason}). Copy the checkpoint again, or save it again."
             ) from error

@@ -63,7 +63,7 @@ class CiderD:
                 raise ValueError(f"format version {content['format_version']}, not {_FORMAT_VERSION}")
             return cls.from_frequencies(content["document_frequency"], content["num_images"], source=content["source"])
         except (OSError, EOFError, zlib.error, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"these are no document frequencies ({error!r})") from error
+            raise ValueError(f"these are not document frequencies ({error!r})") from error
 
     def to_bytes(self) -> bytes:
         """The document frequencies as a compact file, deterministically."""

@@ -24,8 +24,8 @@ def people_scores(references: Mapping[str, Sequence[str]], *, meteor: bool = Fal
     if not has_people(references):
         single = [image for image, texts in references.items() if len(texts) < 2]
         raise InputError(
-            f"{len(single)} photos have fewer than two captions{f', {single[0]!r} for one' if single else ''}: "
-            "what a person scores cannot be told. Set people to false."
+            f"{len(single)} photos have fewer than two captions{f', such as {single[0]!r}' if single else ''}: "
+            "the score of a person cannot be determined. Set people to false."
         )
     rounds = min(MAX_ROUNDS, max(map(len, references.values())))
     summaries = []

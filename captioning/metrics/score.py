@@ -109,9 +109,9 @@ def _check(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]
     unmatched = sorted(candidates.keys() ^ references.keys())
     if unmatched:
         raise InputError(
-            f"{len(unmatched)} images have a caption or references but not both, {unmatched[0]!r} for one: "
+            f"{len(unmatched)} images have a caption or references but not both, such as {unmatched[0]!r}: "
             "score exactly the images that have references."
         )
     bare = sorted(image for image, texts in references.items() if not texts)
     if bare:
-        raise InputError(f"{len(bare)} images have no reference captions, {bare[0]!r} for one: leave them out.")
+        raise InputError(f"{len(bare)} images have no reference captions, such as {bare[0]!r}: leave them out.")

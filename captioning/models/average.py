@@ -91,7 +91,7 @@ def average_checkpoints(
 
 def _shares(sources: Sequence[Source]) -> list[float]:
     if len(sources) < 2:
-        raise SettingsError(f"An average needs two checkpoints or more, and {len(sources)} was given.")
+        raise SettingsError(f"An average needs at least two checkpoints, not {len(sources)}.")
     weights = [source.weight for source in sources]
     total = sum(weights)
     if not all(0 <= weight < float("inf") for weight in weights) or not total > 0:
@@ -112,16 +112,14 @@ def _check_match(
     if one != two:
         keys = sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))
         differences = ", ".join(f"{key} ({two.get(key)!r}, not {one.get(key)!r})" for key in keys[:5])
-        raise CheckpointError(f"{where}: they are not of one architecture, and differ in {differences}.")
+        raise CheckpointError(f"{where}: their architectures differ in {differences}.")
     if config.preprocess != other_config.preprocess:
-        raise CheckpointError(
-            f"{where}: they see images through different preprocessing. Average checkpoints of one recipe."
-        )
+        raise CheckpointError(f"{where}: their preprocessing differs. Average checkpoints of one recipe.")
     tokenizers = [{key: value for key, value in each.items() if key != WEIGHTS} for each in (files, other_files)]
     if tokenizers[0] != tokenizers[1]:
         raise CheckpointError(
-            f"{where}: their tokenizers differ, so that a token is one word here and another there. "
-            "Train the one from the other (init=REF) with tokenizer.extend=false, which keeps the words."
+            f"{where}: their tokenizers differ, so that a token stands for different words. "
+            "Train one from the other (init=REF) with tokenizer.extend=false, which keeps the words."
         )
 
 
@@ -157,14 +155,14 @@ def _card(name: str, config: CheckpointConfig, parts: Sequence[Mapping[str, Any]
 
 # {name}
 
-An image captioner ({kind}): the weighted average of {len(parts)} checkpoints, by `python -m jobs average`.
+An image captioner ({kind}): the weighted average of {len(parts)} checkpoints, made with `python -m jobs average`.
 
 | checkpoint | share | SHA-256 of its weights |
 |---|---|---|
 {rows}
 
 Vocabulary, preprocessing and decoding are those of the first. How each was trained, and on what data, is in
-`config.json` under `provenance.average`; their terms hold for the average too. It has no scores of its own until it
+`config.json` under `provenance.average`; their terms apply to the average too. It has no scores of its own until it
 is evaluated: `python -m jobs evaluate --model FOLDER --data SHARDS`.
 
 ```python

@@ -23,7 +23,7 @@ from captioning.models.base import CaptionModel, Vocabulary
 from captioning.models.checkpoint_config import CARD, CONFIG, FORMAT_VERSION, WEIGHTS, CheckpointConfig
 from captioning.models.registry import build_model
 
-_BOTH = "The two do not belong together: copy both from one checkpoint."
+_BOTH = "The two do not belong together: copy both from the same checkpoint."
 
 
 def save_checkpoint(

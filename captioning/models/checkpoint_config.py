@@ -46,19 +46,19 @@ def read_config(folder: Path) -> CheckpointConfig:
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} is not a checkpoint of a captioner: it has no {CONFIG}. "
-            "Give the folder that has one, such as the `best` of a training's OUTPUT."
+            "Pass a folder that has one, such as `best` in the OUTPUT of `train`."
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Copy the checkpoint again.") from error
     if not isinstance(values, dict) or "architecture" not in values:
         raise CheckpointError(
-            f"{folder} is not a checkpoint of a captioner: its {CONFIG} names no architecture. "
+            f"{folder} is not a checkpoint of a captioner: its {CONFIG} has no architecture. "
             "Train one with `python -m jobs train`."
         )
     if values.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {values.get('format_version')!r}; "
-            f"this version of Captioning reads {FORMAT_VERSION}. Use the Captioning that made it, or a newer one."
+            f"this version of Captioning reads {FORMAT_VERSION}. Use the version that wrote it, or a newer one."
         )
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"The checkpoint {folder} has no {WEIGHTS}. Copy it again, with all of its files.")

@@ -309,8 +309,8 @@ class ClipGpt2(CaptionModel):
         if positions > self._n_positions:
             raise SettingsError(
                 f"GPT-2 has {self._n_positions} positions, of which the prefix takes {self._prefix_length}: prompt "
-                f"and caption may have {self._n_positions - self._prefix_length} tokens. Lower "
-                "decoding.max_new_tokens, or cut the captions that are trained on."
+                f"and caption may have {self._n_positions - self._prefix_length} tokens together. Lower "
+                "decoding.max_new_tokens, or max_tokens in training."
             )
 
     def _set_prefixes(self, settings: ClipGpt2Settings, pretrained: bool) -> None:

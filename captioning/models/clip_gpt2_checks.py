@@ -42,13 +42,13 @@ def check_fit(
     """Raise `SettingsError` where the parts of a CLIP-GPT2 do not match."""
     if isinstance(clip, ClipTower) and preprocess.size != clip.image_size:
         raise SettingsError(
-            f"preprocess.size is {preprocess.size}, and this CLIP sees {clip.image_size} pixels a side: "
+            f"preprocess.size is {preprocess.size}, but this CLIP takes images of {clip.image_size} pixels a side: "
             f"set preprocess.size to {clip.image_size}."
         )
     assert gpt2.vocab_size is not None
     if gpt2.vocab_size < vocabulary.size:
         raise SettingsError(
-            f"The tokenizer has {vocabulary.size} tokens and this GPT-2 {gpt2.vocab_size}: use the tokenizer that "
+            f"The tokenizer has {vocabulary.size} tokens, but this GPT-2 has {gpt2.vocab_size}: use the tokenizer that "
             "belongs to the GPT-2, or leave model.gpt2.vocab_size out."
         )
     if gpt2.n_positions <= prefix_length:
@@ -63,7 +63,7 @@ def check_normalisation(reference: str, preprocess: PreprocessSettings) -> None:
     pairs = zip((*preprocess.mean, *preprocess.std), (*CLIP_MEAN, *CLIP_STD), strict=True)
     if any(abs(given - own) > 1 for given, own in pairs):
         warnings.warn(
-            f"The weights of {reference} expect CLIP's own normalisation, and others are set. For the best captions "
-            f"set preprocess.mean to {list(CLIP_MEAN)} and preprocess.std to {list(CLIP_STD)}.",
+            f"The weights of {reference} expect CLIP's own normalisation, but another one is set. For the best "
+            f"captions set preprocess.mean to {list(CLIP_MEAN)} and preprocess.std to {list(CLIP_STD)}.",
             stacklevel=3,
         )

@@ -48,4 +48,4 @@ class ClipGpt2Settings:
 
     def __post_init__(self) -> None:
         if self.lora is not None and "gpt2" not in TRAINED[self.train]:
-            raise ValueError(f"lora is for training GPT-2, and train is {self.train!r}: set it to decoder, all or gpt2")
+            raise ValueError(f"lora is for training GPT-2, but train is {self.train!r}: set it to decoder, all or gpt2")

@@ -78,8 +78,8 @@ class GridEncoder(nn.Module):
         """
         if len(self._pieces) == 1:
             raise SettingsError(
-                f"encoder: late: which parts of {self._name} come last is not known. Set encoder to frozen or all, or "
-                "name the first part that is to learn as tune_from in the setting tune."
+                f"encoder: late: it is not known which parts of {self._name} come last. Set encoder to frozen or all, "
+                "or name the first part to train as tune_from in the setting tune."
             )
         mode, late = self.trunk.training, self._pieces[0]
         self.trunk.eval()
@@ -139,7 +139,7 @@ def _build_trunk(settings: EncoderSettings, *, pretrained: bool) -> nn.Module:
         model = _torchvision(name, download=weights == "pretrained")
     else:
         raise SettingsError(
-            f"encoder name {settings.name!r} names no library: write timm/NAME or torchvision/NAME, "
+            f"encoder name {settings.name!r} names no library: use timm/NAME or torchvision/NAME, "
             "such as timm/tf_efficientnet_lite0."
         )
     if weights not in ("random", "pretrained"):
@@ -153,7 +153,7 @@ def _timm(name: str, *, download: bool) -> Any:
 
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name[:8]}*")[:8])
-        raise SettingsError(f"timm has no encoder {name!r}." + (f" Like it: {close}." if close else ""))
+        raise SettingsError(f"timm has no encoder {name!r}." + (f" Similar ones: {close}." if close else ""))
     try:
         model = timm.create_model(name, pretrained=download, num_classes=0, global_pool="")
     except Exception as error:
@@ -166,7 +166,9 @@ def _torchvision(name: str, *, download: bool) -> Any:
         import torchvision
 
     if name not in torchvision.models.list_models(module=torchvision.models):
-        raise SettingsError(f"torchvision has no encoder {name!r}; torchvision.models.list_models() names them.")
+        raise SettingsError(
+            f"torchvision has no encoder {name!r}; torchvision.models.list_models() lists those it has."
+        )
     try:
         return torchvision.models.get_model(name, weights="DEFAULT" if download else None)
     except Exception as error:
@@ -175,8 +177,8 @@ def _torchvision(name: str, *, download: bool) -> Any:
 
 def _cannot_download(name: str, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"The weights of {name} could not be fetched ({error}). Without a network, set model.encoder.weights "
-        "to a file with them, to package:MODULE, or to random."
+        f"The weights of {name} could not be downloaded ({error}). Without a network, set model.encoder.weights "
+        "to a weights file, package:MODULE or random."
     )
 
 
@@ -187,7 +189,7 @@ def _torchvision_trunk(model: Any, name: str) -> nn.Module:
     if hasattr(model, "layer4"):  # ResNets: everything before pooling and classifier
         kept = ((name, child) for name, child in model.named_children() if name not in ("avgpool", "fc"))
         return nn.Sequential(OrderedDict(kept))
-    raise SettingsError(f"torchvision/{name} has no grid of features to take; choose a CNN such as resnet50.")
+    raise SettingsError(f"torchvision/{name} returns no grid of features; choose a CNN such as resnet50.")
 
 
 def _pieces(trunk: nn.Module) -> tuple[str, ...]:
@@ -216,7 +218,7 @@ def _load_in_order(model: nn.Module, weights: str) -> None:
     path = _package_file(weights.removeprefix("package:")) if weights.startswith("package:") else Path(weights)
     if not path.is_file():
         raise CheckpointError(
-            f"There is no file of encoder weights at {path}. Correct model.encoder.weights, or give package:NAME."
+            f"The encoder weights {path} do not exist. Correct model.encoder.weights, or use package:MODULE."
         )
     try:
         if path.suffix == ".safetensors":
@@ -226,12 +228,12 @@ def _load_in_order(model: nn.Module, weights: str) -> None:
         else:
             given = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(given, Mapping):
-            raise TypeError(f"it holds no state dict, but a {type(given).__name__}")
+            raise TypeError(f"it contains a {type(given).__name__}, not a state dict")
     except Exception as error:  # safetensors, pickle and zip files have no common exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"The encoder weights in {path} cannot be read: {reason}. "
-            "Give a state dict, as .safetensors or saved by torch.save, that was copied to its end."
+            "Use a complete state dict, as .safetensors or saved by torch.save."
         ) from error
     own = model.state_dict()
     names = [name for name in own if not name.endswith("num_batches_tracked")]
@@ -242,8 +244,8 @@ def _load_in_order(model: nn.Module, weights: str) -> None:
     if len(values) < len(names) or wrong:
         at = wrong[0] if wrong else f"tensor {len(values)}"
         raise CheckpointError(
-            f"The weights in {path} do not fit the encoder: they part ways at {at}. "
-            "Give those of the architecture that model.encoder.name names."
+            f"The weights in {path} do not fit the encoder: they differ from {at} on. "
+            "Use weights of the architecture that model.encoder.name names."
         )
     model.load_state_dict(pairs, strict=False)
 
@@ -258,7 +260,7 @@ def _package_file(module: str) -> Path:
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".pth", ".pt", ".bin", ".safetensors"))
     if len(files) != 1:
         raise CheckpointError(
-            f"The package {module} holds {len(files)} files of weights; one was expected. Give the path of a file."
+            f"The package {module} contains {len(files)} weights files, not one. Use the path of a file instead."
         )
     return files[0]
 
@@ -267,7 +269,7 @@ def _package_file(module: str) -> Path:
 def _count_channels(trunk: nn.Module) -> int:
     grid = trunk.eval()(torch.zeros(1, 3, 64, 64))
     if grid.ndim != 4:
-        raise SettingsError("The encoder gives no grid of features (B, D, H, W); choose a CNN.")
+        raise SettingsError("The encoder returns no grid of features (B, D, H, W); choose a CNN.")
     return int(grid.shape[1])
 
 

@@ -31,7 +31,7 @@ def local_folder(reference: str, *, key: str = "the reference") -> Path:
     match = _HUB_ID.match(reference)
     if match is None or reference.startswith((".", "/", "~")):
         raise CheckpointError(
-            f"{key}: there is no folder {reference!r}. Give a folder in the hub's layout (config.json and "
+            f"{key}: the folder {reference!r} does not exist. Use a folder in the hub's layout (config.json and "
             "model.safetensors) or a hub id such as openai-community/gpt2."
         )
     return _fetch(match["id"], match["revision"], reference, key)
@@ -69,7 +69,7 @@ def read_tensors(folder: Path, wanted: Collection[str], rename: Callable[[str], 
     missing = sorted(set(wanted) - set(found))
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise CheckpointError(f"The weights in {folder} lack {shown}: they are of another kind of model.")
+        raise CheckpointError(f"The weights in {folder} lack {shown}: they belong to another kind of model.")
     return found
 
 
@@ -84,9 +84,9 @@ def _fetch(repo_id: str, revision: str | None, reference: str, key: str) -> Path
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         at = f" --revision {revision}" if revision else ""
         raise CheckpointError(
-            f"{key}: {reference!r} is no folder here, and it could not be fetched from the Hugging Face hub: {reason}\n"
+            f"{key}: {reference!r} is not a folder, and could not be downloaded from the Hugging Face hub: {reason}\n"
             "  With a network, unset HF_HUB_OFFLINE and check the id (a private one needs `hf auth login`).\n"
-            f"  Without one, run `hf download {repo_id}{at} --local-dir FOLDER` on a machine that has, copy FOLDER "
+            f"  Without one, run `hf download {repo_id}{at} --local-dir FOLDER` on a machine that has one, copy FOLDER "
             f"here and set {key} to it."
         ) from error
     return folder
@@ -106,7 +106,7 @@ def _weight_files(folder: Path) -> list[Path]:
             if absent:
                 raise CheckpointError(f"{folder} lacks {absent[0]}, which its {index.name} names. Fetch it as well.")
             return [folder / piece for piece in names]
-    raise CheckpointError(f"{folder} holds no weights: model.safetensors or pytorch_model.bin was expected there.")
+    raise CheckpointError(f"{folder} contains no weights: model.safetensors or pytorch_model.bin was expected.")
 
 
 def _tensors(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:

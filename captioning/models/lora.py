@@ -40,7 +40,7 @@ def add_adapters(gpt2: nn.Module, lora: LoraSettings) -> None:
     for target in lora.targets:
         if not any(name.endswith(f".{target}") for name, _ in gpt2.named_modules()):
             raise SettingsError(
-                f"model.lora.targets: GPT-2 has no layer {target!r}; there are attn.c_attn, attn.c_proj, mlp.c_fc and "
+                f"model.lora.targets: GPT-2 has no layer {target!r}; it has attn.c_attn, attn.c_proj, mlp.c_fc and "
                 "mlp.c_proj."
             )
     peft.inject_adapter_in_model(config, gpt2)

@@ -39,4 +39,4 @@ class MapperSettings:
 
     def __post_init__(self) -> None:
         if self.source == "patches" and self.kind == "mlp":
-            raise ValueError("source 'patches' needs kind 'transformer': the mlp reads one embedding an image")
+            raise ValueError("source 'patches' needs kind 'transformer': the mlp reads one embedding per image")

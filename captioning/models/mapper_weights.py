@@ -23,7 +23,7 @@ def load_mapper(mapper: nn.Module, reference: str) -> None:
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
             raise CheckpointError(
-                f"{_KEY}: {name} has shape {tuple(tensor.shape)} in {reference}, and model.mapper and its towers ask "
-                f"for {tuple(own[name].shape)}. Set the sizes that {reference} has, or weights to null."
+                f"{_KEY}: {name} has shape {tuple(tensor.shape)} in {reference}, but model.mapper and its towers "
+                f"need {tuple(own[name].shape)}. Use the sizes of {reference}, or set weights to null."
             )
     mapper.load_state_dict(tensors)

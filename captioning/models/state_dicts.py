@@ -30,7 +30,7 @@ def converted(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[st
     if _HEAD in own and _HEAD not in plain and _EMBEDDINGS in plain:
         plain[_HEAD] = plain[_EMBEDDINGS]
     elif _HEAD in plain and _HEAD not in own and not torch.equal(plain.pop(_HEAD), plain[_EMBEDDINGS]):
-        raise RuntimeError("its words and its head would be one matrix, and in these weights they differ")
+        raise RuntimeError("the model's embeddings and head are one matrix, but in these weights they differ")
     return plain
 
 

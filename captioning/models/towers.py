@@ -39,7 +39,7 @@ def clip_sizes(reference: str) -> ClipTower:
     else:
         raise CheckpointError(
             f"model.clip: {reference!r} is a model of type {kind!r}, not CLIP's vision transformer. "
-            "Name one such as openai/clip-vit-base-patch32."
+            "Use one such as openai/clip-vit-base-patch32."
         )
     names = {"layers": "num_hidden_layers", "heads": "num_attention_heads"}
     return _sizes(ClipTower, config, names, f"the configuration of {reference}")
@@ -54,7 +54,7 @@ def gpt2_sizes(reference: str) -> Gpt2Tower:
     if config.get("model_type") != "gpt2":
         raise CheckpointError(
             f"model.gpt2: {reference!r} is a model of type {config.get('model_type')!r}, not gpt2. "
-            "Name one such as openai-community/gpt2."
+            "Use one such as openai-community/gpt2."
         )
     return _sizes(Gpt2Tower, GPT2Config(**config).to_dict(), {}, f"the configuration of {reference}")
 
@@ -150,7 +150,7 @@ def _load(model: nn.Module, reference: str, key: str, rename: Any, wanted: set[s
     for name, tensor in tensors.items():
         if own[name].shape != tensor.shape:
             raise CheckpointError(
-                f"{key}: {name} in {folder} has shape {tuple(tensor.shape)}, and its config.json asks for "
+                f"{key}: {name} in {folder} has shape {tuple(tensor.shape)}, but its config.json asks for "
                 f"{tuple(own[name].shape)}. The two files do not belong together."
             )
     model.load_state_dict(tensors, strict=False)
@@ -160,7 +160,7 @@ def _make(model_class: Any, config: Any, key: str) -> Any:
     try:
         model = model_class(config)
     except (KeyError, ValueError) as error:
-        raise SettingsError(f"{key}: these sizes make no model: {error}") from error
+        raise SettingsError(f"{key}: these sizes are not possible: {error}") from error
     return model.to(torch.float32)
 
 

@@ -23,7 +23,7 @@ _OPEN_FILES = 4
 
 def changed_error(what: str) -> StorageError:
     """The error for an image that has changed since it was listed; `what` is the first sentence of its message."""
-    return StorageError("changed", f"{what} Give the `caption` command again with --refresh changed.")
+    return StorageError("changed", f"{what} Run the `caption` command again with --refresh changed.")
 
 
 def read_cell(location: Location, column: str, row: int, version: str = "", *, check_version: bool = False) -> Any:
@@ -76,17 +76,17 @@ class _Reader:
             if self._version is not None:
                 info = self._location.info()
                 if info is not None and info.version != self._version:
-                    raise changed_error(f"{self._location} has been written again since it was listed.")
+                    raise changed_error(f"{self._location} has been rewritten since it was listed.")
             self._file = self._stack.enter_context(open_columnar(self._location))
             if self._column not in self._file.schema.names:
-                raise StorageError("missing", f"{self._location} has no column {self._column!r} any more.")
+                raise StorageError("missing", f"{self._location} no longer has a column {self._column!r}.")
             self._start(row)
         elif (self._window and row < self._window[0][0]) or self._file.span(row)[0] > self._next:
             self._start(row)
         while row >= self._next:
             found = next(self._batches, None)
             if found is None:
-                raise StorageError("missing", f"{self._location} has no row {row:,} any more.")
+                raise StorageError("missing", f"{self._location} no longer has a row {row:,}.")
             first, batch = found
             self._window.append((first, batch.column(0)))
             self._next = first + batch.num_rows

@@ -63,7 +63,7 @@ def open_columnar(location: Location) -> Iterator[ColumnarFile]:
             with _arrow_source(location, file) as source:
                 yield _ArrowStream(source)
         else:
-            raise StorageError("storage", f"{location} is no Parquet or Arrow file{_guess(head)}.")
+            raise StorageError("storage", f"{location} is not a Parquet or Arrow file{_guess(head)}.")
 
 
 @contextmanager

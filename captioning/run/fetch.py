@@ -76,7 +76,7 @@ def fetch(entry: Entry, storage: StorageSettings | None = None, settings: FetchS
     name = unescape_name(entry.uri.removeprefix(f"{entry.tar}#"))
     if len(block) < BLOCKSIZE or not is_member(block[:BLOCKSIZE], name, entry.size_bytes):
         raise changed_error(
-            f"{location} has been written again since it was listed: at this image's place lies another."
+            f"{location} has been rewritten since it was listed: another file is at this image's place."
         )
     data = block[BLOCKSIZE:]
     if len(data) < entry.size_bytes:

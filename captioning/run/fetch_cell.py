@@ -29,7 +29,7 @@ def fetch_cell(entry: Entry, storage: StorageSettings | None, retry: RetryPolicy
         if value is None and path:
             return _follow(path, entry.row, table, retry)
     if value is None or isinstance(value, str):
-        raise ImageError("empty", f"Row {entry.row:,} holds nothing in column {entry.column!r}.")
+        raise ImageError("empty", f"Row {entry.row:,} has no value in column {entry.column!r}.")
     return bytes(value)
 
 

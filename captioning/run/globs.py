@@ -46,7 +46,7 @@ class Glob:
         assert match is not None, "the last component exists, and is no pattern"
         if folder.endswith(":/"):
             raise InputError(
-                f"{location}: a bucket's name cannot be a pattern. Name the bucket, or give several INPUTs."
+                f"{location}: a bucket's name cannot be a pattern. Name the bucket, or pass several INPUTs."
             )
         return cls(Location(folder or "/", location.settings), location.path[len(folder) :].removeprefix("/"))
 
@@ -98,7 +98,7 @@ class _Pattern:
         try:
             self._regex = re.compile(self._translate(pattern), re.DOTALL)
         except re.error as error:
-            raise InputError(f"The pattern {pattern} cannot be read: {error}.") from None
+            raise InputError(f"The pattern {pattern} is not valid: {error}.") from None
 
     def matches(self, path: str) -> bool:
         """Whether the whole of `path` matches."""

@@ -45,11 +45,13 @@ class Growth:
 
         `refreshing` says that the changed images are captioned again.
         """
-        changed = "are captioned again" if refreshing else "their captions stay (--refresh changed makes new ones)"
+        changed = (
+            "are captioned again" if refreshing else "their captions are kept (--refresh changed generates new ones)"
+        )
         lines = [f"{self.new:,} new images in the archive."] if self.new else []
         for count, what, examples in (
             (self.changed, f"changed since they were captioned; {changed}", self.changed_examples),
-            (self.vanished, "no longer in the archive; their rows stay", self.vanished_examples),
+            (self.vanished, "no longer in the archive; their rows are kept", self.vanished_examples),
         ):
             if count:
                 lines.append(f"{count:,} images {what}: {', '.join(examples)}{' …' if count > len(examples) else ''}")

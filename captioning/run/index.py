@@ -81,9 +81,9 @@ class Index:
         if place.is_local and not place.local_path.is_dir():
             raise StorageError(
                 "missing",
-                f"{place.path} is not there on {platform.node()}: captions written there would be lost. "
-                "Finished shards are kept. Give the command again without that machine, or with an OUTPUT that all "
-                "nodes reach: a URI (s3://…), or a folder of a file system that they share.",
+                f"{place.path} does not exist on {platform.node()}: captions written there would be lost. "
+                "Finished shards are kept. Run the command again without that machine, or with an OUTPUT that all "
+                "nodes can reach: a URI (s3://…) or a folder on a shared file system.",
             )
 
     @property
@@ -234,7 +234,7 @@ def write_segment(
     listing = Listing(sources)
     pending = write_tables(index, selection.apply(listing.tables()), sources, shard_size, check=listing.check_ids)
     if not pending.rows:
-        raise InputError(f"There are images, but none that is selected ({selection}). Select others.")
+        raise InputError(f"There are images, but none is selected ({selection}). Change the selection.")
     return pending
 
 

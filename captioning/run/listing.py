@@ -73,9 +73,9 @@ def _raise_for_duplicates(sources: Sequence[Source], candidates: UInt64Array) ->
 
 def _duplicate_error(first: Source, second: Source, image_id: str) -> InputError:
     if first is second:
-        return InputError(f"INPUT {second.given} has two images with the id {image_id!r}. Give the two different ids.")
+        return InputError(f"INPUT {second.given} has two images with the id {image_id!r}. Give them different ids.")
     return InputError(
         f"The image id {image_id!r} is in both INPUTs {first.given} and {second.given}. Give each INPUT a name, which "
-        f"is put before its ids: a={second.location}. (Tars or images of one folder: quote the glob, so that they are "
-        "one INPUT.)"
+        f"is put before its ids: a={second.location}. (For tars or images of one folder, quote the glob, so that they "
+        "are one INPUT.)"
     )

@@ -142,9 +142,7 @@ class RunLock:
         try:
             self._file.remove(self._etag)
         except StorageError as failure:
-            self._notify(
-                f"{self.layout.lock_file} could not be removed ({failure}). A later driver takes over after a while."
-            )
+            self._notify(f"Could not remove {self.layout.lock_file} ({failure}). The next driver can still take over.")
 
     @property
     def is_held(self) -> bool:
@@ -156,8 +154,8 @@ class RunLock:
         if self._lost.is_set():
             now = lock_owner(self.layout)
             raise RunLockedError(
-                f"Another driver has taken over {self.layout.root}: {now or 'it is gone again'}. This one gave no "
-                "sign of life for too long, and has stopped; what it finished is kept."
+                f"Another driver has taken over {self.layout.root}: {now or 'it has ended since'}. This one gave no "
+                "sign of life for too long and has stopped; what it finished is kept."
             )
 
     def _create(self) -> str | None:
@@ -184,8 +182,8 @@ class RunLock:
 
     def _warn_unconditional(self) -> None:
         self._notify(
-            f"The store of {self.layout.root} has no conditional writes: two drivers that begin in the same moment "
-            "would not notice each other, and do some work twice. The table is right all the same."
+            f"The store of {self.layout.root} does not support conditional writes: two drivers that start at the same "
+            "moment would not notice each other and would do some work twice. The table would still be correct."
         )
 
     def _take_over(self) -> str | None:
@@ -218,7 +216,7 @@ class RunLock:
         Raises `RunLockedError` if there is one.
         """
         self._notify(
-            f"{self.layout.root} is held by {who}; whether it lives is not to be seen from here. "
+            f"{self.layout.root} is held by {who}; whether it is alive cannot be checked from here. "
             f"Waiting up to {self._timeout:g} s for a sign of life."
         )
         deadline = time.monotonic() + self._timeout
@@ -234,8 +232,8 @@ class RunLock:
     def _locked_by(self, other: LockOwner | None) -> RunLockedError:
         stop = f", or stop it there (kill {other.pid})" if other is not None else ""
         return RunLockedError(
-            f"Another driver is at work in {self.layout.root}: {other or 'an unknown process'}. "
-            f"Wait for it to end{stop}; then give the same command again."
+            f"Another driver is running in {self.layout.root}: {other or 'an unknown process'}. "
+            f"Wait for it to end{stop}; then run the same command again."
         )
 
     def _keep_alive(self) -> None:

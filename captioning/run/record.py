@@ -85,8 +85,8 @@ class RunRecord:
             version = values["format_version"]
             if not isinstance(version, int) or version > FORMAT_VERSION:
                 raise UsageError(
-                    f"{layout.run_json} has format version {version}; this Captioning knows up to {FORMAT_VERSION}. "
-                    "Use the Captioning that began the run, or a newer one."
+                    f"{layout.run_json} has format version {version}; this version of Captioning reads up to "
+                    f"{FORMAT_VERSION}. Use the version that began the run, or a newer one."
                 )
             return cls(
                 inputs=tuple(values["inputs"]),
@@ -104,7 +104,8 @@ class RunRecord:
             raise
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
-                f"{layout.run_json} is damaged ({type(error).__name__}: {error}). Give another OUTPUT, or restore it."
+                f"{layout.run_json} is damaged ({type(error).__name__}: {error}). Choose another OUTPUT, or "
+                "restore the file."
             ) from error
 
     def create(self, layout: RunLayout) -> "RunRecord":
@@ -137,15 +138,15 @@ class RunRecord:
             *({f"--{name}": value for name, value in each.items()} for each in (self.selection, selection))
         )
         shown_inputs = redacted(inputs)
-        lines += [f"INPUT {given}: in this run → not given" for given in self.inputs if given not in shown_inputs]
+        lines += [f"INPUT {given}: in that run → not given" for given in self.inputs if given not in shown_inputs]
         further = [] if add else [given for given in shown_inputs if given not in self.inputs]
-        lines += [f"INPUT {given}: not in this run → given" for given in further]
+        lines += [f"INPUT {given}: not in that run → given" for given in further]
         if lines:
             shown = "\n  ".join(lines)
-            hint = " To take further INPUTs into that run, add --add." if further else ""
+            hint = " To add INPUTs to that run, pass --add." if further else ""
             raise RunConflictError(
-                f"{layout.root} holds a run that differs from this one (there → now):\n  {shown}\n"
-                f"Give another OUTPUT with -o, or the model, settings and INPUTs of that run.{hint}"
+                f"{layout.root} holds a run that differs from this one (that run → now):\n  {shown}\n"
+                f"Choose another OUTPUT with -o, or use the model, settings and INPUTs of that run.{hint}"
             )
 
     def check_captioner(self, layout: RunLayout, fingerprint_parts: Mapping[str, Any]) -> None:
@@ -154,8 +155,8 @@ class RunRecord:
         if lines:
             shown = "\n  ".join(lines)
             raise RunConflictError(
-                f"The captioner is not the one that the run in {layout.root} was made with (there → now):\n  {shown}\n"
-                "Give the captioner of that run with --model REF."
+                f"The captioner is not the one that the run in {layout.root} was made with (that run → now):\n  "
+                f"{shown}\nPass the captioner of that run with --model REF."
             )
 
     def extend(

@@ -67,7 +67,7 @@ class RedoPlan:
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(
                 "storage",
-                f"{where} is damaged ({error}). Remove it: the table is whole, only what was to be retried waits.",
+                f"{where} is damaged ({error}). Delete it, then run the same command again: the table is complete.",
             ) from error
 
     def parts(self) -> list[PartRange]:

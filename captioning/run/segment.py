@@ -114,7 +114,7 @@ class Segment:
             return cls(**{**values, "files": tuple(values["files"]), "notes": tuple(values["notes"])})
         except (ValueError, TypeError, KeyError) as error:
             raise StorageError(
-                "storage", f"The index marker {where} is damaged ({error}). Restore it, or begin again elsewhere."
+                "storage", f"The index marker {where} is damaged ({error}). Restore it, or choose another OUTPUT."
             ) from error
 
 
@@ -224,4 +224,6 @@ def _read(layout: RunLayout, name: str, columns: Sequence[str] | None) -> pa.Tab
 
 
 def _damaged(location: Location, reason: object) -> StorageError:
-    return StorageError("storage", f"The index file {location} is damaged: {reason}. Begin the run again elsewhere.")
+    return StorageError(
+        "storage", f"The index file {location} is damaged: {reason}. Restore it, or choose another OUTPUT."
+    )

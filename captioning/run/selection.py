@@ -36,10 +36,12 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.sample is not None:
-            raise UsageError("--limit and --sample were both given: the first images, or some from all over? Give one.")
+            raise UsageError(
+                "--limit (the first images) and --sample (random ones) cannot be combined: pass one of them."
+            )
         for name, count in (("--limit", self.limit), ("--sample", self.sample)):
             if count is not None and count < 1:
-                raise UsageError(f"{name} is {count}: give the number of images to take, 1 or more.")
+                raise UsageError(f"{name} is {count}: pass the number of images to take, 1 or more.")
         if self.where is not None:
             Condition.parse(self.where, None)
 

@@ -106,7 +106,7 @@ def table_schema(kept: pa.Schema | None = None) -> pa.Schema:
     for name in kept.names:
         if name in SCHEMA.names:
             raise InputError(
-                f"input.keep_columns names {name!r}, but the caption table has a column of that name itself. "
+                f"input.keep_columns names {name!r}, but the caption table has its own column of that name. "
                 "Rename it in the archive, or leave it out."
             )
     return pa.schema([*SCHEMA, *(pa.field(field.name, field.type) for field in kept)])
@@ -173,7 +173,7 @@ def read_part(layout: RunLayout, part: PartRange) -> pa.Table:
 
 def _check_columns(location: Location, schema: pa.Schema) -> None:
     if schema.names[: len(SCHEMA)] != SCHEMA.names or schema.types[: len(SCHEMA)] != SCHEMA.types:
-        raise StorageError("storage", f"{location} has other columns than a caption table.")
+        raise StorageError("storage", f"{location} does not have the columns of a caption table.")
 
 
 def to_parquet(table: pa.Table, *, row_group_size: int = GROUP_ROWS) -> bytes:

@@ -80,7 +80,9 @@ class _TarReader:
         head = self._file.read(tarfile.BLOCKSIZE)
         for magic, name in _COMPRESSED:
             if head.startswith(magic):
-                self._note(f"{self._location} is compressed ({name}): its images cannot be reached singly. Unpack it.")
+                self._note(
+                    f"{self._location} is compressed ({name}): its images cannot be read individually. Decompress it."
+                )
                 return
         at: int | None = 0
         while at is not None:
@@ -89,7 +91,7 @@ class _TarReader:
                 at = self._next_header(at)
         if self._special:
             kinds = ", ".join(f"{count:,} {kind}{'' if count == 1 else 's'}" for kind, count in self._special.items())
-            self._note(f"{self._location} holds {kinds}, which were passed over: only plain files are read.")
+            self._note(f"{self._location} contains {kinds}, which were skipped: only regular files are read.")
 
     def _run(self, start: int) -> Generator[TarMember, None, int | None]:
         """The members from the header at `start` on; returns where to look for more, None at the end."""
@@ -116,7 +118,7 @@ class _TarReader:
                     self._damage(tar.offset, "it has no end marker")
                 return int(tar.offset)
             if member.size < 0 or tar.offset <= at:
-                self._damage(at, "a member has no possible size")
+                self._damage(at, "a member has an impossible size")
                 return at + tarfile.BLOCKSIZE
             self._count += 1
             if self._is_plain(member):
@@ -146,18 +148,20 @@ class _TarReader:
                 if block == _ZEROS[: len(block)]:
                     continue
                 if _is_header(block):
-                    self._note_once(f"{self._location} goes on behind its end marker: tars were joined. All were read.")
+                    self._note_once(
+                        f"{self._location} continues after its end marker: it is several tars, joined. All were read."
+                    )
                     return start + at
-                self._damage(start + at, "no header where one should be")
+                self._damage(start + at, "no header where one was expected")
             start += len(piece)
         return None
 
     def _damage(self, at: int, reason: str) -> None:
         if not self._count and at == 0:
-            self._note_once(f"{self._location} is no tar that can be read ({escape_name(reason)}).")
+            self._note_once(f"{self._location} is not a readable tar ({escape_name(reason)}).")
         self._note_once(
             f"{self._location} is damaged or cut short after {self._count:,} members (byte {at:,}: "
-            f"{escape_name(reason)}). What could not be read was left out."
+            f"{escape_name(reason)}). What could not be read was skipped."
         )
 
     def _note_once(self, text: str) -> None:

@@ -49,11 +49,13 @@ class _Findings:
 def verify(layout: RunLayout) -> Verdict:
     """Check the table of a run. Raises `InputError` when there is no run, `StorageError` when it cannot be read."""
     if not layout.exists():
-        raise InputError(f"There is no run in {layout.root} (it has no _run/run.json). Give a run's OUTPUT.")
+        raise InputError(f"There is no run in {layout.root} (it has no _run/run.json). Pass a run's OUTPUT.")
     index = Index.load(layout)
     found = _Findings()
     if not index.segments:
-        found.problems.append("The run has no index yet: it was stopped while listing the archive. Run it again.")
+        found.problems.append(
+            "The run has no index yet: it was stopped while listing the archive. Run the `caption` command again."
+        )
     ranges = index.ranges()
     present = set(layout.parts())
     _check_names(layout, ranges, found)
@@ -71,7 +73,9 @@ def verify(layout: RunLayout) -> Verdict:
         if part in present:
             _check_part(layout, part, ids, index.kept_schema, found)
         else:
-            found.problems.append(f"{part.name} is not there: {len(ids):,} images have no row yet. Run again to go on.")
+            found.problems.append(
+                f"{part.name} does not exist: {len(ids):,} images have no row yet. Run the `caption` command again."
+            )
     candidates = repeats.candidates()
     if len(candidates):
         _check_repeats(index, ranges, candidates, found)
@@ -92,7 +96,10 @@ def _check_names(layout: RunLayout, ranges: Sequence[PartRange], found: _Finding
     wanted = {part.name for part in ranges}
     for name in layout.root.names():
         if name.endswith(".parquet") and name not in wanted:
-            found.problems.append(f"{name} is no part of this table, but readers of the folder would take it for one.")
+            found.problems.append(
+                f"{name} is not part of this table, but readers of the folder would treat it as such. "
+                "Move it elsewhere."
+            )
 
 
 def _check_part(layout: RunLayout, part: PartRange, ids: pa.ChunkedArray, kept: pa.Schema, found: _Findings) -> None:
@@ -110,7 +117,7 @@ def _check_part(layout: RunLayout, part: PartRange, ids: pa.ChunkedArray, kept: 
     except StorageError as error:
         found.problems.append(error.message)
         return
-    found.add(part.name, "columns that are not those kept of the archive", sorted(others))
+    found.add(part.name, "columns other than those kept from the archive", sorted(others))
     names = pa.chunked_array(rows, pa.string())
     found.rows += len(names)
     found.errors.update(errors)

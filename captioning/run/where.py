@@ -63,11 +63,11 @@ class Condition:
                 schema.empty_table().filter(expression)
         except (pa.ArrowException, TypeError) as error:
             raise UsageError(
-                f"--where {text!r} compares what cannot be compared: {' '.join(str(error).split())} "
+                f"--where {text!r} cannot be evaluated: {' '.join(str(error).split())} "
                 f"The columns: {_column_list(fields or {})}."
             ) from error
         except RecursionError:
-            raise UsageError("--where has too many parentheses within each other.") from None
+            raise UsageError("--where has too many nested parentheses.") from None
         return cls(text, expression)
 
     def filter(self, table: pa.Table) -> pa.Table:
@@ -135,7 +135,7 @@ class _Parser:
         negated = self._accept("not")
         found = self._membership(left)
         if found is None:
-            raise self._syntax_error("a comparison such as = < like in 'is null'")
+            raise self._syntax_error("a comparison such as =, <, like, in or is null")
         # As in SQL, null satisfies neither a test nor its negation.
         return ~found & left.is_valid() if negated else found
 
@@ -171,7 +171,7 @@ class _Parser:
             return pc.field(token.text)
         if token.text not in self._fields:
             raise UsageError(
-                f"--where {self._text!r} names a column {token.text!r}, which the index does not have. "
+                f"--where {self._text!r} names an unknown column {token.text!r}. "
                 f"The columns: {_column_list(self._fields)}. (Text goes in quotes: '{token.text}'.)"
             )
         return pc.field(self._fields[token.text].name)
@@ -188,7 +188,7 @@ class _Parser:
                 return pc.scalar(float(digits))
         if token.keyword in ("true", "false"):
             return pc.scalar(self._advance().keyword == "true")
-        raise self._syntax_error("a column, a number or a text in quotes")
+        raise self._syntax_error("a column, a number or text in quotes")
 
     @property
     def _current(self) -> _Token:
@@ -215,7 +215,7 @@ class _Parser:
         while at < len(text):
             match = _TOKEN.match(text, at)
             if match is None or match.lastgroup is None:
-                raise UsageError(f"--where {self._text!r} has something unknown at {text[at:].strip()[:20]!r}.")
+                raise UsageError(f"--where {self._text!r} has unexpected text at {text[at:].strip()[:20]!r}.")
             tokens.append(_Token(match.lastgroup, match[match.lastgroup], match.start(match.lastgroup)))
             at = match.end()
         return [*tokens, _Token("end", "", len(text))]
@@ -224,7 +224,7 @@ class _Parser:
         at = self._current.at
         found = repr(self._text[at : at + 20]) if self._current.kind != "end" else "the end"
         return UsageError(
-            f"--where {self._text!r} cannot be read: {wanted} was expected where there is {found}. "
+            f"--where {self._text!r} cannot be parsed: expected {wanted}, found {found}. "
             "An example: size_bytes > 100000 and uri like '%.jpg'"
         )
 

@@ -135,7 +135,9 @@ def save_decoding(folder: Path, tried: Sequence[ScoredDecoding]) -> None:
         temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error}. Copy the checkpoint to where it can.") from error
+        raise CheckpointError(
+            f"{path} cannot be written: {error}. Copy the checkpoint to a writable folder."
+        ) from error
 
 
 def _length_candidates(current: DecodingSettings, settings: SearchSettings) -> list[DecodingSettings]:

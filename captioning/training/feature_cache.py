@@ -73,8 +73,8 @@ class FeatureCache:
         identity = model.stem_identity()
         if identity is None:
             raise SettingsError(
-                "There is nothing to keep in a feature cache: no part of the image encoder is frozen (or no part that "
-                "can be run by itself). Set feature_cache to null, or freeze the encoder."
+                "There is nothing to cache: no part of the image encoder is frozen (or none that can be run on its "
+                "own). Set feature_cache to null, or freeze the encoder."
             )
         views = augment.distinct(views)
         key_values = _key_values(identity, preprocess, augment, shards, views=views, precision=precision)
@@ -99,7 +99,7 @@ class FeatureCache:
                     raise each
             done += sum(shard.samples for _, shard in group)
             if log is not None and workers.rank == 0:
-                log(f"features of {done:,} of {total:,} images kept in {cache.folder}")
+                log(f"features of {done:,} of {total:,} images cached in {cache.folder}")
         return cache
 
     def epoch_samples(
@@ -201,7 +201,7 @@ class _FeatureExtractor:
             key = keys[int((~half.isfinite()).flatten(1).any(1).nonzero()[0])]
             raise SettingsError(
                 f"The features of the image {key!r} reach {float(stems.abs().max()):.3g}, more than half precision "
-                "holds (65,504): they cannot be kept. Set feature_cache to null for this encoder."
+                "holds (65,504): they cannot be cached. Set feature_cache to null for this encoder."
             )
         return half.cpu().numpy().astype("<f2", copy=False)
 

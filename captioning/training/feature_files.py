@@ -116,7 +116,7 @@ class FeatureFile:
     def _sample(self, position: int, view: int, stem: NDArray[np.float16]) -> CachedSample:
         index = self._index
         if zlib.crc32(stem.data) != index.checksums[position][view]:
-            raise self._damaged(self.stems, f"the features of {index.keys[position]!r} are not those that were written")
+            raise self._damaged(self.stems, f"the features of {index.keys[position]!r} do not match their checksum")
         return CachedSample(index.keys[position], index.captions[position], stem)
 
     @cached_property
@@ -131,8 +131,10 @@ class FeatureFile:
                 tuple(map(tuple, values["checksums"])),
             )
             counts = {len(index.keys), len(index.captions), len(index.checksums)}
-            if values["format_version"] != FORMAT_VERSION or counts != {self._samples}:
-                raise ValueError(f"it tells of {len(index.keys)} samples, the training shard has {self._samples}")
+            if values["format_version"] != FORMAT_VERSION:
+                raise ValueError(f"format version {values['format_version']}, not {FORMAT_VERSION}")
+            if counts != {self._samples}:
+                raise ValueError(f"it lists {len(index.keys)} samples, but the training shard has {self._samples}")
         except StorageError as error:
             raise self._missing(self.index, error) from error
         except (ValueError, KeyError, TypeError) as error:
@@ -179,11 +181,11 @@ class FeatureFile:
         if error is not None and error.error_class != "missing":
             return error
         return InputError(
-            f"The feature cache has lost its file {path}. Give the same command again: the features are made anew."
+            f"The feature cache lacks its file {path}. Run the same command again: the features are computed again."
         )
 
     def _damaged(self, path: Location, reason: str) -> InputError:
         return InputError(
-            f"{path}, a file of the feature cache, is damaged ({reason}). Delete it and give the same command again: "
-            "the features are made anew."
+            f"{path}, a file of the feature cache, is damaged ({reason}). Delete it and run the same command again: "
+            "the features are computed again."
         )

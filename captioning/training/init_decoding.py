@@ -30,8 +30,8 @@ def fit_decoding(
             size = size + 1 if size < max(_MAX_REPEATING) else 0
     if size != decoding.no_repeat_ngram_size:
         notes.append(
-            f"Decoding: no_repeat_ngram_size is {size} now, not {decoding.no_repeat_ngram_size}: too many of the "
-            "captions say a thing twice."
+            f"Decoding: no_repeat_ngram_size is now {size}, not {decoding.no_repeat_ngram_size}: too many of the "
+            "captions repeat words."
         )
     lengths = sorted(len(caption) + 1 for caption in captions)
     longer = sum(length > max_new_tokens for length in lengths)
@@ -39,7 +39,7 @@ def fit_decoding(
         # The 99th percentile.
         max_new_tokens = max(min(lengths[(len(lengths) - 1) * 99 // 100], longest), max_new_tokens)
         notes.append(
-            f"Decoding: max_new_tokens is {max_new_tokens} now, not {decoding.max_new_tokens}: the captions are longer."
+            f"Decoding: max_new_tokens is now {max_new_tokens}, not {decoding.max_new_tokens}: the captions are longer."
         )
     return dataclasses.replace(decoding, no_repeat_ngram_size=size, max_new_tokens=max_new_tokens), notes
 
@@ -52,7 +52,7 @@ def truncation_notes(captions: Sequence[Sequence[int]], longest: int) -> list[st
         return []
     return [
         f"{cut / len(lengths):.1%} of the captions are longer than {longest} tokens (max_tokens, or the room that the "
-        f"decoder has) and are cut there: no end of them is learned. The longest has {max(lengths):,} tokens."
+        f"decoder has) and are cut there: their ends are not learned. The longest has {max(lengths):,} tokens."
     ]
 
 

@@ -97,7 +97,7 @@ class TrainingRun:
             self._history.write()
         notes = [*self._notes]
         if self.settings.fsdp and self.workers.world_size == 1:
-            notes.append("fsdp: there is one worker, which has all of the model")
+            notes.append("fsdp: there is only one worker, which holds the whole model")
         for note in notes if not self.progress.history else ():
             self._note(note)
         self._meter = ThroughputMeter()
@@ -232,8 +232,8 @@ class TrainingRun:
         if ended and progress.stage_step < stage.total_steps:
             self._note(
                 f"{stage.settings.name}: stopped early, {stage.total_steps - progress.stage_step:,} steps before its "
-                f"end. Validation got no better {patience} times in a row (validation.patience); its best was at step "
-                f"{progress.stage_best_step:,}."
+                f"end. Validation did not improve {patience} times in a row (validation.patience); its best was at "
+                f"step {progress.stage_best_step:,}."
             )
         self._meter.exclude_pause()
         return score
@@ -283,7 +283,7 @@ class TrainingRun:
         tried = search_decoding(captioner, self.shards, settings.validation.split, settings.search, self.workers)
         if self.workers.rank == 0:
             self._best.choose_decoding(tried)
-        self._note(f"decoding chosen among {len(tried)}: CIDEr-D {tried[0][1]['cider_d']:.1f}")
+        self._note(f"decoding chosen from {len(tried)} candidates: CIDEr-D {tried[0][1]['cider_d']:.1f}")
 
     def _record(self, stage: Stage, kind: str, **values: Any) -> None:
         progress = self.progress

@@ -44,8 +44,8 @@ def check_output(output: Location, settings: TrainSettings, shards: ShardSet) ->
         if theirs != mine:
             lines = "\n  ".join(difference(theirs, mine))
             raise RunConflictError(
-                f"{output} holds a training run with other settings or data:\n  {lines}\nUse them again to go on with "
-                "it, or choose another OUTPUT; to train on from its best checkpoint: --set init=OUTPUT/best."
+                f"{output} holds a training run with other settings or data:\n  {lines}\nUse them again to resume it, "
+                "or choose another OUTPUT; to train on from its best checkpoint, pass --set init=OUTPUT/best."
             )
         return
     if not all(map(is_leftover, output.names())):
@@ -53,7 +53,9 @@ def check_output(output: Location, settings: TrainSettings, shards: ShardSet) ->
     try:
         output.check_writable()
     except StorageError as error:
-        raise UsageError(f"OUTPUT {output} cannot be written to: {error.message} Give another one with -o.") from error
+        raise UsageError(
+            f"OUTPUT {output} cannot be written to: {error.message} Choose another OUTPUT with -o."
+        ) from error
 
 
 def claim_output(output: Location, settings: TrainSettings, shards: ShardSet, tokenizer: Tokenizer) -> None:
@@ -82,7 +84,7 @@ def lock_output(output: Location) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunConflictError(
-                f"A training is under way in {output}. Wait for it, stop it, or choose another OUTPUT."
+                f"Another training run is using {output}. Wait for it to end, stop it, or choose another OUTPUT."
             ) from error
         yield
 

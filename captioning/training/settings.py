@@ -238,13 +238,13 @@ class TrainSettings:
         if self.init is None:  # otherwise it overrides the checkpoint's decoding, which is not read here
             build(DecodingSettings, self.decoding, where="the setting decoding")
         if self.fsdp and self.compile:
-            raise ValueError("compile and fsdp do not go together: set one of them to false")
+            raise ValueError("compile and fsdp cannot be combined: set one of them to false")
         if self.text is not None and not self.text:
             raise ValueError("text is empty: name a file of captions, or leave it out")
         for number, stage in enumerate(self.stages, start=1):
             fixed = sorted(_WHOLE_RUN & stage.keys())
             if fixed:
-                raise ValueError(f"stages: stage {number} sets {fixed[0]}, which belongs to the run as a whole")
+                raise ValueError(f"stages: stage {number} sets {fixed[0]}, which can only be set for the whole run")
             self._stage(stage, number)
 
     def stage_settings(self) -> tuple["TrainSettings", ...]:

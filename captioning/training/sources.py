@@ -95,7 +95,7 @@ def train_captions(shards: ShardSet, text: str | None) -> list[str]:
     if text is not None:
         captions = read_captions(Location.parse(text, shards.location.settings))
         if not captions:
-            raise InputError(f"text: there is no caption in {text}.")
+            raise InputError(f"text: {text} contains no captions.")
         return captions
     return list(captions_of(shards))
 

@@ -85,9 +85,7 @@ class StageBuilder:
         try:
             model.load_weights(parts.model.state_dict() if weights is None else weights)
         except RuntimeError as error:
-            raise SettingsError(
-                f"In {where}: it would make another model, which the weights do not fit: {error}"
-            ) from error
+            raise SettingsError(f"In {where}: it changes the model, so that the weights do not fit: {error}") from error
         model.pretrained_prefixes = tuple(
             part for part in model.pretrained_prefixes if self._is_pretrained(part, number)
         )

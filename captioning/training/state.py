@@ -107,7 +107,7 @@ def remove_leftovers(output: Location) -> None:
 
 def unusable_state_error(folder: Location, error: Exception) -> UsageError:
     """The error for a complete state that cannot be used."""
-    return UsageError(f"The saved state {folder} cannot be used ({error}). Delete it to go on from the one before.")
+    return UsageError(f"The saved state {folder} cannot be used ({error}). Delete it to resume from the one before.")
 
 
 class StateWriter:

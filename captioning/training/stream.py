@@ -65,7 +65,7 @@ def epoch_order(
     a window. Without it each list is a shard, in order.
     """
     if not 0 <= rank < world_size or start < 0:
-        raise ValueError(f"rank {rank} of {world_size} workers, starting at {start}, makes no sense")
+        raise ValueError(f"rank {rank} of {world_size} workers, starting at {start}, is not possible")
     slices = _rank_slices(infos, epoch=epoch, seed=seed, rank=rank, world_size=world_size, shuffle=shuffle)
     for number, window in enumerate(_windows(slices) if shuffle else ([each] for each in slices)):
         refs = [SampleRef(each.shard, position) for each in window for position in each.positions]

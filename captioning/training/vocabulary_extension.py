@@ -28,18 +28,18 @@ def extend_vocabulary(
     """
     unknown = known.unknown_words(captions)
     if not unknown:
-        return ExtendedVocabulary(known, (f"Words: {name} knows all those of the captions.",))
+        return ExtendedVocabulary(known, (f"Words: {name} knows all words of the captions.",))
     total = sum(len(split_words(caption)) for caption in captions)
     added = Counter({word: count for word, count in unknown.items() if extend and count >= min_count})
     remaining = unknown - added
     notes = []
     if added:
-        notes.append(f"Words: {len(added):,} that {name} lacks are added to its vocabulary: {_listing(added)}.")
+        notes.append(f"Words: {len(added):,} that {name} lacked were added to its vocabulary: {_listing(added)}.")
     if remaining:
-        why = f"seen less than tokenizer.min_count={min_count} times" if extend else "tokenizer.extend=true adds them"
+        why = f"seen fewer than tokenizer.min_count={min_count} times" if extend else "tokenizer.extend=true adds them"
         notes.append(
-            f"Words that stay unknown, {remaining.total() / total:.1%} of what the captions say, and will not be "
-            f"written ({why}): {_listing(remaining)}."
+            f"Words that remain unknown, {remaining.total() / total:.1%} of all words in the captions, and will not be "
+            f"generated ({why}): {_listing(remaining)}."
         )
     return ExtendedVocabulary(known.with_words(_by_frequency(added)), tuple(notes))
 

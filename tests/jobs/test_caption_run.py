@@ -193,8 +193,8 @@ def test_too_many_errors_end_with_1_and_all_rows(tmp_path: Path, caption) -> Non
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("gone", "-o", "out"), "There is nothing at INPUT"),
-        (("empty", "-o", "out"), "holds no image"),
+        (("gone", "-o", "out"), "does not exist"),
+        (("empty", "-o", "out"), "contains no image"),
         (("photos", "-o", "out", "--set", "decoding.beem_size=3"), "Did you mean 'beam_size'"),
         (("photos", "-o", "out", "--set", "runtime.actors=many"), "runtime.actors"),
         (("photos", "-o", "out", "--set", "runtime.gpus_per_actor=1", "--set", "runtime.device=cpu"), "remove one"),
@@ -249,7 +249,7 @@ def test_a_second_driver_is_told_who_has_the_lock(tmp_path: Path, caption) -> No
     with RunLock(layout_of(output), notify=print, command="caption, elsewhere"):
         refused = caption(photos, "-o", output)
         assert refused.exit_code == 1
-        assert "Another driver is at work in" in refused.stderr
+        assert "Another driver is running in" in refused.stderr
         assert "caption, elsewhere" in refused.stderr
         assert not (output / "_run" / "run.json").exists()
         assert CliRunner().invoke(app, ["verify", str(output)]).exit_code == 2  # it reads, whoever holds: no run yet
@@ -290,7 +290,7 @@ def test_another_input_is_taken_only_with_add(tmp_path: Path, caption) -> None:
     for inputs in ((first, second), (second,)):
         refused = caption(*inputs, "-o", output)
         assert refused.exit_code == 2
-        assert "add --add" in refused.stderr
+        assert "pass --add" in refused.stderr
     assert len(read_rows(output)) == 5
     added = caption(second, "-o", output, "--add")
     assert added.exit_code == 0, added.output
@@ -326,7 +326,7 @@ def test_notes_about_a_grown_archive_are_shown_once(tmp_path: Path, caption) -> 
     empty.mkdir()
     refused = caption(empty, "-o", output, "--add")
     assert refused.exit_code == 2
-    assert "holds no image" in refused.stderr
+    assert "contains no image" in refused.stderr
     assert re.match(r"Nothing to do: .*\(5 images\)", caption(photos, "-o", output).stdout)
 
 
@@ -369,7 +369,7 @@ def test_refresh_captions_what_changed_and_nothing_else(tmp_path: Path, caption)
     (photos / gone).unlink()
     left = caption(photos, "-o", output)
     assert left.exit_code == 0
-    assert "1 images changed since they were captioned; their captions stay (--refresh changed" in left.stderr
+    assert "1 images changed since they were captioned; their captions are kept (--refresh changed" in left.stderr
     assert read_rows(output) == before
     fresh = caption(photos, "-o", output, "--refresh", "changed")
     assert fresh.exit_code == 0, fresh.output

@@ -289,8 +289,8 @@ def test_wrong_usage_writes_nothing(run: SmallRun, tmp_path: Path, arguments: li
 
 def test_a_target_belongs_to_one_export(run: SmallRun, tmp_path: Path) -> None:
     export(run, "txt", "-o", tmp_path / "out")
-    assert "another format" in export(run, "webdataset", "-o", tmp_path / "out", code=2).stderr
-    assert "inside of the run" in export(run, "txt", "-o", run.output / "txt", code=2).stderr
+    assert "different format" in export(run, "webdataset", "-o", tmp_path / "out", code=2).stderr
+    assert "inside the run" in export(run, "txt", "-o", run.output / "txt", code=2).stderr
     missing = CliRunner().invoke(app, ["export", str(tmp_path / "no"), "--format", "txt", "-o", str(tmp_path / "x")])
     assert missing.exit_code == 2
 

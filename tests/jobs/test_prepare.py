@@ -56,11 +56,11 @@ def test_a_dataset_becomes_shards_and_its_faults_are_listed(dataset, ray_local):
         assert sample.captions == tuple(f"Caption {index} of {sample.key}.jpg." for index in range(2))
         assert sample.key == "6" or sample.image == (dataset / f"images/{sample.key}.jpg").read_bytes()
     for line in (
-        "1 empty captions, left out: results.csv:20",
-        "1 images with captions that are not in the images' folder, left out: gone.jpg",
-        "1 images without captions, left out: alone.jpg",
-        "1 images that cannot be decoded (not_an_image), left out: broken.jpg",
-        "1 images that were no JPEG, encoded as JPEG of quality 95: 6.jpg",
+        "1 empty captions, skipped: results.csv:20",
+        "1 images with captions that are not in the image folder, skipped: gone.jpg",
+        "1 images without captions, skipped: alone.jpg",
+        "1 images that cannot be decoded (not_an_image), skipped: broken.jpg",
+        "1 images in other formats, encoded as JPEG of quality 95: 6.jpg",
         "7 samples (train 5, val 1, test 1)",
     ):
         assert line in result.output
@@ -111,7 +111,7 @@ def test_images_of_which_none_decodes_are_refused_and_leave_no_files(dataset, ra
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dataset": "flickr9"}, "no dataset 'flickr9'"),
+        ({"dataset": "flickr9"}, "Unknown dataset 'flickr9'"),
         ({"images": "nowhere"}, "--images"),
         ({"captions": "nowhere.csv"}, "--captions"),
         ({"captions": "images"}, "--captions"),

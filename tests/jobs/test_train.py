@@ -115,7 +115,7 @@ def test_two_trainings_in_one_place_are_one_too_many(recipe: Path, tmp_path: Pat
     with lock_output(Location.parse(str(tmp_path / "run"))):
         code, said = run("train", "--config", recipe, "--data", tmp_path / "shards", "-o", tmp_path / "run")
         assert code == 2
-        assert "under way" in said
+        assert "Another training run is using" in said
     with lock_output(Location.parse(str(tmp_path / "run"))):
         pass
 

@@ -32,7 +32,7 @@ class CocoFormat(Format):
     def check_new(self) -> None:
         """Refuse to replace an existing file."""
         if self.file.info() is not None:
-            raise UsageError(f"{self.file} is there already: --overwrite replaces it.")
+            raise UsageError(f"{self.file} already exists: --overwrite replaces it.")
 
     def finish(self) -> Counts:
         """Write the file in one step."""

@@ -71,7 +71,7 @@ def export_table(
 def _open(layout: RunLayout, partial: bool) -> tuple[RunTable, int]:
     """The run's table, and the number of images without a row in it."""
     if not layout.exists():
-        raise InputError(f"There is no run in {layout.root} (it has no _run/run.json). Give a run's OUTPUT.")
+        raise InputError(f"There is no run in {layout.root} (it has no _run/run.json). Pass a run's OUTPUT.")
     index = Index.load(layout)
     present = set(layout.parts())
     missing = [part for part in index.ranges() if part not in present]
@@ -79,25 +79,25 @@ def _open(layout: RunLayout, partial: bool) -> tuple[RunTable, int]:
     if not index.segments or (missing and not partial):
         raise UnfinishedError(
             f"The run in {layout.root} is not finished: {pending:,} of {index.rows_total:,} images are not in its "
-            "table yet. Give its `caption` command again first, or --partial to export what there is."
+            "table yet. Run its `caption` command again first, or pass --partial to export what is there."
         )
     return RunTable(layout, index), pending
 
 
 def _make(kind: str, table: RunTable, given: Location | None, options: ExportOptions) -> Format:
     if kind not in _FORMATS:
-        raise UsageError(f"There is no format {kind!r}. Give one of: {', '.join(FORMATS)}.")
+        raise UsageError(f"Unknown format {kind!r}. Use one of: {', '.join(FORMATS)}.")
     if options.beside != (given is None):
         raise UsageError(
-            "Give the export's folder or URI with -o."
+            "Pass the export's folder or URI with -o."
             if given is None
-            else "Give either -o or --beside: beside the images there is no other place."
+            else "-o and --beside cannot be combined: pass one of them."
         )
     if options.beside and kind != "txt":
-        raise UsageError(f"--beside is for txt; {kind} goes to a place of its own, given with -o.")
+        raise UsageError(f"--beside is for txt only: pass a folder or URI for {kind} with -o.")
     root = table.layout.root
     if given is not None and f"{given.path}/".startswith(f"{root.path}/"):
-        raise UsageError(f"The export cannot go into {given}, inside of the run's OUTPUT. Give another place.")
+        raise UsageError(f"The export cannot go into {given}, inside the run's OUTPUT. Choose another place with -o.")
     made = _FORMATS[kind](table, given or root.parent, options)
     made.check()
     return made
@@ -120,7 +120,7 @@ def _begin(export: Format, layout: RunLayout) -> None:
     elif (there := _read(record)) != mine:
         different = [key for key in mine if there.get(key) != mine[key]]
         raise UsageError(
-            f"{export.target.root} holds an export of another kind (another {', '.join(different)}). Give another "
+            f"{export.target.root} holds a different export (different {', '.join(different)}). Choose another "
             "place with -o, or remove that export first."
         )
     else:

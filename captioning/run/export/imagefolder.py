@@ -41,19 +41,19 @@ class ImageFolderFormat(Format):
         if self.options.images == "none":
             self.rows_per_piece = None
         if self.options.images == "link" and not self.target.root.is_local:
-            raise UsageError(f"Images cannot be linked in {self.target.root}, which is no local folder: copy them.")
+            raise UsageError(f"Images cannot be linked in {self.target.root}, which is not a local folder: copy them.")
 
     def check_new(self) -> None:
         """Refuse a folder that is not empty; if only the metadata is written, refuse to replace it."""
         if self.options.images == "none":
             if self._metadata.info() is not None:
-                raise UsageError(f"{self._metadata} is there already: --overwrite replaces it.")
+                raise UsageError(f"{self._metadata} already exists: --overwrite replaces it.")
             return
         present = [name for name in self.target.root.names() if name != STATE_FOLDER]
         if present:
             raise UsageError(
-                f"{self.target.root} is not empty ({present[0]}), and the loader would take what is in it for images "
-                "of the data set. Give an empty folder, or --overwrite to write into this one."
+                f"{self.target.root} is not empty ({present[0]}): the loader would treat what is in it as images of "
+                "the data set. Choose an empty folder, or pass --overwrite to write into this one."
             )
 
     def write_piece(self, piece: Piece, rows: Iterable[ExportRow]) -> Counts:  # noqa: ARG002
@@ -90,9 +90,9 @@ class ImageFolderFormat(Format):
         """How to load the folder."""
         said = []
         if self._copied_instead:
-            said.append(f"{self._copied_instead:,} images are no files of their own and were copied, not linked.")
+            said.append(f"{self._copied_instead:,} images are not separate local files and were copied, not linked.")
         if self.options.images == "none":
-            said.append(f"The images are taken to lie below {self.target.root} by their image_id.")
+            said.append(f"The images are expected below {self.target.root} under their image_id.")
         return [*said, f'load_dataset("imagefolder", data_dir="{self.target.root}") reads it.']
 
     def _linked(self, row: ExportRow) -> bool:

@@ -112,7 +112,7 @@ class RunTable:
         place = self._positions.get(image_id)
         if place is None:
             raise UnfinishedError(
-                f"The table in {self.layout.root} has no row for the image {image_id!r}. See what is wrong with it: "
+                f"The table in {self.layout.root} has no row for the image {image_id!r}. To see what is wrong, run: "
                 f"python -m jobs verify {self.layout.root}"
             )
         return place

@@ -30,15 +30,15 @@ class TxtFormat(Format):
     def check(self) -> None:
         """Refuse error rows, and text files beside images that are not local files of their own."""
         if self.options.errors == "include":
-            raise UsageError("--errors include has no meaning for txt: a failed image has no caption to write.")
+            raise UsageError("--errors include does not apply to txt: a failed image has no caption to write.")
         if not self.options.beside:
             return
         for table in self.table.index.tables(["uri", "tar", "table"]):
             for uri, tar, rows in zip(*(column.to_pylist() for column in table.columns), strict=True):
                 if tar is not None or rows is not None or not Location.from_uri(uri).is_local:
                     raise UsageError(
-                        f"--beside puts text files beside images that are local files; {uri} is none. "
-                        "Leave --beside out, and give a folder with -o."
+                        f"--beside puts text files beside images that are local files; {uri} is not. "
+                        "Omit --beside, and pass a folder with -o."
                     )
 
     def write_piece(self, piece: Piece, rows: Iterable[ExportRow]) -> Counts:  # noqa: ARG002

@@ -33,15 +33,17 @@ class WebDatasetFormat(Format):
     def check(self) -> None:
         """Refuse to leave out or link the images."""
         if self.options.images != "copy":
-            raise UsageError(f"--images {self.options.images} has no meaning for webdataset: its tars hold the images.")
+            raise UsageError(
+                f"--images {self.options.images} does not apply to webdataset: its tars contain the images."
+            )
 
     def check_new(self) -> None:
         """Refuse a folder with tars of these names, which may be from another export."""
         for name in self.target.root.names():
             if name.startswith("captions-") and name.endswith(".tar"):
                 raise UsageError(
-                    f"{self.target.root / name} is of no export of this run. Give another folder, or --overwrite to "
-                    "write into this one."
+                    f"{self.target.root / name} is not from an export of this run. Choose another folder, or pass "
+                    "--overwrite to write into this one."
                 )
 
     def write_piece(self, piece: Piece, rows: Iterable[ExportRow]) -> Counts:

@@ -83,7 +83,7 @@ class Source(ABC):
             return
         found = self.location.info()
         if found is None:
-            raise InputError(f"{self.location} is gone.")
+            raise InputError(f"{self.location} no longer exists.")
         yield found, self.location
 
     def _containers(self) -> Iterator[tuple[FileInfo, Location]]:

@@ -39,12 +39,12 @@ def image_column(schema: pa.Schema, wanted: str | None, location: Location) -> s
             return str(candidates[0])
         if candidates:
             raise InputError(
-                f"{location} has several columns that may hold the images: {', '.join(candidates)}. Say which: "
+                f"{location} has several columns that may hold the images: {', '.join(candidates)}. Choose one: "
                 f"--set input.image_column={candidates[0]}"
             )
     raise InputError(
-        f"No column of {location} is known to hold images: none of bytes, none of text with a name such as uri or "
-        f"path. Say which with --set input.image_column=NAME. {_column_list(schema)}"
+        f"No column of {location} is known to hold images: none has bytes, and none has text and a name such as uri "
+        f"or path. Choose one with --set input.image_column=NAME. {_column_list(schema)}"
     )
 
 
@@ -68,8 +68,8 @@ def texts(values: pa.Array, name: str, location: Location) -> list[str | None]:
         return [None if value is None else str(value) for value in values.cast(kind).to_pylist()]
     if not _is_text(kind) and not _is_bytes(kind):
         raise InputError(
-            f"Column {name!r} of {location} holds {kind}, which is no image id: ids are text or whole numbers. "
-            "Give another input.id_column."
+            f"Column {name!r} of {location} holds {kind}, which cannot be an image id: ids are text or whole numbers. "
+            "Choose another input.id_column."
         )
     raw: Sequence[bytes | None] = _storage(values).cast(kind).cast(pa.large_binary()).to_pylist()
     return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
@@ -82,7 +82,7 @@ def kept_type(field: pa.Field) -> pa.DataType:
     try:
         pq.write_table(plain.empty_table(), buffer)
     except (pa.ArrowException, TypeError) as error:
-        raise InputError(f"input.keep_columns names {field.name!r}: {field.type} has no place in Parquet.") from error
+        raise InputError(f"input.keep_columns names {field.name!r}: Parquet cannot store {field.type}.") from error
     return pq.read_schema(buffer).field(0).type
 
 
@@ -92,8 +92,8 @@ def as_kept(values: pa.Array, kind: pa.DataType, name: str, location: Location) 
         found = _storage(values).cast(_value_type(values.type)).cast(kind)
     except pa.ArrowException as error:
         raise InputError(
-            f"Column {name!r} of {location} holds {values.type} where the files before hold {kind}, and its values "
-            f"do not fit: {error}. Leave it out of input.keep_columns."
+            f"Column {name!r} of {location} holds {values.type} where earlier files hold {kind}, and its values cannot "
+            f"be converted: {error}. Remove it from input.keep_columns."
         ) from error
     if _is_text(kind):
         try:

@@ -14,11 +14,11 @@ def no_images_error(source: Source) -> InputError:
     found = ", ".join(
         f"{count} {extension or 'without extension'}" for extension, count in source.skipped.most_common(5)
     )
-    hint = f" Passed over: {found}." if found else ""
+    hint = f" Skipped: {found}." if found else ""
     for note in source.notes[:3]:
         hint += f" {note}"
     kinds = f": no file that ends in {', '.join(sorted(IMAGE_EXTENSIONS))}" if source.content == "image" else ""
-    return InputError(f"INPUT {source.given} holds no {source.content}{kinds}.{hint}")
+    return InputError(f"INPUT {source.given} contains no {source.content}{kinds}.{hint}")
 
 
 def kept_schema(sources: Sequence[Source]) -> pa.Schema:

@@ -52,7 +52,8 @@ def _numbered(file: BinaryIO, location: Location) -> Iterator[tuple[int, str]]:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
         if len(raw) == _MAX_LINE_BYTES or b"\0" in raw:
             raise InputError(
-                f"Line {number:,} of {location} is no path and no URI. A .txt INPUT is a list: one on each line."
+                f"Line {number:,} of {location} is neither a path nor a URI. A .txt INPUT is a list with "
+                "one on each line."
             )
         if line := raw.decode("utf-8", "surrogateescape").strip():
             yield number, line

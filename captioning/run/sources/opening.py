@@ -45,7 +45,7 @@ def open_sources(
     globs had before, which do not change with what is added to them.
     """
     if not inputs:
-        raise InputError("No INPUT was given: name a directory, a glob, a tar, a table or a list of images.")
+        raise InputError("No INPUT was given: pass a directory, a glob, a tar, a table or a list of images.")
     settings = settings or InputSettings()
     sources = [_open(text, storage or StorageSettings(), settings, output, kinds or {}) for text in inputs]
     if settings.keep_columns:
@@ -78,7 +78,7 @@ def _open(
     if found is not None and not folder:
         return _kind_of_file(location)(given, location, prefix, settings=settings)
     if not location.is_dir():
-        raise InputError(f"There is nothing at INPUT {location}. Check the spelling, and that the storage is mounted.")
+        raise InputError(f"INPUT {location} does not exist. Check the spelling, and that the storage is mounted.")
     everything = Glob(location, "**").without(output)
     kind = before or _kind_of_files(everything.files(), location)
     return kind(given, location, prefix, glob=everything, settings=settings)
@@ -108,9 +108,11 @@ def _kind_of_file(location: Location) -> type[Source]:
         if name.endswith(kind.suffixes):
             return kind
     if name.endswith(_COMPRESSED_TARS):
-        raise InputError(f"INPUT {location} is a compressed tar: its images cannot be reached singly. Unpack it.")
+        raise InputError(
+            f"INPUT {location} is a compressed tar: its images cannot be read individually. Decompress it."
+        )
     raise InputError(
-        f"INPUT {location} is no image, .tar, .parquet, .arrow or .txt list. Give a directory, a glob, an image, "
+        f"INPUT {location} is not an image, .tar, .parquet, .arrow or .txt list. Pass a directory, a glob, an image, "
         "a WebDataset tar, a Parquet or Arrow file, or a text file with a path or URI on each line."
     )
 
@@ -132,7 +134,7 @@ def _kind_of_files(files: Iterable[FileInfo], folder: Location) -> type[Source]:
         found.update(kind for kind in _FOLDER_KINDS if kind.matches(name))
     if len(found) > 1:
         raise InputError(
-            f"There are both tars and Parquet or Arrow files in {folder}. Say which are meant: "
+            f"There are both tars and Parquet or Arrow files in {folder}. Choose which to use: "
             f"{folder}/**/*.tar, or {folder}/**/*.parquet, or both as two INPUTs."
         )
     return next(iter(found), ImageSource)

@@ -60,7 +60,7 @@ class TableSource(Source):
             except StorageError as error:
                 if not _is_damage(error):
                     raise
-                self.notes.append(f"{error.message} It was left out.")
+                self.notes.append(f"{error.message} It was skipped.")
                 continue
             columns = _Columns(self, location, schema)
             for first, batch in self._batches(location, columns.read):
@@ -86,8 +86,8 @@ class TableSource(Source):
                     if not _is_damage(error):
                         raise
                     start, stop = at, table.span(at)[1]
-                    rest = f"Its rows from {start:,} on" if stop > 1 << 62 else f"Its rows {start:,} to {stop - 1:,}"
-                    self.notes.append(f"{error.message} {rest} were left out.")
+                    rest = f"Rows from {start:,} on" if stop > 1 << 62 else f"Rows {start:,} to {stop - 1:,}"
+                    self.notes.append(f"{error.message} {rest} were skipped.")
                     if stop > 1 << 62:
                         return
                     at = stop
@@ -148,6 +148,6 @@ def _is_damage(error: StorageError) -> bool:
 
 def _repeated_id_error(entry: Entry, location: Location, column: str) -> InputError:
     return InputError(
-        f"The image id {entry.image_id!r} comes twice in column {column!r}, the second time in {location}. Give a "
-        "column without repeats as input.id_column, or none: then the id is FILE#ROW."
+        f"The image id {entry.image_id!r} appears twice in column {column!r}, the second time in {location}. Set "
+        "input.id_column to a column without repeats, or to null: the id is then FILE#ROW."
     )

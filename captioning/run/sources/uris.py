@@ -41,8 +41,8 @@ def check_input(location: Location) -> None:
     """Raise `InputError` for an INPUT that is a web address, which cannot be listed."""
     if _WEB.match(location.path):
         raise InputError(
-            f"INPUT {shown(location.path)} is a web address. Write such into a text list, one on each line, and "
-            "give that, with --set storage.allow_http=true"
+            f"INPUT {shown(location.path)} is a web address. Put web addresses into a text list, one on each "
+            "line, and pass that, with --set storage.allow_http=true"
         )
 
 
@@ -51,13 +51,13 @@ def _check_web(text: str, folder: Location, where: str) -> None:
         parts = urlsplit(text)
         host, secret = parts.hostname, parts.username is not None or parts.password is not None
     except ValueError as error:
-        raise InputError(f"In {where}: the web address cannot be read ({error}).") from None
+        raise InputError(f"In {where}: the web address is not valid ({error}).") from None
     if secret:
         raise InputError(
-            f"In {where}: the web address holds a user name or a password, which the table would show. Take it out."
+            f"In {where}: the web address contains a user name or a password, which the table would show. Remove it."
         )
     if not folder.settings.allow_http:
         raise InputError(
             f"In {where}: web addresses ({escape_name(parts.scheme)}://{escape_name(host or '')}/…) are fetched only "
-            "when that is allowed: give --set storage.allow_http=true if you trust the list."
+            "if that is allowed: pass --set storage.allow_http=true if you trust the list."
         )

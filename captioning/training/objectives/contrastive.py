@@ -62,7 +62,7 @@ class ContrastiveSettings:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
         if self.temperature < 1 / _MAX_SCALE:
-            raise ValueError(f"temperature {self.temperature} is below {1 / _MAX_SCALE}, CLIP's bound")
+            raise ValueError(f"temperature {self.temperature} is below {1 / _MAX_SCALE}, CLIP's limit")
 
 
 class TextBranch(nn.Module):

@@ -148,7 +148,7 @@ def test_broken_statistics_are_refused() -> None:
         if isinstance(norm, nn.BatchNorm2d):
             # Statistics of another network: all activations are out of their range.
             norm.running_var.mul_(1e-4)  # type: ignore[union-attr]
-    with pytest.raises(SettingsError, match="off by"):
+    with pytest.raises(SettingsError, match="relative error"):
         choose(network, backend="auto", device=CPU, precision="int8", image_size=SIZE)
 
 

@@ -78,7 +78,7 @@ def test_a_word_that_another_layout_has_for_a_key_decides_nothing():
 def test_half_a_character_is_replaced():
     annotations, problems = read({"images": [{"filename": "1.jpg", "sentences": [{"raw": "a dog \ud83d runs"}]}]})
     assert annotations[0].captions == ("a dog \ufffd runs",)
-    assert "half a character" in problems.lines()[0]
+    assert "an incomplete character" in problems.lines()[0]
 
 
 def test_problems_in_a_table_are_reported_with_their_lines():
@@ -97,25 +97,25 @@ def test_problems_in_a_table_are_reported_with_their_lines():
         ("2.jpg", ("A dog runs across the grass .",)),
     ]
     assert problems.examples == {
-        "captions with stray spaces, put right": ["file:2"],
-        "empty captions, left out": ["file:3", "file:8"],
-        "lines with a bar missing, understood all the same": ["file:4"],
-        "lines without an image and a caption, left out": ["file:6"],
-        "captions without an image's name, left out": ["file:7"],
-        "images without a usable caption, left out": ["3.jpg"],
+        "captions with stray spaces, tidied": ["file:2"],
+        "empty captions, skipped": ["file:3", "file:8"],
+        "lines with a missing bar, repaired": ["file:4"],
+        "lines without an image or a caption, skipped": ["file:6"],
+        "captions without an image name, skipped": ["file:7"],
+        "images without a usable caption, skipped": ["3.jpg"],
     }
 
 
 def test_bytes_that_are_not_utf8_are_replaced_and_reported():
     annotations, problems = read(b"image,caption\n1.jpg,a caf\xe9\n2.jpg,caf\xc3\xa9\n")
     assert [a.captions for a in annotations] == [("a caf\ufffd",), ("café",)]
-    assert problems.examples == {"lines that are not UTF-8, their bytes replaced": ["file:2"]}
+    assert problems.examples == {"lines that are not UTF-8, invalid bytes replaced": ["file:2"]}
 
 
 def test_a_quoted_caption_may_run_over_lines_and_numbers_stay_right():
     annotations, problems = read('image,caption\n1.jpg,"A dog,\nrunning."\n2.jpg,\n', "csv")
     assert [a.captions for a in annotations] == [("A dog, running.",)]
-    assert problems.examples["empty captions, left out"] == ["file:4"]
+    assert problems.examples["empty captions, skipped"] == ["file:4"]
 
 
 def test_a_quote_that_is_never_closed_is_a_plain_character():
@@ -153,10 +153,10 @@ def test_problems_in_karpathys_layout_are_reported():
     annotations, problems = read({"images": images, "sentences": []})
     assert [(a.image, a.captions) for a in annotations] == [("1.jpg", ("A dog", "Again"))]
     assert problems.counts == {
-        "empty captions, left out": 3,
-        "images without a file name, left out": 1,
-        "images listed twice, their captions joined": 1,
-        "images without a usable caption, left out": 1,
+        "empty captions, skipped": 3,
+        "images without a file name, skipped": 1,
+        "images listed twice, their captions merged": 1,
+        "images without a usable caption, skipped": 1,
     }
 
 
@@ -173,25 +173,25 @@ def test_coco_annotations_are_joined_with_their_images():
     annotations, problems = read(coco, "coco")
     assert annotations == [Annotation("5.jpg", "5", ("A dog", "It runs"))]
     assert problems.examples == {
-        "images without an id and a file name, left out": ["file: images[2]"],
-        "captions with stray spaces, put right": ["file: annotations[0]"],
-        "captions of an image that is not listed, left out": ["file: annotations[1]"],
-        "empty captions, left out": ["file: annotations[3]"],
-        "images without a usable caption, left out": ["6.jpg"],
+        "images without an id or a file name, skipped": ["file: images[2]"],
+        "captions with stray spaces, tidied": ["file: annotations[0]"],
+        "captions of images that are not listed, skipped": ["file: annotations[1]"],
+        "empty captions, skipped": ["file: annotations[3]"],
+        "images without a usable caption, skipped": ["6.jpg"],
     }
 
 
 @pytest.mark.parametrize(
     ("dataset", "text", "message"),
     [
-        ("flickr8k", BARS, "no dataset 'flickr8k'.*flickr30k, coco, csv"),
+        ("flickr8k", BARS, "Unknown dataset 'flickr8k'.*flickr30k, coco, csv"),
         ("flickr30k", "", "empty"),
-        ("flickr30k", "image,caption\n1.jpg,\n", "no caption that can be used(.|\n)*1 empty captions.*file:2"),
+        ("flickr30k", "image,caption\n1.jpg,\n", "no usable caption(.|\n)*1 empty captions.*file:2"),
         ("flickr30k", '{"annotations": [], "images": []}', "prepare coco"),
         ("csv", json.dumps(KARPATHY), "prepare flickr30k or coco"),
         ("coco", BARS, "prepare flickr30k or csv"),
         ("flickr30k", '{"images": 3, "sentences": 4}', "no list of objects 'images'"),
-        ("flickr30k", '{"images": [{"sentences": [', "not valid JSON.*downloaded to its end"),
+        ("flickr30k", '{"images": [{"sentences": [', "not valid JSON.*downloaded completely"),
         ("coco", '{"something": 1}', "neither Karpathy's JSON"),
         ("csv", "name,words\na,b\n", "no columns.*'name,words'.*image,caption"),
         ("csv", "image,words\na,b\n", "no columns.*'image,words'"),

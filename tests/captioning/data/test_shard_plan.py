@@ -28,8 +28,8 @@ def test_captions_without_image_and_images_without_captions_are_reported():
     samples, problems = plan([annotation("1.jpg"), annotation("2.jpg")], ["1.jpg", "3.jpg", "deep/4.PNG", "readme.txt"])
     assert [sample.image for sample in samples] == ["1.jpg"]
     assert problems.examples == {
-        "images with captions that are not in the images' folder, left out": ["2.jpg"],
-        "images without captions, left out": ["3.jpg", "deep/4.PNG"],
+        "images with captions that are not in the image folder, skipped": ["2.jpg"],
+        "images without captions, skipped": ["3.jpg", "deep/4.PNG"],
     }
 
 
@@ -44,12 +44,12 @@ def test_images_without_a_split_are_reported(splits):
     own = "train" if splits is None else None
     samples, problems = plan([annotation("1.jpg", split=own), annotation("2.jpg")], ["1.jpg", "2.jpg"], splits)
     assert [sample.image for sample in samples] == ["1.jpg"]
-    assert problems.examples == {"images without a split, left out": ["2.jpg"]}
+    assert problems.examples == {"images without a split, skipped": ["2.jpg"]}
 
 
 def test_a_split_that_cannot_name_a_file_is_no_split():
     _, problems = plan([annotation("1.jpg"), annotation("2.jpg")], ["1.jpg", "2.jpg"], {"1.jpg": "a/b", "2.jpg": "val"})
-    assert problems.examples == {"images without a split, left out": ["1.jpg"]}
+    assert problems.examples == {"images without a split, skipped": ["1.jpg"]}
 
 
 def test_the_hash_split_depends_on_the_name_alone_and_keeps_the_share():
@@ -73,13 +73,13 @@ def test_a_name_in_another_folder_or_in_two_is_not_guessed():
         [annotation("a/1.jpg"), annotation("2.jpg"), annotation("3.jpg")], ["b/1.jpg", "a/2.jpg", "b/2.jpg", "3.jpg"]
     )
     assert [sample.image for sample in samples] == ["3.jpg"]
-    assert problems.counts["images with captions that are not in the images' folder, left out"] == 2
+    assert problems.counts["images with captions that are not in the image folder, skipped"] == 2
 
 
 def test_one_file_under_two_names_is_taken_once():
     samples, problems = plan([annotation("1.jpg"), annotation("./1.jpg")], ["1.jpg"])
     assert len(samples) == 1
-    assert problems.examples == {"images that are listed under two names, the second left out": ["./1.jpg"]}
+    assert problems.examples == {"images listed under two names, the second skipped": ["./1.jpg"]}
 
 
 def test_keys_are_the_names_and_stay_apart():

@@ -83,7 +83,7 @@ def test_other_formats_become_jpegs_and_that_is_said(folder):
     with Image.open(io.BytesIO(png.image)) as image:
         assert (image.format, image.size, image.mode) == ("JPEG", (10, 12), "RGB")
     assert cmyk.image == (folder / "images/cmyk.jpg").read_bytes()
-    assert report.problems.examples == {"images that were no JPEG, encoded as JPEG of quality 95": ["p.png"]}
+    assert report.problems.examples == {"images in other formats, encoded as JPEG of quality 95": ["p.png"]}
 
 
 def test_images_that_do_not_decode_are_left_out_and_reported(folder):
@@ -98,7 +98,7 @@ def test_images_that_do_not_decode_are_left_out_and_reported(folder):
     assert (report.info.samples, report.info.captions) == (1, 2)
     named = {name for names in report.problems.examples.values() for name in names}
     assert named == {"cut.jpg", "empty.jpg", "gone.jpg", "text.jpg"}
-    assert all(kind.endswith("left out") for kind in report.problems.counts)
+    assert all(kind.endswith("skipped") for kind in report.problems.counts)
 
 
 @pytest.mark.parametrize("keep", [[], [0], [3], [1, 2], [0, 2, 3], [0, 1, 2, 3]])

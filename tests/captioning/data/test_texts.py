@@ -36,7 +36,7 @@ def test_what_a_captioner_is_judged_by_is_not_learned(tmp_path: Path, name: str,
     (tmp_path / name).write_text(text)
     assert read_captions(Location.parse(str(tmp_path / name))) == ["to learn"]
     (tmp_path / name).write_text(text.replace("restval", "val").replace(",train\n", ",val\n"))
-    with pytest.raises(InputError, match="other splits than train"):
+    with pytest.raises(InputError, match="splits other than train"):
         read_captions(Location.parse(str(tmp_path / name)))
 
 

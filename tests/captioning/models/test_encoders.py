@@ -175,10 +175,10 @@ def test_context_replaces_the_inputs_and_not_the_targets() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("gone.pth", None, "no file of encoder weights"),
+        ("gone.pth", None, "do not exist"),
         ("cut.pth", b"PK\x03\x04 cut", "cannot be read"),
         ("cut.safetensors", b"\xff\xff", "cannot be read"),
-        ("list.pth", [1, 2], "no state dict, but a list"),
+        ("list.pth", [1, 2], "a list, not a state dict"),
         ("other.pth", {"a": torch.zeros(3)}, "do not fit the encoder"),
     ],
 )

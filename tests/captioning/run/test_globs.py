@@ -67,7 +67,7 @@ def test_folders_that_cannot_match_are_not_even_read(tmp_path: Path, monkeypatch
 
 
 def test_an_invalid_pattern_raises() -> None:
-    with pytest.raises(InputError, match=r"\[z-a\].* cannot be read"):
+    with pytest.raises(InputError, match=r"\[z-a\].* is not valid"):
         _Pattern("[z-a]*.jpg")
 
 

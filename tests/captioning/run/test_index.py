@@ -210,7 +210,7 @@ def test_an_added_input_must_have_images(tmp_path: Path) -> None:
     index = drive(layout_of(tmp_path / "out"), [str(archive)])
     sources = open_sources([str(archive), str(empty)])
     assert grow(index, sources, shard_size=2).new == 0
-    with pytest.raises(InputError, match="holds no image"):
+    with pytest.raises(InputError, match="contains no image"):
         grow(index, sources, shard_size=2, added=[str(empty)])
 
 

@@ -157,7 +157,7 @@ def test_a_row_of_a_table_that_was_written_again_is_not_fetched_by_another_id(tm
     by_row = listed(tmp_path / "x.parquet")
     time.sleep(0.02)
     make(["z", "a", "b"], 9)
-    with pytest.raises(StorageError, match="written again since it was listed") as refused_now:
+    with pytest.raises(StorageError, match="rewritten since it was listed") as refused_now:
         fetch(by_id[1])
     assert refused_now.value.error_class == "changed"
     # What goes by its row is what is in the row.
@@ -168,7 +168,7 @@ def test_an_id_that_comes_twice_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "t" / "a.parquet", pa.table({"image": pictures(2), "key": ["x", "y"]}))
     write(tmp_path / "t" / "b.parquet", pa.table({"image": pictures(2), "key": ["z", "y"]}))
     message = refused(tmp_path / "t", id_column="key")
-    assert "'y' comes twice in column 'key'" in message
+    assert "'y' appears twice in column 'key'" in message
     assert "b.parquet" in message
     assert len(listed(tmp_path / "t")) == 4
 
@@ -184,7 +184,7 @@ def test_an_unsuitable_column_is_refused_with_a_list_of_columns(tmp_path: Path) 
     assert "left (binary)" in refused(two, image_column="middle")
     assert "holds double" in refused(none, image_column="n")
     assert "no such column" in refused(two, image_column="left", id_column="key")
-    assert "no image id" in refused(none, image_column="text", id_column="n")
+    assert "cannot be an image id" in refused(none, image_column="text", id_column="n")
 
 
 def test_damaged_files_are_noted_and_the_rest_is_read(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_damaged_files_are_noted_and_the_rest_is_read(tmp_path: Path) -> None:
     assert len(source.notes) == 4
     for name, note in zip(("a.parquet", "c.parquet", "Feather version 1", "e.arrow"), source.notes, strict=True):
         assert name in note
-    with pytest.raises(InputError, match=r"holds no row.*damaged"):
+    with pytest.raises(InputError, match=r"contains no row.*damaged"):
         write_segment(layout_of(tmp_path / "out"), open_sources([str(tmp_path / "t" / "a.parquet")]))
 
 
@@ -335,7 +335,7 @@ def test_impossible_kept_columns_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="'m', but no INPUT"):
         keep(path, "m")
-    with pytest.raises(InputError, match="has a column of that name itself"):
+    with pytest.raises(InputError, match="has its own column of that name"):
         keep(path, "uri")
     with pytest.raises(InputError, match="'n' of .*b.parquet holds string"):
         keep(tmp_path / "*.parquet", "n")

@@ -89,7 +89,7 @@ def test_an_archive_may_grow_but_not_be_another(tmp_path: Path, record: RunRecor
     layout = layout_of(tmp_path)
     record.create(layout)
     more = ("/data/photos", "/data/more")
-    with pytest.raises(RunConflictError, match="INPUT /data/more: not in this run → given(.|\n)*add --add"):
+    with pytest.raises(RunConflictError, match="INPUT /data/more: not in that run → given(.|\n)*pass --add"):
         record.check(layout, inputs=more, fingerprint_parts=record.fingerprint_parts, selection={})
     record.check(layout, inputs=more, fingerprint_parts=record.fingerprint_parts, selection={}, add=True)
     wider = record.extend(layout, inputs=more, archive=more, kinds=("images", "tars"))

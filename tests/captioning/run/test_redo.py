@@ -276,7 +276,7 @@ def test_a_damaged_plan_raises(tmp_path: Path, archive: Path) -> None:
     layout = layout_of(tmp_path / "out")
     drive(layout, [str(archive)])
     (layout.retry_dir / "plan.json").write_bytes(b"{")
-    with pytest.raises(StorageError, match=r"plan\.json is damaged .*Remove it"):
+    with pytest.raises(StorageError, match=r"plan\.json is damaged .*Delete it"):
         RedoPlan.load(layout)
 
 

@@ -161,7 +161,8 @@ def test_a_key_may_be_a_file_and_a_folder(storage: StorageSettings) -> None:
 
 
 @pytest.mark.parametrize(
-    ("uri", "says"), [("s3://", "names no bucket"), ("s3:///", "names no bucket"), ("s3://KEY:hush@b/x", "holds keys")]
+    ("uri", "says"),
+    [("s3://", "names no bucket"), ("s3:///", "names no bucket"), ("s3://KEY:hush@b/x", "contains keys")],
 )
 def test_a_uri_that_names_no_bucket_or_keys_is_refused(uri: str, says: str) -> None:
     with pytest.raises(UsageError, match=says) as refused:

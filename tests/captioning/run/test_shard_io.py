@@ -39,7 +39,7 @@ def test_a_machine_that_does_not_see_output_creates_nothing(
     entries, rows = shard_io.entries(0), shard_rows(index, index.shard(0))
     output.rename(elsewhere)
     for work in (lambda: shard_io.entries(0), lambda: shard_io.stage(0, rows)):
-        with pytest.raises(StorageError, match=r"not there on .*would be lost.*all nodes reach"):
+        with pytest.raises(StorageError, match=r"does not exist on .*would be lost.*all nodes can reach"):
             work()
     assert not output.exists()
     elsewhere.rename(output)

@@ -142,7 +142,7 @@ def test_a_tar_with_garbage_in_the_middle_has_a_note(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_tar_is_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(b"rubbish" * 999)
-    assert "no tar" in refused(tmp_path, tmp_path / "x.tar")
+    assert "not a readable tar" in refused(tmp_path, tmp_path / "x.tar")
 
 
 def test_a_list_gives_its_lines(tmp_path: Path) -> None:
@@ -195,17 +195,17 @@ def test_inputs_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty.txt").write_text("\n")
     for given, expected in {
-        "missing": "nothing at INPUT",
-        "empty": "holds no image",
+        "missing": "does not exist",
+        "empty": "contains no image",
         "texts": "1 .txt",
-        "x.docx": "no image",
+        "x.docx": "not an image",
         "y.tar.gz": "compressed",
-        "empty.txt": "holds no image",
-        "none*.jpg": "holds no image",
-        "gone/*.jpg": "holds no image",
+        "empty.txt": "contains no image",
+        "none*.jpg": "contains no image",
+        "gone/*.jpg": "contains no image",
     }.items():
         assert expected in refused(tmp_path, tmp_path / given), given
-    assert "no tar that can be read" in refused(tmp_path, tmp_path / "texts")
+    assert "not a readable tar" in refused(tmp_path, tmp_path / "texts")
     with pytest.raises(InputError, match="No INPUT"):
         open_sources([])
 
@@ -213,7 +213,7 @@ def test_inputs_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 def test_one_empty_input_among_full_ones_is_refused(tmp_path: Path) -> None:
     make_archive(tmp_path / "a", photos(3))
     (tmp_path / "b").mkdir()
-    assert f"{tmp_path / 'b'} holds no image" in refused(tmp_path, tmp_path / "a", tmp_path / "b")
+    assert f"{tmp_path / 'b'} contains no image" in refused(tmp_path, tmp_path / "a", tmp_path / "b")
 
 
 def test_a_file_too_large_is_not_read(tmp_path: Path) -> None:

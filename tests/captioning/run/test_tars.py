@@ -37,7 +37,7 @@ def test_no_image_is_fetched_from_an_offset_that_has_another_member_now(tmp_path
     same_size = [("0.jpg", b"0" * 1000), ("1.jpg", b"a" * 1000), ("2.jpg", b"b" * 1000)]
     for members_now in (same_size, [("1.jpg", b"a" * 999)], []):
         make_tar(tar, members_now)
-        with pytest.raises(StorageError, match="written again since it was listed.*--refresh changed") as refused:
+        with pytest.raises(StorageError, match="rewritten since it was listed.*--refresh changed") as refused:
             fetch(before[1])
         assert refused.value.error_class == "changed"
 

@@ -66,5 +66,5 @@ def test_a_compiled_model_learns_the_same(shards: ShardSet, tmp_path: Path, grap
 
 
 def test_it_does_not_go_with_fsdp() -> None:
-    with pytest.raises(SettingsError, match="compile and fsdp do not go together"):
+    with pytest.raises(SettingsError, match="compile and fsdp cannot be combined"):
         recipe("compile=true", "fsdp=true")

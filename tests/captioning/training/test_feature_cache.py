@@ -118,7 +118,7 @@ def test_it_is_made_once(root: Location, model: CnnLstm, shards: ShardSet, monke
     told: list[str] = []
     cache = build(root, model, shards, log=told.append)
     assert opened.names == [f"train-00000{number}.tar" for number in range(4)]
-    assert told[-1] == f"features of 23 of 23 images kept in {cache.folder}"
+    assert told[-1] == f"features of 23 of 23 images cached in {cache.folder}"
     before = {sample.key: sample.stem for sample in read(cache)}
     opened.by.clear()
     again = build(root, model, shards, log=told.append)
@@ -285,8 +285,8 @@ def test_other_splits_are_kept_plain(root: Location, model: CnnLstm, shards: Sha
 @pytest.mark.parametrize(
     ("name", "spoil", "said"),
     [
-        ("train-000001.stems", None, "lost its file .*train-000001.stems"),
-        ("train-000001.json", None, "lost its file .*train-000001.json"),
+        ("train-000001.stems", None, "lacks its file .*train-000001.stems"),
+        ("train-000001.json", None, "lacks its file .*train-000001.json"),
         ("train-000001.json", lambda data: data[:-5], r"train-000001\.json.*is damaged.*Delete it"),
         ("train-000001.json", lambda data: data.replace(b'"views"', b'"vues"'), r"train-000001\.json.*is damaged"),
         ("train-000001.stems", lambda data: data[: len(data) // 2], r"train-000001\.stems.*is damaged.*Delete it"),

@@ -69,7 +69,7 @@ class TestWords:
     def test_nothing_new_nothing_changed(self) -> None:
         found = extend_vocabulary(KNOWN, ["a red square"], min_count=1, extend=True, name="mine")
         assert found.tokenizer is KNOWN
-        assert found.notes == ("Words: mine knows all those of the captions.",)
+        assert found.notes == ("Words: mine knows all words of the captions.",)
 
     def test_ids_stay_as_they_are(self) -> None:
         grown = KNOWN.with_words(["silo"])
@@ -158,7 +158,7 @@ class TestDecoding:
         assert fit_decoding(own, [plain] * 97 + [twice] * 3, longest=40) == (own, [])
         fitting, lines = fit_decoding(own, [plain] * 93 + [twice] * 7, longest=40)
         assert fitting.no_repeat_ngram_size == 3
-        assert "no_repeat_ngram_size is 3 now, not 2" in lines[0]
+        assert "no_repeat_ngram_size is now 3, not 2" in lines[0]
         assert fit_decoding(own, [plain] * 93 + [twice] * 7, longest=40, keep=["no_repeat_ngram_size"]) == (own, [])
 
     def test_no_rule_is_left_where_long_runs_come_twice(self) -> None:

@@ -141,7 +141,7 @@ def test_tune_is_laid_over_the_settings_of_a_checkpoint_too(
 
 @pytest.mark.parametrize("key", ["model", "init", "workers", "seed", "save_dtype", "tokenizer", "stages", "search"])
 def test_what_belongs_to_the_run_is_no_stages_to_set(key: str) -> None:
-    with pytest.raises(SettingsError, match=f"stage 2 sets {key}, which belongs to the run as a whole"):
+    with pytest.raises(SettingsError, match=f"stage 2 sets {key}, which can only be set for the whole run"):
         recipe(f"stages=[{{epochs: 1}}, {{{key}: null}}]")
 
 
@@ -152,7 +152,7 @@ def test_a_key_that_no_stage_has_is_named() -> None:
 
 @pytest.mark.parametrize("tune", ["hidden_size: 32", "attention: false", "encoder: {name: timm/test_resnet}"])
 def test_tune_makes_no_other_model(shards: ShardSet, tmp_path: Path, tune: str) -> None:
-    with pytest.raises(SettingsError, match="tune of stage 'late'.*another model"):
+    with pytest.raises(SettingsError, match="tune of stage 'late'.*changes the model"):
         start(recipe(f"stages=[{{epochs: 1}}, {{name: late, tune: {{{tune}}}}}]"), shards, tmp_path)
     assert not any(tmp_path.iterdir())
 
