@@ -45,17 +45,25 @@ class Growth:
 
         `refreshing` says that the changed images are captioned again.
         """
-        changed = (
-            "are captioned again" if refreshing else "their captions are kept (--refresh changed generates new ones)"
-        )
-        lines = [f"{self.new:,} new images in the archive."] if self.new else []
-        for count, what, examples in (
-            (self.changed, f"changed since they were captioned; {changed}", self.changed_examples),
-            (self.vanished, "no longer in the archive; their rows are kept", self.vanished_examples),
-        ):
-            if count:
-                lines.append(f"{count:,} images {what}: {', '.join(examples)}{' …' if count > len(examples) else ''}")
+        lines = []
+        if self.new:
+            lines.append(f"{_counted(self.new)} new in the archive.")
+        if self.changed:
+            changed = _some(self.changed_examples, self.changed)
+            after = "captioning again" if refreshing else "captions kept (--refresh changed captions such images again)"
+            lines.append(f"{_counted(self.changed)} changed since captioning ({changed}): {after}.")
+        if self.vanished:
+            gone = _some(self.vanished_examples, self.vanished)
+            lines.append(f"{_counted(self.vanished)} no longer in the archive ({gone}): rows kept.")
         return lines
+
+
+def _counted(images: int) -> str:
+    return f"{images:,} image{'' if images == 1 else 's'}"
+
+
+def _some(examples: tuple[str, ...], count: int) -> str:
+    return ", ".join(examples) + (", …" if count > len(examples) else "")
 
 
 @dataclass

@@ -115,7 +115,7 @@ def test_fifty_pictures_make_a_captioner(ray_local: None, photos: Path, tiny_cap
     assert captioner.preprocess.settings == own.preprocess.settings
     # Eight words and the end, which the tiny captioner has no room for.
     assert captioner.decoding == dataclasses.replace(own.decoding, beam_size=1, max_new_tokens=9)
-    assert "max_new_tokens is 9 now" in said
+    assert "max_new_tokens is now 9" in said
 
     code, said = run("caption", photos, "-o", tmp_path / "table", "--model", best)
     assert code == 0, said
