@@ -46,7 +46,9 @@ class Growth:
         `refreshing` says that the changed images are captioned again.
         """
         changed = (
-            "are captioned again" if refreshing else "their captions are kept (--refresh changed generates new ones)"
+            "they are captioned again"
+            if refreshing
+            else "their captions are kept (--refresh changed generates new ones)"
         )
         lines = [f"{self.new:,} new images in the archive."] if self.new else []
         for count, what, examples in (

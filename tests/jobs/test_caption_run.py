@@ -372,7 +372,7 @@ def test_refresh_captions_what_changed_and_nothing_else(tmp_path: Path, caption)
     assert read_rows(output) == before
     fresh = caption(photos, "-o", output, "--refresh", "changed")
     assert fresh.exit_code == 0, fresh.output
-    assert "no longer in the archive; their rows stay" in fresh.stderr
+    assert "no longer in the archive; their rows are kept" in fresh.stderr
     after = read_rows(output)
     assert {name for name in after if after[name] != before[name]} == {changed}
     assert (after[changed]["width"], after[changed]["height"]) == (50, 20)
