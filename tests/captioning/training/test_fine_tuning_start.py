@@ -51,7 +51,7 @@ class TestWords:
     def test_frequent_new_ones_are_added_and_the_rest_is_told(self) -> None:
         found = extend_vocabulary(KNOWN, CAPTIONS, min_count=2, extend=True, name="mine")
         assert found.tokenizer.words == (*KNOWN.words, "tractor", "silo")
-        assert "2 that mine lacks" in found.notes[0]
+        assert "2 that mine lacked" in found.notes[0]
         assert "tractor (3), silo (2)" in found.notes[0]
         # 9 + 10 + 2 words, one of which stays unknown.
         assert f"{1 / 21:.1%}" in found.notes[1]
