@@ -239,15 +239,17 @@ def test_done_pieces_are_not_written_again_until_their_part_changes(run: SmallRu
     assert all(path.stat().st_mtime_ns != written[path.name] for path in out.glob("*.tar"))
 
 
-def test_images_that_are_gone_are_told_and_come_later(run: SmallRun, tmp_path: Path) -> None:
+@pytest.mark.parametrize("images", ["copy", "link"])
+def test_images_that_are_gone_are_told_and_come_later(run: SmallRun, tmp_path: Path, images: str) -> None:
     data = (run.archive / "03.jpg").read_bytes()
     (run.archive / "03.jpg").unlink()
-    done = export(run, "imagefolder", "-o", tmp_path / "out", code=1)
+    done = export(run, "imagefolder", "-o", tmp_path / "out", "--images", images, code=1)
     assert "1 image could no longer be read" in done.stderr
+    assert "copied, not linked" not in done.stdout
     lines = (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()
     assert "03.jpg" not in {json.loads(line)["file_name"] for line in lines}
     (run.archive / "03.jpg").write_bytes(data)
-    export(run, "imagefolder", "-o", tmp_path / "out")
+    export(run, "imagefolder", "-o", tmp_path / "out", "--images", images)
     assert len((tmp_path / "out" / "metadata.jsonl").read_text().splitlines()) == len(NAMES) - 1
 
 

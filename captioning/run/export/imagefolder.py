@@ -99,9 +99,11 @@ class ImageFolderFormat(Format):
         if self.options.images != "link":
             return False
         source = Location.from_uri(row.entry.uri)
-        if row.entry.tar is not None or not source.is_local or source.info() is None:
+        if row.entry.tar is not None or row.entry.table is not None or not source.is_local:
             self._copied_instead += 1
             return False
+        if source.info() is None:
+            return False  # copying it finds out why
         self.target.link(self.target.root / self._name(row), source)
         return True
 

@@ -47,12 +47,12 @@ def test_rows_in_another_order_are_fine(layout: RunLayout) -> None:
 
 def test_a_missing_row(layout: RunLayout) -> None:
     change(layout, lambda table: table.slice(1))
-    assert "1 images without a row: 000.jpg" in problems(layout)
+    assert "images without a row (1): 000.jpg" in problems(layout)
 
 
 def test_a_doubled_row(layout: RunLayout) -> None:
     change(layout, lambda table: pa.concat_tables([table, table.slice(2, 1)]))
-    assert "1 images with more than one row: 002.jpg" in problems(layout)
+    assert "images with more than one row (1): 002.jpg" in problems(layout)
     assert verify(layout).rows == 12
 
 
@@ -62,14 +62,14 @@ def test_a_foreign_row_in_place_of_another(layout: RunLayout) -> None:
         return table.set_column(0, "image_id", pa.array(ids))
 
     change(layout, swap)
-    assert "rows of images that do not belong here: stranger.jpg" in problems(layout)
-    assert "without a row: 000.jpg" in problems(layout)
+    assert "rows of images that do not belong here (1): stranger.jpg" in problems(layout)
+    assert "without a row (1): 000.jpg" in problems(layout)
 
 
 def test_a_row_in_another_part_too(layout: RunLayout) -> None:
     extra = pq.read_table(layout.part(layout.parts()[0]).local_path).slice(0, 1)
     change(layout, lambda table: pa.concat_tables([table, extra]), part=1)
-    assert "do not belong here: 000.jpg" in problems(layout)
+    assert "do not belong here (1): 000.jpg" in problems(layout)
 
 
 def test_a_null_id(layout: RunLayout) -> None:
@@ -78,7 +78,7 @@ def test_a_null_id(layout: RunLayout) -> None:
         return table.set_column(0, "image_id", pa.array(ids, pa.string()))
 
     change(layout, blank)
-    assert "without a row: 000.jpg" in problems(layout)
+    assert "without a row (1): 000.jpg" in problems(layout)
 
 
 def test_a_missing_part(layout: RunLayout) -> None:
@@ -119,7 +119,7 @@ def test_a_row_that_is_neither_a_caption_nor_an_error(layout: RunLayout, column:
         return table.set_column(table.schema.get_field_index(column), column, pa.array(values, pa.string()))
 
     change(layout, edit)
-    assert "neither a caption nor an error: 000.jpg" in problems(layout)
+    assert "neither a caption nor an error (1): 000.jpg" in problems(layout)
 
 
 def test_where_there_is_no_run(tmp_path: Path) -> None:
@@ -138,4 +138,4 @@ def test_an_id_that_the_index_has_twice(layout: RunLayout) -> None:
     twice = pq.read_table(first.local_path).slice(1, 1)
     table = pq.read_table(second.local_path)
     pq.write_table(pa.concat_tables([twice, table.slice(1)]), second.local_path, row_group_size=2)
-    assert "index: 1 images listed more than once: 001.jpg" in problems(layout)
+    assert "index: images listed more than once (1): 001.jpg" in problems(layout)
