@@ -179,7 +179,7 @@ def test_a_model_without_image_embeddings_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "message"), [({"heads": 3}, "multiple of heads"), ({"temperature": 0.001}, "bound")]
+    ("values", "message"), [({"heads": 3}, "multiple of heads"), ({"temperature": 0.001}, "limit")]
 )
 def test_settings_that_make_no_sense_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
