@@ -20,11 +20,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `-n 2` files run in parallel; a file's tests stay together, and so do all files that share the Ray."""
     on_ray = {item.path for item in items if "ray_local" in getattr(item, "fixturenames", ())}
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else item.path.stem))
     # Long files first, so that none of them runs alone at the end; the library's own tests are short.
     library = Path(__file__).parent / "captioning"
     items.sort(key=lambda item: (item.path not in on_ray, library in item.path.parents))

@@ -202,3 +202,10 @@ def test_pins_are_public_versions() -> None:
 def test_the_makefile_explains_its_targets(target: str) -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{target}:.*## \S", text, re.MULTILINE)
+
+
+def test_a_files_tests_run_in_one_process(request: pytest.FixtureRequest) -> None:
+    """With `--dist loadgroup`, or each process would start a Ray and all that tests of a file share."""
+    if not getattr(request.config.option, "loadgroup", False):
+        pytest.skip("the tests run in one process")
+    assert request.node.nodeid.endswith("@test_house")
