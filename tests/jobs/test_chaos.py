@@ -70,7 +70,7 @@ LOCAL_DRIVER_KILLS = kills("driver", CAPTION, RETRY, runner="local")
 
 @dataclass(frozen=True)
 class Setting:
-    """Two archives, one of them mended after it was captioned; what undisturbed runs over them gave."""
+    """Two archives, one of them mended after it was captioned; what undisturbed runs without Ray over them gave."""
 
     folder: Path
     model: Path
@@ -181,7 +181,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory, tiny_captioner: Path, shar
         write_photos(made.folder / name, PHOTOS)
         for number in range(BAD):
             (made.folder / name / f"{number % 2}" / f"00{number:02d}-bad.jpg").write_text("no picture" * 9)
-    arguments = made.arguments("caption", made.folder / "out-whole")
+    arguments = made.arguments("caption", made.folder / "out-whole", "local")
     assert shared.run(arguments)[0] == 0
     failed = [argument.replace("photos", "mended").replace("out-whole", "out-failed") for argument in arguments]
     assert shared.run(failed)[0] == 0
@@ -189,7 +189,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory, tiny_captioner: Path, shar
         bad = made.folder / "mended" / f"{number % 2}" / f"00{number:02d}-bad.jpg"
         bad.write_bytes(encode(picture(300 + number), "JPEG"))
     shutil.copytree(made.folder / "out-failed", made.folder / "out-retried")
-    assert shared.run(made.arguments("retry", made.folder / "out-retried"))[0] == 0
+    assert shared.run(made.arguments("retry", made.folder / "out-retried", "local"))[0] == 0
     whole, retried = read_rows(made.folder / "out-whole"), read_rows(made.folder / "out-retried")
     assert len(whole) == len(retried) == PHOTOS + BAD
     assert len(list((made.folder / "out-whole").glob("part-*"))) == 5
@@ -229,7 +229,7 @@ def test_a_worker_killed(kill: Kill, setting: Setting, orders: Path, shared: Sha
     strike_and_run_again(kill, setting, orders, shared.run, shared.run)
 
 
-@pytest.mark.parametrize("kill", [DRIVER_KILLS[3], DRIVER_KILLS[10]], ids=str)
+@pytest.mark.parametrize("kill", [DRIVER_KILLS[3], LOCAL_DRIVER_KILLS[7]], ids=str)
 def test_a_driver_killed(kill: Kill, setting: Setting, orders: Path, shared: Shared) -> None:
     strike_and_run_again(kill, setting, orders, lambda arguments: run(arguments, orders), shared.run)
 
