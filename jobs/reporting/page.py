@@ -104,7 +104,8 @@ def _error_class(error: ErrorClass, again: str) -> str:
     return (
         f'<div class="panel"><h3><span class="bad">{escape(error.name)}</span>: {error.count:,}</h3>'
         f"{command_block(f'{again} --error-class {shlex.quote(error.name)}')}"
-        f'<div class="scroll"><table><tr><th>image</th><th>reason</th></tr>{rows}</table></div>{rest}</div>'
+        '<div class="scroll"><table class="examples"><tr><th>image</th><th>reason</th></tr>'
+        f"{rows}</table></div>{rest}</div>"
     )
 
 
