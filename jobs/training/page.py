@@ -146,7 +146,7 @@ def _figures(steps: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[s
         figures.append(("at step", f"{best['step']:,}"))
     if steps:
         # The last steps of a stage that was stopped early have a validation alone.
-        last = max(steps[-1], *validations[-1:], key=lambda record: record["step"])
+        last = max([steps[-1], *validations[-1:]], key=lambda record: record["step"])
         figures.append(("steps", f"{last['step']:,} of {last['total_steps']:,}"))
         figures.append(("images seen", f"{last['images_seen']:,}"))
         figures.append(("training time", duration(last["seconds"])))

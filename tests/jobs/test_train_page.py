@@ -64,6 +64,13 @@ def test_the_page_has_curves_stages_evaluations_and_samples(tmp_path: Path) -> N
     assert 'http-equiv="refresh"' not in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_a_run_stopped_before_its_first_validation_has_a_page(tmp_path: Path) -> None:
+    page, _ = write_run(tmp_path)
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(step(10, "one", 5.0)) + "\n")
+    page.write()
+    assert "steps</dt><dd>10 of 40" in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_photos_that_are_gone_leave_the_captions(tmp_path: Path) -> None:
     page, _ = write_run(tmp_path)
     for path in (tmp_path / "shards").glob("val-*.tar"):
