@@ -37,7 +37,7 @@ model:
 tokenizer: {min_count: 1}
 preprocess: {size: 32, mode: squash}
 decoding: {beam_size: 1, max_new_tokens: 8}
-optim: {lr: 0.01, warmup_steps: 3}"""
+optim: {lr: 0.01, encoder_lr: 0.00015, warmup_steps: 3}"""
 
 
 def tiny_settings(*, attention: bool = True, dropout: float = 0.0, tune_from: str | None = None) -> CnnLstmSettings:
