@@ -108,14 +108,14 @@ def start_local(*, num_cpus: int | None = None, object_store_memory: int | None 
             if attempt + 1 < _START_ATTEMPTS and "timed out" in str(error):
                 continue
             raise UnfinishedError(
-                f"Could not start a local Ray: {str(error).rstrip('.')}. Its logs are in {_log_folder()}; "
+                f"Could not start a local Ray: {str(error).rstrip('.')}. Its logs are in {log_folder()}; "
                 "if the machine is very busy, run the same command again later."
             ) from error
         else:
             return
 
 
-def _log_folder() -> Path:
+def log_folder() -> Path:
     """Where a local Ray writes its logs, chosen as Ray does."""
     temporary = os.environ.get("RAY_TMPDIR") or (os.environ.get("TMPDIR") if sys.platform == "linux" else None)
     return Path(temporary or "/tmp") / "ray" / "session_latest" / "logs"

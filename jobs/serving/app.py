@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from captioning.errors import UnfinishedError, UsageError
+from jobs.ray_session import log_folder
 from jobs.serving.cores import CoreAllocation
 from jobs.serving.replica import CaptionerReplica
 from jobs.serving.settings import ServeSettings
@@ -85,7 +86,7 @@ def serving(
             )
         except Exception as error:  # Serve raises RuntimeError, and keeps the reason in its status
             raise UnfinishedError(
-                f"The server did not start: {_reason(error)}. Its logs are in /tmp/ray/session_latest/logs/serve."
+                f"The server did not start: {_reason(error)}. Its logs are in {log_folder() / 'serve'}."
             ) from error
         yield
     finally:
