@@ -61,9 +61,8 @@ def line_chart(series: Sequence[Series], *, label: str, ends: Sequence[int] = ()
                 f"<title>{escape(each.name)} {y:.4g} at step {x:,.0f}</title></circle>"
                 for x, y in points
             ]
-    for part in range(5):
-        x = last * part / 4
-        parts.append(f'<text x="{across(x):.1f}" y="{_HEIGHT - _BOTTOM + 15}" text-anchor="middle">{round(x):,}</text>')
+    for x in sorted({round(last * part / 4) for part in range(5)}):
+        parts.append(f'<text x="{across(x):.1f}" y="{_HEIGHT - _BOTTOM + 15}" text-anchor="middle">{x:,}</text>')
     parts.append(f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 4}" text-anchor="middle">step</text>')
     names = ""
     if len(drawn) > 1:

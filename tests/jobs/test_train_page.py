@@ -88,6 +88,11 @@ def test_nothing_is_written_before_there_is_a_record(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "report.html").exists()
 
 
+def test_a_run_of_two_steps_names_each_step_once() -> None:
+    chart = line_chart([Series("loss", [(1, 0.37), (2, 0.31)])], label="loss")
+    assert [chart.count(f">{step}</text>") for step in (0, 1, 2)] == [1, 1, 1]
+
+
 def test_ticks_are_round_and_enclose_the_values() -> None:
     assert nice_ticks(0.0, 1.0) == [0.0, 0.25, 0.5, 0.75, 1.0]
     for low, high in ((2.13, 6.9), (0.0, 1.5e-4), (5.0, 5.0), (0.0, 0.0), (-3.0, 71.0)):
